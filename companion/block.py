@@ -1,0 +1,399 @@
+"""A residual block that is continuous in depth: the four knobs on one module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from companion.basis import Basis, Constant, PiecewiseConstant, Place, locate
+from companion.gradients import Gradient, get_gradient
+from companion.methods import get_solver
+from companion.solve import FixedStep, Problem, Solver, Stage, check_finite, check_value, time_like
+
+__all__ = ["DepthWeights", "OdeBlock"]
+
+Tensors = dict[str, Tensor]
+
+
+class DepthWeights(nn.Module):
+    """The parameters and buffers of a residual module as functions of depth.
+
+    Every parameter of the module is registered with a leading axis of ``basis.size`` coefficients,
+    every buffer with a leading axis of ``basis.cells`` cells, under the module's own names. The
+    module itself is kept aside as a template without values: only its code and its mode are used.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], basis: Basis) -> None:
+        """Stack ``modules``, one for each coefficient of ``basis``."""
+        super().__init__()
+        first = modules[0]
+        # In a tuple, so that nn.Module does not register the template as a child.
+        self._template = (copy.deepcopy(first).to("meta"),)
+        self.basis = basis
+        self._shared: dict[str, str] = {}
+        stacked: dict[int, nn.Parameter] = {}
+        for name, param in first.named_parameters(remove_duplicate=False):
+            if id(param) not in stacked:
+                values = torch.stack([m.get_parameter(name).detach() for m in modules])
+                stacked[id(param)] = nn.Parameter(values, requires_grad=param.requires_grad)
+            _holder(self, name).register_parameter(_leaf(name), stacked[id(param)])
+        for name, _ in first.named_buffers():
+            values = torch.stack([m.get_buffer(name) for m in modules[: basis.cells]])
+            holder, leaf = first.get_submodule(name.rpartition(".")[0]), _leaf(name)
+            persistent = leaf not in holder._non_persistent_buffers_set
+            _holder(self, name).register_buffer(leaf, values, persistent=persistent)
+
+    @property
+    def template(self) -> nn.Module:
+        """The residual module that every evaluation runs, with values on the meta device."""
+        return self._template[0]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, in the template too: batch norm and dropout read it there."""
+        self.template.train(mode)
+        return super().train(mode)
+
+    @torch.no_grad()
+    def refine(self) -> None:
+        """Split every cell in two in place; the weight functions do not change.
+
+        Raises:
+            TypeError: if the basis has no cells to split.
+        """
+        finer = self.basis.refined()
+        for param in self.parameters():
+            param.data = self.basis.refine(param.data)
+            param.grad = None
+        for module in self.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, buffer.repeat_interleave(2, dim=0))
+        self.basis = finer
+
+
+class DepthField:
+    """The right-hand side of a block for one solve, its stacks unbound once."""
+
+    def __init__(self, weights: DepthWeights, time: bool, cell: int | None = None) -> None:
+        """Unbind ``weights``; a solver without a fixed grid is confined to ``cell``."""
+        self.module = weights.template
+        self.basis = weights.basis
+        self.time = time
+        self.cell = cell
+        names, stacks = zip(*weights.named_parameters(), strict=True) if _any(weights) else ((), ())
+        self.coefficients = _rows(names, stacks, self.basis.size)
+        buffers = dict(weights.named_buffers())
+        self.buffers = _rows(tuple(buffers), tuple(buffers.values()), self.basis.cells)
+        self.width = len(names)
+        self.checked = torch.compiler.is_compiling()
+        self.params = tuple(p for row in self.coefficients for p in row.values())
+
+    def __call__(self, stage: Stage, y: Tensor) -> Tensor:
+        """Evaluate the residual with the weights of the stage's depth."""
+        place = self._place(stage)
+        values = {**self._weights(place), **self.buffers[place.cell]}
+        arguments = (time_like(stage.t, y), y) if self.time else (y,)
+        value: Tensor = torch.func.functional_call(self.module, values, arguments)
+        if not self.checked:
+            self.checked = True
+            check_value(value, y, "residual")
+        return value
+
+    def uses(self, stage: Stage) -> list[int]:
+        """Return the indices of the coefficients that the stage's depth reads."""
+        pairs = self.basis.at(self._place(stage))
+        return [k * self.width + j for k, _ in pairs for j in range(self.width)]
+
+    def recomputation(self) -> DepthField:
+        """Return the same field for a backward pass: it leaves the stacked buffers alone."""
+        again = copy.copy(self)
+        again.buffers = [{name: b.clone() for name, b in row.items()} for row in self.buffers]
+        return again
+
+    def _place(self, stage: Stage) -> Place:
+        if stage.c is not None:
+            return locate(stage.step, stage.steps, stage.c, self.basis.cells)
+        assert self.cell is not None
+        return Place(
+            self.cell, float(torch.as_tensor(stage.t).detach()) * self.basis.cells - self.cell
+        )
+
+    def _weights(self, place: Place) -> Tensors:
+        """Return the parameters at a depth: a coefficient itself, or a sum of several."""
+        (first, weight), *rest = self.basis.at(place)
+        if not rest and weight == 1.0:
+            return self.coefficients[first]
+        total = {name: weight * p for name, p in self.coefficients[first].items()}
+        for k, weight in rest:
+            for name, p in self.coefficients[k].items():
+                total[name] = total[name].add(p, alpha=weight)
+        return total
+
+
+class OdeBlock(nn.Module):
+    r"""Integrate $\dot x = \varepsilon f(x, \theta(t))$ over $[0, 1]$, from input to output.
+
+    With ``method="euler"`` and as many steps as cells this is the residual network
+    $x_{n+1} = x_n + \frac{\varepsilon}{N} f(x_n, \theta_n)$, bit for bit (Queiruga et al. 2020,
+    section 3; Sander et al. 2022, equation 1). ``scale=steps`` gives the classic residual network.
+
+    Args:
+        residual: the field $f$: an ``nn.Module``, copied into every cell, or a function without
+            arguments that makes one, called once for each coefficient (fresh values everywhere).
+        weights: how parameters vary with depth: :class:`Constant`, :class:`PiecewiseConstant` or
+            :class:`PiecewiseLinear`.
+        method: one of :data:`companion.methods.METHODS`. Adaptive methods solve cell by cell.
+        steps: equal steps on $[0, 1]$ (in every cell, for the Adams methods).
+        gradient: ``"backprop"``, ``"checkpoint"``, ``"adjoint"``, or one of
+            :mod:`companion.gradients` configured.
+        scale: the factor $\varepsilon$ of the residual.
+        time: whether the residual is called as ``residual(t, x)`` instead of ``residual(x)``.
+        rtol: relative tolerance of adaptive methods.
+        atol: absolute tolerance of adaptive methods.
+
+    Shapes:
+        Input and output have the same shape, one that the residual keeps.
+
+    Raises:
+        ValueError: for a bad value of any argument; in ``forward``, if the residual changes the
+            state's shape, or the state stops being finite.
+        TypeError: for a bad type.
+
+    Example:
+        A residual network of 4 layers, and the same weights under a finer, fourth-order graph:
+
+        >>> from companion import PiecewiseConstant
+        >>> block = OdeBlock(
+        ...     lambda: nn.Linear(2, 2), weights=PiecewiseConstant(cells=4), method="euler", steps=4
+        ... )
+        >>> fine = block.with_graph(method="rk4", steps=8)
+        >>> fine(torch.zeros(1, 2)).shape
+        torch.Size([1, 2])
+        >>> fine.weights is block.weights
+        True
+    """
+
+    def __init__(
+        self,
+        residual: nn.Module | Callable[[], nn.Module],
+        weights: Basis | None = None,
+        method: str = "euler",
+        steps: int = 1,
+        gradient: str | Gradient = "backprop",
+        scale: float = 1.0,
+        time: bool = False,
+        rtol: float = 1e-7,
+        atol: float = 1e-9,
+    ) -> None:
+        """Stack one copy (or one fresh instance) of ``residual`` for each coefficient."""
+        super().__init__()
+        basis = Constant() if weights is None else weights
+        if isinstance(basis, type) or not hasattr(basis, "refined"):
+            raise TypeError(
+                f"weights: {basis!r} is not allowed; pass a basis such as "
+                "PiecewiseConstant(cells=8)"
+            )
+        self.weights = DepthWeights(_instances(residual, basis.size), basis)
+        self.scale = float(scale)
+        self.time = time
+        self._set_graph(method, steps, gradient, rtol, atol)
+
+    @classmethod
+    def from_modules(
+        cls,
+        modules: Iterable[nn.Module],
+        weights: Basis | None = None,
+        *,
+        method: str = "euler",
+        steps: int | None = None,
+        gradient: str | Gradient = "backprop",
+        scale: float = 1.0,
+        time: bool = False,
+    ) -> OdeBlock:
+        """Stack distinct modules of one shape, one a cell, for example a trained network's layers.
+
+        Args:
+            modules: at least one module; the names and shapes of their parameters and buffers
+                must agree.
+            weights: a basis with as many coefficients as modules; one cell a module if ``None``.
+            method: as for the class.
+            steps: as for the class; the number of cells if ``None``.
+            gradient: as for the class.
+            scale: as for the class.
+            time: as for the class.
+
+        Raises:
+            ValueError: if there is no module, their names or shapes differ, or they do not fill
+                the basis.
+
+        Example:
+            >>> layers = [nn.Linear(3, 3) for _ in range(5)]
+            >>> OdeBlock.from_modules(layers).steps
+            5
+        """
+        stack = list(modules)
+        _check_alike(stack)
+        basis = PiecewiseConstant(len(stack)) if weights is None else weights
+        if basis.size != len(stack):
+            raise ValueError(
+                f"modules: {len(stack)} modules do not fill a basis of {basis.size} coefficients"
+            )
+        fresh = iter(stack)
+        steps = basis.cells if steps is None else steps
+        return cls(lambda: next(fresh), basis, method, steps, gradient, scale, time)
+
+    def _set_graph(
+        self, method: str, steps: int, gradient: str | Gradient, rtol: float, atol: float
+    ) -> None:
+        self.gradient = get_gradient(gradient)
+        self.method, self.steps, self.rtol, self.atol = method, steps, rtol, atol
+        self._solver()
+
+    def _solver(self) -> Solver:
+        return get_solver(self.method, self.steps, self.rtol, self.atol)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the state at depth 1."""
+        self._check_input(x)
+        solver = self._solver()
+        if isinstance(solver, FixedStep):
+            return self._solve(x, DepthField(self.weights, self.time), (0.0, 1.0), solver)
+        cells = self.weights.basis.cells
+        for cell in range(cells):
+            field = DepthField(self.weights, self.time, cell)
+            x = self._solve(x, field, (cell / cells, (cell + 1) / cells), solver)
+        return x
+
+    def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x: {found} is not allowed; pass a floating-point tensor")
+        param = next(self.weights.parameters(), x)
+        if x.device != param.device:
+            raise ValueError(f"x: on {x.device}, but the block's weights are on {param.device}")
+        if x.dtype != param.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"x: {x.dtype} is not the dtype of the weights, {param.dtype}")
+
+    def _solve(
+        self, x: Tensor, field: DepthField, t: tuple[float, float], solver: Solver
+    ) -> Tensor:
+        problem = Problem(field, x, t, solver, self.scale)
+        ys = self.gradient.solve(problem)
+        if not torch.compiler.is_compiling():
+            check_finite(ys, problem)
+        return ys[-1]
+
+    def with_graph(
+        self,
+        *,
+        method: str | None = None,
+        steps: int | None = None,
+        gradient: str | Gradient | None = None,
+    ) -> OdeBlock:
+        """Return a block with the same weights and another graph; what is ``None`` stays.
+
+        The weights are shared, not copied: training or refining one trains or refines both.
+
+        Example:
+            >>> block = OdeBlock(nn.Linear(2, 2), method="rk4", steps=2)
+            >>> block.with_graph(method="rk4_38", steps=3)
+            OdeBlock(Constant(), method='rk4_38', steps=3, gradient=Backprop(), scale=1)
+        """
+        other = copy.copy(self)
+        other.__dict__["_modules"] = dict(self._modules)
+        other._set_graph(
+            self.method if method is None else method,
+            self.steps if steps is None else steps,
+            self.gradient if gradient is None else gradient,
+            self.rtol,
+            self.atol,
+        )
+        return other
+
+    def refine(self, steps: bool = True) -> None:
+        """Double the cells in place and, unless ``steps=False``, this block's steps too.
+
+        Doubling the cells leaves the function as it is: bit for bit with piecewise-constant
+        weights, to rounding with others. Doubling the steps is a finer graph of the same weights.
+        Every block that shares the weights sees the new cells. Parameters keep their identity.
+
+        Raises:
+            TypeError: if the basis has no cells to split.
+
+        Example:
+            >>> from companion import PiecewiseConstant
+            >>> block = OdeBlock(nn.Linear(2, 2), PiecewiseConstant(cells=2), steps=2)
+            >>> block.refine()
+            >>> block.weights.basis, block.steps
+            (PiecewiseConstant(cells=4), 4)
+        """
+        self.weights.refine()
+        if steps:
+            self.steps *= 2
+
+    def __repr__(self) -> str:
+        """Return the knobs in one line."""
+        return (
+            f"OdeBlock({self.weights.basis!r}, method={self.method!r}, steps={self.steps}, "
+            f"gradient={self.gradient!r}, scale={self.scale:g})"
+        )
+
+
+def _any(weights: DepthWeights) -> bool:
+    return next(weights.parameters(), None) is not None
+
+
+def _rows(names: Sequence[str], stacks: Sequence[Tensor], size: int) -> list[Tensors]:
+    """Unbind stacked tensors into one dictionary for each entry of their leading axis."""
+    if not stacks:
+        return [{} for _ in range(size)]
+    entries = zip(*(stack.unbind(0) for stack in stacks), strict=True)
+    return [dict(zip(names, entry, strict=True)) for entry in entries]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _holder(root: nn.Module, name: str) -> nn.Module:
+    """Return the container for ``name`` below ``root``, made like the residual's own tree."""
+    module = root
+    for part in name.split(".")[:-1]:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    return module
+
+
+def _instances(residual: nn.Module | Callable[[], nn.Module], size: int) -> list[nn.Module]:
+    if isinstance(residual, nn.Module):
+        return [residual] * size
+    if not callable(residual):
+        raise TypeError(
+            f"residual: {residual!r} is not allowed; pass a module, or a function without "
+            "arguments that makes one"
+        )
+    modules = [residual() for _ in range(size)]
+    _check_alike(modules)
+    return modules
+
+
+def _check_alike(modules: Sequence[nn.Module]) -> None:
+    """Check that modules can be stacked."""
+    if not modules or not all(isinstance(m, nn.Module) for m in modules):
+        raise ValueError("modules: at least one nn.Module is needed, and nothing else is allowed")
+    first = _signature(modules[0])
+    for k, module in enumerate(modules):
+        if _signature(module) != first:
+            raise ValueError(
+                f"modules: number {k} differs from number 0 in the names, shapes or dtypes of its "
+                f"parameters and buffers: {_signature(module)} against {first}"
+            )
+
+
+def _signature(module: nn.Module) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return [(name, tuple(x.shape), x.dtype) for name, x in tensors]

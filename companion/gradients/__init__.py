@@ -1,0 +1,64 @@
+"""The gradient knob: how a loss is differentiated through a solve.
+
+Every method is a small frozen dataclass with one function, ``solve(problem)``. It returns the
+states at the output times; their backward pass is what distinguishes it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from companion.gradients.adjoint import Adjoint
+from companion.gradients.backprop import Backprop
+from companion.gradients.checkpoint import Checkpoint
+from companion.solve import Problem
+
+__all__ = ["GRADIENTS", "Adjoint", "Backprop", "Checkpoint", "Gradient", "get_gradient"]
+
+
+class Gradient(Protocol):
+    """A configured gradient method."""
+
+    @property
+    def params(self) -> tuple[Tensor, ...] | None:
+        """Tensors to differentiate besides the state, if given by hand."""
+
+    @property
+    def records_graph(self) -> bool:
+        """Whether autograd itself sees every evaluation, and so finds all parameters alone."""
+
+    def solve(self, problem: Problem) -> Tensor:
+        """Return the states at all output times, stacked, with this method's backward pass."""
+
+
+GRADIENTS: dict[str, type[Backprop] | type[Adjoint] | type[Checkpoint]] = {
+    "backprop": Backprop,
+    "adjoint": Adjoint,
+    "checkpoint": Checkpoint,
+}
+"""The gradient methods, by name."""
+
+
+def get_gradient(gradient: str | Gradient) -> Gradient:
+    """Return a configured gradient method from its name, or the one passed.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for anything that is neither a name nor a configured method.
+
+    Example:
+        >>> get_gradient("checkpoint")
+        Checkpoint(every=1, params=None)
+    """
+    if isinstance(gradient, str):
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient: {gradient!r} is not one of {', '.join(GRADIENTS)}")
+        return GRADIENTS[gradient]()
+    if isinstance(gradient, tuple(GRADIENTS.values())):
+        return gradient
+    allowed = ", ".join(f"{cls.__name__}(...)" for cls in GRADIENTS.values())
+    raise TypeError(
+        f"gradient: {gradient!r} is not allowed; pass one of {', '.join(GRADIENTS)}, or {allowed}"
+    )

@@ -1,0 +1,54 @@
+"""Backpropagation through the solver's own operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from companion.methods import SCIPY, TorchdiffeqSolver
+from companion.solve import Problem
+
+__all__ = ["Backprop"]
+
+
+@dataclass(frozen=True)
+class Backprop:
+    r"""Let autograd record every operation of the solve.
+
+    The gradient is exact for the discretised problem (discretise, then optimise). Everything that
+    the field stores for its backward pass is kept for every stage: memory grows in proportion to
+    the number of steps.
+
+    Raises:
+        ValueError: for ``scipy_solver``, whose operations autograd cannot see.
+
+    Example:
+        >>> from companion import odeint
+        >>> y0 = torch.ones(1, requires_grad=True)
+        >>> y = odeint(lambda t, y: -y, y0, [0.0, 1.0], method="euler", steps=2)
+        >>> torch.autograd.grad(y[-1].sum(), y0)
+        (tensor([0.2500]),)
+    """
+
+    @property
+    def params(self) -> None:
+        """No parameters need to be named: autograd finds them."""
+        return None
+
+    @property
+    def records_graph(self) -> bool:
+        """Autograd sees every evaluation."""
+        return True
+
+    def solve(self, problem: Problem) -> Tensor:
+        """Return the states at all output times, stacked."""
+        solver = problem.solver
+        if isinstance(solver, TorchdiffeqSolver) and solver.method == SCIPY:
+            tensors = (problem.y0, *problem.field.params)
+            if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+                raise ValueError(
+                    "gradient: 'backprop' cannot see inside scipy_solver; use gradient='adjoint'"
+                )
+        return problem.solve()

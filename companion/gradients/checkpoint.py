@@ -1,0 +1,223 @@
+"""Store the state every few steps, and recompute the steps in between when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from companion.gradients.recompute import (
+    Accumulator,
+    RandomState,
+    autocast_as,
+    autocast_mode,
+    differentiate,
+    needs_gradient,
+    random_state,
+    same_state,
+    set_random_state,
+)
+from companion.solve import FixedStep, Interval, Problem, intervals
+
+__all__ = ["Checkpoint"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    r"""Store one state every ``every`` steps; recompute the rest backwards.
+
+    The gradient is that of :class:`Backprop`, the exact gradient of the discretised problem. Memory
+    is ``steps / every`` states plus what ``every`` steps store; time grows by one forward solve.
+    With ``every`` near the square root of the number of steps, memory grows like that root (Chen,
+    Xu, Zhang and Guestrin 2016).
+
+    Random fields (dropout) are recomputed with the numbers they drew. A module's buffers are
+    updated by the forward solve only.
+
+    Args:
+        every: number of steps between stored states, at least 1.
+        params: tensors to differentiate besides the state, where ``func`` is not a module or reads
+            tensors that are not its parameters.
+
+    Raises:
+        ValueError: for ``every < 1``, or a method without a fixed grid.
+
+    Example:
+        >>> from companion import odeint
+        >>> y0 = torch.ones(1, requires_grad=True)
+        >>> y = odeint(
+        ...     lambda t, y: -y, y0, [0.0, 1.0], method="euler", steps=2, gradient="checkpoint"
+        ... )
+        >>> torch.autograd.grad(y[-1].sum(), y0)
+        (tensor([0.2500]),)
+    """
+
+    every: int = 1
+    params: tuple[Tensor, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(
+                f"every: {self.every!r} is not allowed; it must be an integer of at least 1"
+            )
+
+    @property
+    def records_graph(self) -> bool:
+        """The forward solve records nothing, so parameters must be named."""
+        return False
+
+    def solve(self, problem: Problem) -> Tensor:
+        """Return the states at all output times, stacked."""
+        if not isinstance(problem.solver, FixedStep):
+            raise ValueError(
+                "gradient: 'checkpoint' needs a fixed-step method; "
+                "use gradient='adjoint' or 'backprop' with adaptive ones"
+            )
+        if not needs_gradient(problem.field, problem.y0, problem.t):
+            return problem.solve()
+        t = problem.t if isinstance(problem.t, Tensor) else None
+        bare = replace(problem, y0=problem.y0.detach(), t=problem.t if t is None else t.detach())
+        ys: Tensor = _Checkpointed.apply(  # type: ignore[no-untyped-call]
+            bare, self.every, t, problem.y0, *problem.field.params
+        )
+        return ys
+
+
+class _Checkpointed(torch.autograd.Function):
+    """The forward solve without a graph; the backward pass segment by segment."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, problem: Problem, every: int, t: Tensor | None, y0: Tensor, *params: Tensor
+    ) -> Tensor:
+        ctx.mode = autocast_mode(y0)
+        with autocast_as(ctx.mode):
+            ys, starts, ctx.random = _forward_segments(problem, every)
+        ctx.problem = replace(problem, y0=torch.empty(0))
+        ctx.every = every
+        ctx.count = len(starts)
+        ctx.save_for_backward(*starts, *params)
+        return ys
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
+        starts, params = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        problem = replace(ctx.problem, field=ctx.problem.field.recomputation())
+        sums = Accumulator(params, ctx.needs_input_grad[4:])
+        times = None
+        if ctx.needs_input_grad[2]:
+            times = Accumulator(problem.t, [True] * len(problem.t))
+        a = grad_ys[-1]
+        segments = list(_segments(problem, ctx.every))
+        with autocast_as(ctx.mode):
+            for segment, start, random in reversed(
+                list(zip(segments, starts, ctx.random, strict=True))
+            ):
+                with _replayed(random, start.device):
+                    a = _backward_segment(problem, segment, start, a, sums, times)
+                if segment.steps.start == 0:
+                    a = a + grad_ys[segment.output]
+        grad_t = None if times is None else torch.stack(times.filled())
+        return None, None, grad_t, a, *sums.grads
+
+
+class _Segment(NamedTuple):
+    """Some steps of the interval from ``output`` to the next."""
+
+    output: int
+    interval: Interval
+    steps: range
+
+
+def _solver(problem: Problem) -> FixedStep:
+    assert isinstance(problem.solver, FixedStep)  # Checkpoint.solve refuses other solvers
+    return problem.solver
+
+
+def _segments(problem: Problem, every: int) -> Iterator[_Segment]:
+    """Yield the segments in order."""
+    solver = _solver(problem)
+    for i, interval in enumerate(intervals(problem.t)):
+        for first in range(0, solver.steps, every):
+            yield _Segment(i, interval, range(first, min(first + every, solver.steps)))
+
+
+def _run(problem: Problem, y: Tensor, interval: Interval, steps: range) -> Tensor:
+    solver = _solver(problem)
+    for n in steps:
+        y = solver.step(problem.field, y, interval, n, problem.scale)
+    return y
+
+
+def _forward_segments(
+    problem: Problem, every: int
+) -> tuple[Tensor, list[Tensor], list[RandomState | None]]:
+    """Solve; return the outputs, the states where segments start, and the generators' states.
+
+    Generator states are kept only if the first segment drew random numbers.
+    """
+    y = problem.y0
+    outputs, starts = [y], []
+    random: list[RandomState | None] = []
+    state: RandomState | None = random_state(y.device)
+    solver = _solver(problem)
+    for _, interval, steps in _segments(problem, every):
+        starts.append(y)
+        random.append(state)
+        y = _run(problem, y, interval, steps)
+        if steps.stop == solver.steps:
+            outputs.append(y)
+        if state is not None:
+            after = random_state(y.device)
+            if len(starts) == 1 and same_state(state, after):
+                random, state = [None], None
+            else:
+                state = after
+    if problem.stats is not None:
+        problem.stats.steps += solver.steps * (len(outputs) - 1)
+    return torch.stack(outputs), starts, random
+
+
+def _backward_segment(
+    problem: Problem,
+    segment: _Segment,
+    start: Tensor,
+    a: Tensor,
+    sums: Accumulator,
+    times: Accumulator | None,
+) -> Tensor:
+    """Recompute a segment with a graph; return ``a`` pulled back to its start."""
+    output, interval, steps = segment
+    solver = _solver(problem)
+    stages = (solver.stage(interval, n, i) for n in steps for i in range(solver.scheme.stages))
+    indices = sums.select(dict.fromkeys(k for stage in stages for k in problem.field.uses(stage)))
+    ends: list[Tensor] = []
+    with torch.enable_grad():
+        y = start.detach().requires_grad_()
+        if times is not None:
+            ends = [times.params[output + k].detach().requires_grad_() for k in (0, 1)]
+            interval = (ends[0], ends[1])
+        end = _run(problem, y, interval, steps)
+    grad_y, *grads = differentiate(end, [y, *ends, *(sums.params[k] for k in indices)], a)
+    assert grad_y is not None  # a step adds to y, so its end depends on it
+    sums.add(indices, grads[len(ends) :], 1.0)
+    if times is not None:
+        times.add((output, output + 1), grads[:2], 1.0)
+    return grad_y
+
+
+@contextmanager
+def _replayed(random: RandomState | None, device: torch.device) -> Iterator[None]:
+    """Draw the numbers that follow the state ``random``, and put the generators back after."""
+    if random is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        set_random_state(random, device)
+        yield

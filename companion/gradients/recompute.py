@@ -1,0 +1,106 @@
+"""What gradient methods share that evaluate the field again in their backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from companion.solve import Field
+
+__all__ = [
+    "Accumulator",
+    "RandomState",
+    "autocast_as",
+    "autocast_mode",
+    "differentiate",
+    "needs_gradient",
+    "random_state",
+    "same_state",
+    "set_random_state",
+]
+
+AutocastMode = tuple[str, bool, torch.dtype]
+RandomState = tuple[Tensor, ...]
+
+
+class Accumulator:
+    """Sums gradients of the parameters, ``None`` for those that nothing used."""
+
+    def __init__(self, params: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+        """Start with no gradient for any of ``params``; only those ``wanted`` are asked for."""
+        self.params = params
+        self.wanted = wanted
+        self.grads: list[Tensor | None] = [None] * len(params)
+
+    def select(self, used: Iterable[int]) -> list[int]:
+        """Return the indices of ``used`` that need a gradient."""
+        return [k for k in used if self.wanted[k]]
+
+    def add(self, indices: Sequence[int], grads: Sequence[Tensor | None], factor: float) -> None:
+        """Add ``factor * grads`` at ``indices``."""
+        for k, grad in zip(indices, grads, strict=True):
+            if grad is None:
+                continue
+            total = self.grads[k]
+            if total is None:
+                self.grads[k] = grad * factor
+            else:
+                self.grads[k] = total.add(grad, alpha=factor)
+
+    def filled(self) -> list[Tensor]:
+        """Return the sums, with zeros for what nothing used."""
+        pairs = zip(self.params, self.grads, strict=True)
+        return [torch.zeros_like(p) if grad is None else grad for p, grad in pairs]
+
+
+def differentiate(
+    output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return the vector-Jacobian products of ``output`` with ``cotangent``, ``None`` if unused."""
+    if not output.requires_grad:
+        return (None,) * len(inputs)
+    return torch.autograd.grad(output, inputs, cotangent.to(output.dtype), allow_unused=True)
+
+
+def autocast_mode(y: Tensor) -> AutocastMode:
+    """Return the state of autocast on the device of ``y``."""
+    device = y.device.type
+    return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
+def autocast_as(mode: AutocastMode) -> AbstractContextManager[object]:
+    """Return a context in which autocast is as recorded.
+
+    Its cache of cast weights is off: copies made without gradients in a forward pass would
+    otherwise be handed to code that needs them with gradients.
+    """
+    device, enabled, dtype = mode
+    return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
+def random_state(device: torch.device) -> RandomState:
+    """Return the states of the generators that a field on ``device`` draws from."""
+    if device.type == "cuda":
+        return torch.random.get_rng_state(), torch.cuda.get_rng_state(device)
+    return (torch.random.get_rng_state(),)
+
+
+def set_random_state(states: RandomState, device: torch.device) -> None:
+    """Put the generators that a field on ``device`` draws from into ``states``."""
+    torch.random.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def same_state(one: RandomState, other: RandomState) -> bool:
+    """Say whether no random number was drawn between two states."""
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def needs_gradient(field: Field, y0: Tensor, t: object) -> bool:
+    """Say whether a solve has anything to differentiate."""
+    inputs = (y0, *field.params, *((t,) if isinstance(t, Tensor) else ()))
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

@@ -1,0 +1,185 @@
+"""The method knob: fixed steps of our own schemes, everything else through torchdiffeq."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from companion.schemes import SCHEMES, get_scheme
+from companion.solve import Field, FixedStep, Solver, Stage, Stats, Times, intervals
+
+__all__ = ["ADAPTIVE", "METHODS", "MULTISTEP", "TorchdiffeqSolver", "get_solver"]
+
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+"""Embedded Runge-Kutta pairs with step size control."""
+
+MULTISTEP = ("explicit_adams", "implicit_adams")
+"""Adams methods of variable order on a fixed grid."""
+
+SCIPY = "scipy_solver"
+
+METHODS = (*SCHEMES, *ADAPTIVE, *MULTISTEP, SCIPY)
+"""Every method name that ``odeint`` and ``OdeBlock`` accept."""
+
+
+def get_solver(method: str | None, steps: int, rtol: float, atol: float) -> Solver:
+    """Return the solver called ``method``, configured.
+
+    Args:
+        method: one of ``METHODS``; ``None`` is ``"dopri5"``.
+        steps: equal steps between consecutive output times, for methods on a fixed grid.
+        rtol: relative tolerance, for methods that control their error.
+        atol: absolute tolerance, likewise.
+
+    Raises:
+        ValueError: for an unknown method, ``steps < 1`` or a negative tolerance.
+
+    Example:
+        >>> get_solver("rk4", steps=20, rtol=1e-7, atol=1e-9).steps
+        20
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps: {steps!r} is not allowed; it must be an integer of at least 1")
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not value >= 0 or value == float("inf"):
+            raise ValueError(f"{name}: {value!r} is not allowed; it must be a number of at least 0")
+    method = "dopri5" if method is None else method
+    if method not in METHODS:
+        raise ValueError(f"method: {method!r} is not one of {', '.join(METHODS)}")
+    if method in SCHEMES:
+        return FixedStep(get_scheme(method), steps)
+    return TorchdiffeqSolver(method, rtol, atol, steps)
+
+
+class _Counted:
+    """A torchdiffeq right-hand side with the callbacks that count its steps."""
+
+    def __init__(self, func: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.func = func
+        self.accepted = 0
+        self.rejected = 0
+        self.last_step: float | None = None
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.func(t, y)
+
+    def count_accepted(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
+        self.accepted += 1
+        self.last_step = abs(float(dt.detach()))
+
+    def count_rejected(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
+        self.rejected += 1
+
+
+@dataclass(frozen=True)
+class TorchdiffeqSolver:
+    """A solver of torchdiffeq behind this package's interface."""
+
+    method: str
+    rtol: float
+    atol: float
+    steps: int
+
+    def solve(
+        self, field: Field, y0: Tensor, t: Times, scale: float = 1.0, stats: Stats | None = None
+    ) -> Tensor:
+        """Solve from ``t[0]``; return the states at all of ``t``, stacked."""
+
+        def func(t: Tensor, y: Tensor) -> Tensor:
+            value = field(Stage(t), y)
+            return value if scale == 1.0 else scale * value
+
+        if isinstance(t, Tensor) and t.requires_grad:
+            return self._solve_with_time_gradients(func, y0, t, stats)
+        ys, _ = self.run(func, y0, t, stats)
+        return ys
+
+    def run(
+        self,
+        func: Callable[[Tensor, Tensor], Tensor],
+        y0: Tensor,
+        t: Times,
+        stats: Stats | None = None,
+        first_step: float | None = None,
+        norm: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, float | None]:
+        """Solve ``dy/dt = func(t, y)``; return the states and the last accepted step size.
+
+        Args:
+            func: the right-hand side in torchdiffeq's form.
+            y0: the state at ``t[0]``.
+            t: the output times.
+            stats: where to count steps.
+            first_step: size of the first step to try; chosen by the solver if ``None``.
+            norm: how an adaptive method measures its error; root mean square if ``None``.
+        """
+        counted = _Counted(func)
+        if self.method in ADAPTIVE:
+            counted.callback_accept_step = counted.count_accepted  # type: ignore[attr-defined]
+            counted.callback_reject_step = counted.count_rejected  # type: ignore[attr-defined]
+        times = torch.as_tensor(t, dtype=torch.float64, device=y0.device)
+        if self.method not in ADAPTIVE:
+            times = times.to(y0.dtype)
+        ys: Tensor = torchdiffeq.odeint(
+            counted,
+            y0,
+            times,
+            rtol=self.rtol,
+            atol=self.atol,
+            method=self.method,
+            options=self._options(first_step, norm),
+        )
+        if stats is not None:
+            fixed = self.steps * (len(times) - 1) if self.method in MULTISTEP else 0
+            stats.steps += counted.accepted + fixed
+            stats.rejected += counted.rejected
+        return ys, counted.last_step
+
+    def _options(
+        self, first_step: float | None, norm: Callable[[Tensor], Tensor] | None
+    ) -> dict[str, Any]:
+        if self.method in MULTISTEP:
+            return {"grid_constructor": lambda func, y0, t: _fine_grid(t, self.steps)}
+        options: dict[str, Any] = {}
+        if self.method in ADAPTIVE:
+            if first_step is not None:
+                options["first_step"] = first_step
+            if norm is not None:
+                options["norm"] = norm
+        return options
+
+    def _solve_with_time_gradients(
+        self,
+        func: Callable[[Tensor, Tensor], Tensor],
+        y0: Tensor,
+        t: Tensor,
+        stats: Stats | None,
+    ) -> Tensor:
+        """Solve at detached times and attach the flow's exact derivatives with respect to them.
+
+        An output moves with its own time as ``dy(t_i)/dt_i = f(t_i, y_i)``. Moving the start by
+        ``d`` is starting from ``y0 - d * f(t_0, y0)``. Both terms below have the value zero.
+        """
+        shifts = (t - t.detach()).to(y0.dtype).unbind()
+        times = t.detach()
+        start = y0 - shifts[0] * func(times[0].to(y0.dtype), y0.detach())
+        ys, _ = self.run(func, start, times, stats)
+        moved = [
+            y + shift * func(time.to(y.dtype), y.detach())
+            for y, shift, time in zip(ys[1:], shifts[1:], times[1:], strict=True)
+        ]
+        return torch.stack([y0, *moved])
+
+
+def _fine_grid(t: Tensor, steps: int) -> Tensor:
+    """Return the grid of ``steps`` equal steps in every interval of ``t``, ends included."""
+    pieces = [
+        torch.linspace(float(t0), float(t1), steps + 1, dtype=t.dtype, device=t.device)[:-1]
+        for t0, t1 in intervals(t)
+    ]
+    return torch.cat([*pieces, t[-1:]])
