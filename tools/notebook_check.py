@@ -108,12 +108,11 @@ def _cell_faults(cell: NotebookNode, expected: int, root: Path) -> Iterator[str]
         yield "was not executed"
     elif cell.execution_count != expected:
         yield f"was executed out of order: count {cell.execution_count}, not {expected}"
-    kinds = {output.output_type for output in cell.outputs}
-    may_fail = "raises-exception" in cell.metadata.get("tags", [])
-    if "error" in kinds and not may_fail:
-        yield "failed, and is not tagged `raises-exception`"
-    if may_fail and "error" not in kinds:
-        yield "is tagged `raises-exception`, and did not raise"
+    if "raises-exception" in cell.metadata.get("tags", []):
+        # "Run all" in Colab and papermill would end here, whatever the tag says.
+        yield "is tagged `raises-exception`; catch the error in the cell and print it"
+    if any(output.output_type == "error" for output in cell.outputs):
+        yield "failed"
     if any(output.get("name") == "stderr" for output in cell.outputs):
         yield "wrote to stderr"
     shown = "\n".join(_texts(cell.outputs))
@@ -132,7 +131,6 @@ def _cell_faults(cell: NotebookNode, expected: int, root: Path) -> Iterator[str]
 def _texts(outputs: list[NotebookNode]) -> Iterator[str]:
     for output in outputs:
         yield output.get("text", "")
-        yield "\n".join(output.get("traceback", []))
         for kind, value in output.get("data", {}).items():
             if not kind.startswith("image/") or kind == "image/svg+xml":
                 yield str(value)

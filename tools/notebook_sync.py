@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from notebook_record import digest, record
 
 TEXT_FORMAT = "md:myst"
 RECORD = "executed_from"
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def chapters(root: Path) -> list[Path]:
@@ -120,15 +118,6 @@ def _execute(notebook: NotebookNode, root: Path) -> None:
     language_info = notebook.metadata.language_info
     client.execute(env=kernel_environment(root))
     notebook.metadata.language_info = language_info  # the kernel's own names its Python version
-    for cell in code_cells(notebook):
-        for output in cell.outputs:
-            if output.output_type == "error":
-                output.traceback = [part for part in output.traceback if not _is_file_frame(part)]
-
-
-def _is_file_frame(part: str) -> bool:
-    """Return whether a traceback entry shows a file: its path and line are this machine's own."""
-    return _ANSI.sub("", part).startswith("File ")
 
 
 def _write(path: Path, notebook: NotebookNode) -> bool:
