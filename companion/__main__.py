@@ -1,0 +1,142 @@
+"""The command line: ``python -m companion list`` and ``python -m companion run ID``."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from companion.experiments import Experiment, experiments, find
+from companion.machine import resolve_device
+from companion.results import Result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, or 2 for input it cannot use."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "list":
+            _list()
+        else:
+            _run(options)
+    except (ValueError, TypeError) as error:
+        print(f"companion: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="companion", description="Run the course's experiments.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="list the experiments, their claims and their parameters")
+    run = commands.add_parser("run", help="run one experiment and write OUT/ID.TIER.json")
+    run.add_argument("id", metavar="ID", help="an ID from `list`")
+    run.add_argument("--tier", default="smoke", help="smoke (two CPU cores) or full (GPU)")
+    run.add_argument("--seed", type=int, default=0, help="seed of the whole run")
+    run.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    run.add_argument("--out", type=Path, default=Path("runs"), help="folder for the result")
+    run.add_argument("--data", type=Path, help="folder with data sets that must be fetched first")
+    run.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
+    run.add_argument("--every", type=float, default=30.0, help="seconds between two checkpoints")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="another value for a parameter, such as --set depths=[2,4]",
+    )
+    return parser
+
+
+def _list() -> None:
+    for entry in experiments().values():
+        print(f"{entry.id}  {entry.title}")
+        print(f"    paper: {entry.paper}; claims: {', '.join(entry.claims)}")
+        for tier, values in entry.tiers.items():
+            print(f"    {tier}: " + ", ".join(f"{name}={value}" for name, value in values.items()))
+
+
+def _run(options: argparse.Namespace) -> None:
+    entry = find(options.id)
+    target = options.out / f"{entry.id}.{options.tier}.json"
+    overrides = dict(_assignment(text) for text in options.set)
+    with _deterministic():
+        if options.resume and _finished(entry, target, options, overrides):
+            print(f"{target} is complete")
+            return
+        with _progress(entry.id) as report:
+            result = entry(
+                tier=options.tier,
+                seed=options.seed,
+                device=options.device,
+                folder=options.out / f"{entry.id}.{options.tier}.parts",
+                resume=options.resume,
+                every=options.every,
+                report=report,
+                data=options.data,
+                **overrides,
+            )
+    result.save(target)
+    for claim in result.claims:
+        verdict = "holds" if claim.holds else "MISSES"
+        print(f"{claim.id} {verdict}: {claim.text}: {claim.observed:.4g}")
+    print(target)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError as error:
+        reason = error if equals else "the = is missing"
+        raise ValueError(f"--set must be NAME=JSON; got {text!r} ({reason})") from None
+
+
+def _finished(
+    entry: Experiment, target: Path, options: argparse.Namespace, overrides: dict[str, Any]
+) -> bool:
+    """Whether ``target`` already holds the result of just this run."""
+    if not target.exists():
+        return False
+    parameters = entry.parameters(options.tier, **overrides)
+    device = resolve_device(options.device)
+    wanted = entry.identity(options.tier, options.seed, device, parameters)["provenance"]
+    made = Result.load(target).provenance
+    return all(getattr(made, name) == value for name, value in wanted.items())
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Allow only operations that give the same bits each time."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Any]:
+    """Yield a callback that moves a progress bar on stderr."""
+    from tqdm import tqdm  # only the command line shows a bar
+
+    with tqdm(
+        total=100.0, desc=title, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    ) as bar:
+
+        def report(fraction: float, part: str) -> None:
+            bar.set_postfix_str(part, refresh=False)
+            bar.update(100 * fraction - bar.n)
+
+        yield report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

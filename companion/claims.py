@@ -1,0 +1,123 @@
+"""The catalogue of claims: what the three papers say, and what this course adds.
+
+Experiments decide claims by their IDs; the ledger lists all of them. Paper values are quoted
+from the papers and were not measured here. Texts are Markdown with dollar maths.
+
+Papers: Chen et al. 2018 (C18), Queiruga et al. 2020 (Q20), Sander et al. 2022 (S22).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One claim of the catalogue.
+
+    Attributes:
+        id: ``CL01`` to ``CL65`` for the papers' claims, a theory ID for ours.
+        text: the claim in one line of Markdown.
+        paper: the value the paper gives, or an empty string where it gives none.
+        source: the paper's short name, or ``"here"`` for results of this course.
+        chapter: the number of the chapter that treats it.
+    """
+
+    id: str
+    text: str
+    paper: str
+    source: str
+    chapter: int
+
+
+CATALOGUE: dict[str, Statement] = {
+    row[0]: Statement(*row)
+    for row in (
+        ("CL01", "A Lipschitz field has unique solutions that never cross", "", "C18", 1),
+        ("CL02", "A residual network is Euler's method with unit steps", "identity", "C18", 1),
+        ("CL03", "The adjoint equation gives $dL/dz_0$", "", "C18", 2),
+        ("CL04", "One backward solve also gives $dL/d\\theta$", "", "C18", 2),
+        ("CL05", "The adjoint gives $dL/dt_0$ and $dL/dt_1$", "", "C18", 2),
+        ("CL06", "The adjoint's memory does not grow with depth", "$O(1)$ and $O(L)$", "C18", 2),
+        ("CL07", "An ODE-Net matches a ResNet on MNIST", "0.42 % and 0.41 % error", "C18", 3),
+        ("CL08", "It does so with fewer parameters", "0.22 M and 0.60 M", "C18", 3),
+        ("CL09", "Function evaluations grow during training", "", "C18", 3),
+        ("CL10", "The tolerance trades accuracy for speed", "", "C18", 3),
+        ("CL11", "Log-density changes at the rate $-\\operatorname{tr}J$", "", "C18", 5),
+        ("CL12", "A trace is cheaper than a determinant", "$O(M)$ and $O(M^3)$", "C18", 5),
+        ("CL13", "A continuous flow beats a discrete one in 2-D", "lower KL", "C18", 5),
+        ("CL14", "A continuous flow gains from width", "", "C18", 5),
+        ("CL15", "A continuous flow inverts any Lipschitz field", "", "C18", 5),
+        ("CL16", "Hutchinson's trace estimate is unbiased", "", "C18", 5),
+        ("CL17", "A latent ODE has a lower RMSE than an RNN", "0.1346 and 0.1813", "C18", 7),
+        ("CL18", "A latent ODE handles irregular times", "", "C18", 7),
+        ("CL19", "One solve gives a Poisson process likelihood", "", "C18", 8),
+        ("CL20", "Stiffness raises the cost of explicit solvers", "", "C18", 4),
+        ("CL21", "Solving backwards in time can be unstable", "", "C18", 2),
+        ("CL22", "No ODE maps $x$ to $-x$ in 1-D; augmentation helps", "", "C18", 4),
+        ("CL23", "The pendulum has a closed form", "Eq. 13, misprinted", "Q20", 9),
+        ("CL24", "Euler, midpoint and RK4 have orders 1, 2 and 4", "slopes 1, 2, 4", "Q20", 1),
+        ("CL25", "A trained Euler net beats numerical Euler at its own step", "", "Q20", 9),
+        ("CL26", "An Euler net gets worse when its step is halved", "dip", "Q20", 9),
+        ("CL27", "Midpoint and RK4 nets tolerate other steps", "no dip", "Q20", 9),
+        ("CL28", "RK4 and midpoint can be swapped, Euler cannot", "", "Q20", 9),
+        ("CL29", "Optimisation sets a floor to the global error", "about $10^{-4}$", "Q20", 9),
+        ("CL30", "All explicit one-step schemes resemble ResNets", "", "Q20", 10),
+        ("CL31", "OdeBlock with Euler and $M=N=\\epsilon$ is a ResNet", "exact", "Q20", 10),
+        ("CL32", "Splitting weights leaves the function unchanged", "", "Q20", 11),
+        ("CL33", "Refinement during training does no harm", "Fig. 7", "Q20", 11),
+        ("CL34", "Refinement cuts RK4 training time", "1053 to 608 min", "Q20", 11),
+        ("CL35", "Parameter counts for $M = 1$ to $32$", "0.2 M to 3.2 M", "Q20", 10),
+        ("CL36", "ContinuousNet with Euler matches a ResNet", "93.84 % and 93.84 %", "Q20", 10),
+        ("CL37", "ContinuousNet with RK4 is slightly worse", "93.57 %", "Q20", 10),
+        ("CL38", "Weights trained with RK4 run under Euler", "93.55 %", "Q20", 12),
+        ("CL39", "Depth compresses from 32 to 11 and 6 steps", "93.44 %, 92.28 %", "Q20", 12),
+        ("CL40", "Inference time is proportional to evaluations", "32.55 s to 6.25 s", "Q20", 12),
+        ("CL41", "An Euler-trained net breaks under another graph", "Fig. 9", "Q20", 12),
+        ("CL42", "RK4-trained weights vary less with depth", "Fig. 8", "Q20", 11),
+        ("CL43", "Accuracy on CIFAR-100", "78.80 %, 77.99 %, 76.19 %", "Q20", 12),
+        ("CL44", "The adjoint needs $N_t \\ge 3M$ steps", "3", "Q20", 16),
+        ("CL45", "Batch norm must be sliced in time", "", "Q20", 10),
+        ("CL46", "Skip initialisation starts from the identity", "", "Q20", 10),
+        ("CL47", "Tiny-ImageNet shows the same behaviour", "about 40 %", "Q20", 12),
+        ("CL48", "The ResNet-to-ODE gap is bounded, tightly", "$\\|a\\|/2N$", "S22", 13),
+        ("CL49", "Without smoothness in depth the gap stays", "1/2, 2/3", "S22", 13),
+        ("CL50", "Linear nets keep smoothness in depth", "$C/N$", "S22", 13),
+        ("CL51", "Weights converge uniformly to a limit in depth", "rate $1/N$", "S22", 13),
+        ("CL52", "Reverse Euler recovers activations", "$O(1/N)$", "S22", 14),
+        ("CL53", "Reverse Euler recovers gradients", "$O(1/N^2)$", "S22", 14),
+        ("CL54", "Neither needs smoothness in depth", "", "S22", 14),
+        ("CL55", "Reverse Heun recovers activations", "$O(\\Delta/N + 1/N^2)$", "S22", 14),
+        ("CL56", "Reverse Heun recovers gradients", "$O(\\Delta/N^2 + 1/N^3)$", "S22", 14),
+        ("CL57", "The $1/N$ factor does no harm", "95.5 %, 95.5 %; 77.8 %, 77.9 %", "S22", 1),
+        ("CL58", "Tied nets without it fail when deep", "Fig. 3a", "S22", 1),
+        ("CL59", "Memory-free training fails in shallow nets", "Figs. 3b, 4", "S22", 14),
+        ("CL60", "Memory-free training equals backprop in deep nets", "Fig. 4", "S22", 14),
+        ("CL61", "Heun needs fewer layers for that", "Fig. 4", "S22", 14),
+        (
+            "CL62",
+            "Untying and memory-free fine-tuning help",
+            "95.25 to 95.65 %; 73.1 to 75.1 %",
+            "S22",
+            14,
+        ),
+        ("CL63", "Tied weights transfer to deeper nets", "over 94.5 %; 72 %", "S22", 14),
+        ("CL64", "A deep ResNet can break topology, an ODE cannot", "Fig. 1", "S22", 1),
+        ("CL65", "Activations dominate the memory", "22 GiB and 220 MiB", "S22", 14),
+        (
+            "S22-X3",
+            "Trajectories cross only where a layer's Lipschitz constant reaches $N$",
+            "",
+            "here",
+            1,
+        ),
+        ("C18-A6", "Adjoint and backprop gradients differ by $O(h^p)$", "", "here", 2),
+        ("Q20-X0", "A round trip gains an order when the order is even", "", "here", 13),
+        ("Q20-X1", "One-sided stages keep order 4 with jumping weights", "", "here", 10),
+        ("Q20-X2", "The dip is an inverse modified equation", "", "here", 9),
+        ("Q20-X3", "$\\epsilon$ decides invariance at least as much as the scheme", "", "here", 12),
+        ("S22-X1", "Reverse Heun is of order 3 for weights smooth in depth", "", "here", 14),
+        ("FW5", "Hyper-parameters found on coarse nets carry over", "", "here", 11),
+        ("FW7", "$k$ sweeps give reverse order $k + 1$", "", "here", 15),
+        ("FW8", "A corrected reverse step gains an order at no cost", "", "here", 15),
+    )
+}
+"""Every claim by its ID."""
