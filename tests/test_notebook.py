@@ -1,0 +1,25 @@
+"""Values glued by the companion are stored as MyST-NB stores them."""
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+CELL = """
+from {module} import glue
+for name, value in [("a", 0.25), ("b", 7), ("c", "dopri5")]:
+    glue(name, value{more})
+"""
+
+
+@pytest.mark.notebook
+def test_glue_writes_the_output_that_myst_nb_reads():
+    pytest.importorskip("myst_nb")
+    cells = [
+        nbformat.v4.new_code_cell(CELL.format(module=module, more=more))
+        for module, more in [("companion.notebook", ""), ("myst_nb", ", display=False")]
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(notebook, kernel_name="python3").execute()
+    ours, theirs = (cell.outputs for cell in notebook.cells)
+    assert len(ours) == 3
+    assert ours == theirs
