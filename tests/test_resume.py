@@ -1,0 +1,114 @@
+"""A run killed with SIGKILL and resumed ends with the bits of one that was never interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from companion.experiments import Part
+from companion.experiments.running import Run, open_folder
+from companion.files import load_checkpoint
+
+TINY = ["--set", "depths=[2,3]", "--set", "seeds=1", "--set", "epochs=4", "--seed", "5"]
+NAME = "S22-F3a.smoke"
+
+
+def start(out, *options):
+    command = [sys.executable, "-m", "companion", "run", "S22-F3a", "--out", str(out), *TINY]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, *options], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+def numbers(path):
+    content = json.loads(path.read_text())
+    for name in ("seconds", "finished"):
+        del content["provenance"][name]
+    return content
+
+
+def kill_in_the_middle(out, parts):
+    """Resume, and kill once ``parts`` parts are finished and another is being trained."""
+    folder = out / f"{NAME}.parts"
+    process = start(out, "--resume", "--every", "0")
+    while process.poll() is None:
+        finished = [p for p in folder.glob("*.json") if p.name != "run.json"]
+        if len(finished) >= parts and list(folder.glob("*.pt")):
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err.decode()
+    return [load_checkpoint(path) for path in folder.glob("*.pt")]
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_same_bits(tmp_path):
+    finish(start(tmp_path / "unbroken"))
+    broken, caught = tmp_path / "broken", []
+    for parts in (1, 5):
+        caught += kill_in_the_middle(broken, parts)
+        assert not (broken / f"{NAME}.json").exists()
+    # The kill fell into the training of a part: an epoch or some batches were done, not all.
+    assert any(0 < state["epoch"] + state["position"] < 4 * 1297 for state in caught)
+    finish(start(broken, "--resume"))
+    assert numbers(broken / f"{NAME}.json") == numbers(tmp_path / "unbroken" / f"{NAME}.json")
+    assert [path.name for path in broken.iterdir()] == [f"{NAME}.json"]
+    assert "is complete" in finish(start(broken, "--resume"))
+
+
+def squares(folder, resume, identity, fail_at=None):
+    """Map over four parts; return the values and which were computed."""
+    computed = []
+
+    def compute(part: Part, x: int) -> dict[str, float]:
+        if x == fail_at:
+            raise KeyboardInterrupt
+        computed.append(x)
+        return {"square": x**2 / 3, "nan": float("nan")}
+
+    open_folder(folder, identity, resume)
+    run = Run(0, "cpu", folder, 30.0, lambda fraction, name: None, None)
+    return run.map(compute, {f"x = {x}": (x,) for x in range(4)}), computed
+
+
+def test_finished_parts_are_not_computed_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        squares(tmp_path / "parts", False, {"seed": 0}, fail_at=2)
+    values, computed = squares(tmp_path / "parts", True, {"seed": 0})
+    assert computed == [2, 3]
+    assert [value["square"] for value in values.values()] == [0, 1 / 3, 4 / 3, 3]
+    assert values["x = 0"]["nan"] != values["x = 0"]["nan"]
+
+
+def test_without_resume_everything_is_computed_again(tmp_path):
+    squares(tmp_path / "parts", False, {"seed": 0})
+    _, computed = squares(tmp_path / "parts", False, {"seed": 0})
+    assert computed == [0, 1, 2, 3]
+
+
+def test_parts_of_another_run_are_refused(tmp_path):
+    squares(tmp_path / "parts", False, {"seed": 0, "source": "a"})
+    with pytest.raises(ValueError, match=r"holds another run, which differs in \['seed'\]"):
+        squares(tmp_path / "parts", True, {"seed": 1, "source": "a"})
+    with pytest.raises(ValueError, match=r"differs in \['source'\]"):
+        squares(tmp_path / "parts", True, {"seed": 0, "source": "b"})
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    squares(tmp_path / "parts", False, {"seed": 0})
+    part = next(p for p in (tmp_path / "parts").glob("*.json") if p.name != "run.json")
+    part.write_text(part.read_text()[:-5])
+    with pytest.raises(ValueError, match=rf"{part.name} cannot be read"):
+        squares(tmp_path / "parts", True, {"seed": 0})

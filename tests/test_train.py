@@ -1,0 +1,280 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from companion.train import Snapshot, fit, seeded, split_optimiser_state, step_decay
+
+
+def mse(model, x, y):
+    return ((model(x) - y) ** 2).mean()
+
+
+def problem(n=20, dropout=0.0):
+    with seeded(1):
+        x = torch.randn(n, 3, dtype=torch.float64)
+        y = torch.sin(x.sum(1, keepdim=True))
+        model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
+    return model.double(), (x, y)
+
+
+def train(model, data, epochs=4, **options):
+    options = {
+        "optimiser": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        "batch_size": 6,
+        "generator": torch.Generator().manual_seed(5),
+        **options,
+    }
+    return fit(model, mse, data, epochs=epochs, **options)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_equals_a_loop_written_out():
+    model, (x, y) = problem()
+    other = copy.deepcopy(model)
+    history = train(model, (x, y), schedule=step_decay(0.5, factor=0.2), clip=0.3)
+
+    optimiser = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    generator = torch.Generator().manual_seed(5)
+    losses = []
+    for epoch in range(4):
+        order = torch.randperm(20, generator=generator)
+        total = 0.0
+        for start in (0, 6, 12, 18):
+            rows = order[start : start + 6]
+            for group in optimiser.param_groups:
+                group["lr"] = 0.1 if epoch < 2 else 0.02
+            value = mse(other, x[rows], y[rows])
+            optimiser.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(other.parameters(), 0.3)
+            optimiser.step()
+            total += value.item() * len(rows)
+        losses.append(total / 20)
+    torch.testing.assert_close(weights(model), weights(other), rtol=0, atol=1e-15)
+    assert history["loss"] == pytest.approx(losses, rel=1e-14)
+
+
+def test_the_schedule_sees_the_fraction_of_steps():
+    model, data = problem()
+    seen = []
+
+    def schedule(fraction):
+        seen.append(fraction)
+        return 1.0
+
+    train(model, data, epochs=2, schedule=schedule)
+    assert seen == [i / 8 for i in range(8)]
+
+
+def test_on_epoch_joins_the_history_and_report_ends_at_one():
+    model, data = problem()
+    reports = []
+    history = train(
+        model,
+        data,
+        epochs=3,
+        on_epoch=lambda: {"norm": weights(model).norm().item()},
+        report=reports.append,
+    )
+    assert len(history["norm"]) == len(history["loss"]) == 3
+    assert history["norm"][-1] == weights(model).norm().item()
+    assert reports == [1 / 3, 2 / 3, 1.0]
+
+
+class Killed(BaseException):
+    pass
+
+
+def make_adam(parameters):
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
+@pytest.mark.parametrize("optimiser", [None, make_adam], ids=["sgd", "adam"])
+@pytest.mark.parametrize("stop", range(1, 16))
+def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(tmp_path, stop, optimiser):
+    """Also in the middle of an epoch, with dropout drawing from the global generator."""
+    options = {"schedule": step_decay(0.6), "clip": 1.0} | (
+        {"optimiser": optimiser} if optimiser else {}
+    )
+
+    def run(path, stop=None):
+        model, data = problem(dropout=0.3)
+        calls = 0
+
+        def loss(model, x, y):
+            nonlocal calls
+            calls += 1
+            if calls == stop:
+                raise Killed
+            return mse(model, x, y)
+
+        with seeded(7):
+            history = fit(
+                model,
+                loss,
+                data,
+                epochs=4,
+                batch_size=6,
+                generator=(generator := torch.Generator().manual_seed(5)),
+                on_epoch=lambda: {"norm": weights(model).norm().item()},
+                snapshot=path and Snapshot(path, every=0),
+                **{"optimiser": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), **options},
+            )
+            after = torch.rand(3), torch.rand(3, generator=generator)
+        return weights(model), history, after
+
+    path = tmp_path / "last.pt"
+    with pytest.raises(Killed):
+        run(path, stop)
+    assert path.exists() == (stop > 1)
+    resumed, unbroken = run(path), run(None)
+    assert torch.equal(resumed[0], unbroken[0])
+    assert resumed[1] == unbroken[1]
+    # Whoever draws next gets the same numbers too.
+    assert all(torch.equal(a, b) for a, b in zip(resumed[2], unbroken[2], strict=True))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    model, data = problem()
+    snapshot = Snapshot(tmp_path / "last.pt")
+    train(model, data, snapshot=snapshot)
+    other, _ = problem()
+    calls = []
+    history = fit(
+        other,
+        lambda *arguments: calls.append(1),
+        data,
+        optimiser=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        epochs=4,
+        batch_size=6,
+        generator=torch.Generator(),
+        snapshot=snapshot,
+    )
+    assert calls == []
+    assert torch.equal(weights(other), weights(model))
+    assert len(history["loss"]) == 4
+
+
+def test_a_snapshot_of_something_else_is_refused(tmp_path):
+    model, data = problem()
+    snapshot = Snapshot(tmp_path / "last.pt")
+    train(model, data, snapshot=snapshot)
+    with pytest.raises(ValueError, match=r"last\.pt does not fit.*\(20, 6\)"):
+        train(model, data, batch_size=5, snapshot=snapshot)
+    with pytest.raises(ValueError, match=r"last\.pt does not fit"):
+        train(nn.Linear(3, 1).double(), data, snapshot=snapshot)
+    with pytest.raises(ValueError, match=r"epochs must be at least the 4 already done; got 3"):
+        train(model, data, epochs=3, snapshot=snapshot)
+
+
+def test_an_unreadable_snapshot_is_named(tmp_path):
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"PK\x03\x04 not really")
+    model, data = problem()
+    with pytest.raises(ValueError, match=r"last\.pt cannot be read"):
+        train(model, data, snapshot=Snapshot(path))
+
+
+def test_snapshots_keep_their_distance(tmp_path, monkeypatch):
+    """With a clock that advances one second a look: written when 3 s are over, and at the end."""
+    from companion import train as module
+
+    clock = iter(range(1000))
+    writes = []
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module, "save_checkpoint", lambda path, state: writes.append(state))
+    model, data = problem()
+    train(model, data, epochs=2, snapshot=Snapshot(tmp_path / "a.pt", every=3.0))
+    done = [(state["epoch"], state["position"]) for state in writes]
+    assert done == [(0, 18), (1, 12), (2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1; got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+    ],
+)
+def test_bad_numbers(change, message):
+    model, data = problem()
+    with pytest.raises(ValueError, match=message):
+        train(model, data, **change)
+
+
+def test_data_of_different_lengths():
+    model, (x, y) = problem()
+    with pytest.raises(ValueError, match=r"equally many rows.*\[20, 19\]"):
+        train(model, (x, y[1:]))
+
+
+def test_seeded_leaves_the_global_state_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with seeded(8):
+        inside = torch.rand(2)
+    assert torch.equal(torch.rand(2), expected)
+    assert not torch.equal(inside, expected)
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_split_state_moves_every_copy_as_the_original(copies):
+    """Adam's next step, from the same gradient, is the same for the original and its copies."""
+    values = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
+    start = nn.Parameter(values.clone())
+    split = nn.Parameter(values.clone())
+    optimisers = [torch.optim.Adam([p], lr=0.1) for p in (start, split)]
+    for parameter, optimiser in zip((start, split), optimisers, strict=True):
+        (parameter**3).sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    split.data = split.data.repeat_interleave(copies, dim=0)
+    split_optimiser_state(optimisers[1])
+    for parameter, optimiser in zip((start, split), optimisers, strict=True):
+        (parameter**2).sum().backward()
+        optimiser.step()
+    assert torch.equal(split.data, start.data.repeat_interleave(copies, dim=0))
+    assert optimisers[1].state[split]["step"] == 2
+
+
+def test_split_state_orders_copies_like_the_cells():
+    weight = nn.Parameter(torch.zeros(2, 1))
+    sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    weight.grad = torch.tensor([[1.0], [2.0]])
+    sgd.step()
+    weight.data = weight.data.repeat_interleave(2, dim=0)
+    split_optimiser_state(sgd)
+    assert sgd.state[weight]["momentum_buffer"].flatten().tolist() == [1.0, 1.0, 2.0, 2.0]
+
+
+def test_split_state_that_does_not_divide():
+    weight = nn.Parameter(torch.zeros(2, 1))
+    sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    weight.grad = torch.ones(2, 1)
+    sgd.step()
+    weight.data = torch.zeros(3, 1)
+    with pytest.raises(ValueError, match=r"momentum_buffer.*\(2, 1\).*\(3, 1\)"):
+        split_optimiser_state(sgd)
+
+
+def test_split_state_after_a_block_is_refined():
+    from companion.basis import PiecewiseConstant
+    from companion.block import OdeBlock
+
+    with seeded(0):
+        block = OdeBlock(lambda: nn.Linear(2, 2), PiecewiseConstant(cells=2), steps=2)
+    adam = torch.optim.Adam(block.parameters())
+    block(torch.ones(1, 2)).sum().backward()
+    adam.step()
+    moments = {p: adam.state[p]["exp_avg"].clone() for p in block.parameters()}
+    block.refine()
+    split_optimiser_state(adam)
+    for parameter in block.parameters():
+        repeated = moments[parameter].repeat_interleave(2, dim=0)
+        assert torch.equal(adam.state[parameter]["exp_avg"], repeated)
