@@ -1,18 +1,26 @@
-"""Two repairs of docstrings on their way to the API pages.
+"""Repairs of docstrings, and of what is documented where, on the way to the API pages.
 
 Formulas: docstrings write them between dollar signs, as the chapters do. Autodoc reads
 reStructuredText, so this turns `$...$` into the math role and `$$...$$` into the math directive.
 Literals and doctests are left alone.
 
+Once: what `companion` itself exports is documented there, and not in its module too. The automatic
+text of a named tuple's field ("Alias for field number 0") is left out. Source pages link back to a
+name in its module, so that name is an anchor too.
+
 Colons: napoleon takes the text before a colon in the first line of a property or a constant for its
-type. An empty first line keeps the sentence whole.
+type. An empty comment as the first line keeps the sentence whole.
 """
 
 import re
 
+from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 
-LITERAL = re.compile(r"(``.*?``|^[ ]*(?:>>>|\.\.\.) .*$)", re.DOTALL | re.MULTILINE)
+import companion
+
+LITERAL = re.compile(r"(``[^`]*``|^[ ]*(?:>>>|\.\.\.) .*$)", re.MULTILINE)
 DISPLAY = re.compile(
     r"^(?P<indent>[ ]*)(?P<before>.*?)\$\$(?P<tex>[^$]+)\$\$[ ]*(?P<after>.*)$", re.MULTILINE
 )
@@ -46,10 +54,28 @@ def to_rst(text: str) -> str:
 def _process(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]):
     lines[:] = to_rst("\n".join(lines)).split("\n")
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]
+
+
+def _skip(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object):
+    exported = app.env.temp_data.get("autodoc:module") != "companion" and any(
+        obj is getattr(companion, name) for name in companion.__all__
+    )
+    if type(obj).__name__ == "_tuplegetter" or (what == "module" and exported):
+        return True
+    return None
+
+
+def _add_home(app: Sphinx, doctree: nodes.document):
+    for signature in doctree.findall(addnodes.desc_signature):
+        if signature.get("module") == "companion" and signature["ids"]:
+            home = getattr(companion, signature["fullname"].split(".")[0]).__module__
+            signature["ids"].append(f"{home}.{signature['fullname']}")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     # Before napoleon (priority 500), which splits the text into sections.
     app.connect("autodoc-process-docstring", _process, priority=400)
+    app.connect("autodoc-skip-member", _skip)
+    app.connect("doctree-read", _add_home)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
