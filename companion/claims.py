@@ -110,6 +110,7 @@ CATALOGUE: dict[str, Statement] = {
             1,
         ),
         ("C18-A6", "Adjoint and backprop gradients differ by $O(h^p)$", "", "here", 2),
+        ("C18-E2", "The backward solve takes half the evaluations", "about half", "C18", 2),
         ("Q20-X0", "A round trip gains an order when the order is even", "", "here", 13),
         ("Q20-X1", "One-sided stages keep order 4 with jumping weights", "", "here", 10),
         ("Q20-X2", "The dip is an inverse modified equation", "", "here", 9),
