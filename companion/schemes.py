@@ -83,30 +83,32 @@ class Tableau:
         slopes: list[Tensor] = []
         for i, row in enumerate(self.rows):
             slopes.append(stage(i, advance(y, slopes, row, h)))
+        if self.stages == 1:  # Euler: exactly the operations of a residual layer, bit for bit
+            return y + h * slopes[0]
         return advance(y, slopes, self.weights, h)
 
 
 def advance(
     y: Tensor, slopes: Sequence[Tensor], coefficients: Sequence[float], h: float | Tensor
 ) -> Tensor:
-    """Return ``y + sum_j (h * coefficients[j]) * slopes[j]``, skipping zero coefficients.
+    r"""Return ``y + h * sum_j coefficients[j] * slopes[j]``, skipping zero coefficients.
 
-    The increments are summed first and added to ``y`` last. One slope gives ``y + (h * c) * k`` in
-    exactly these operations: that is what makes an Euler step equal a plain residual layer bit for
-    bit.
+    It is computed as $y + h b_1 (k_1 + \frac{b_2}{b_1} k_2 + \dots)$, the form on paper: the
+    increments are summed before they meet the larger ``y``, and adding a multiple is one operation.
     """
     total: Tensor | None = None
+    first = 1.0
     for coefficient, slope in zip(coefficients, slopes, strict=False):
         if coefficient == 0.0:
             continue
-        factor = h if coefficient == 1.0 else h * coefficient
         if total is None:
-            total = factor * slope
-        elif isinstance(factor, float):
-            total = total.add(slope, alpha=factor)
+            total, first = slope, coefficient
         else:
-            total = total + factor * slope
-    return y if total is None else y + total
+            total = total.add(slope, alpha=coefficient / first)
+    if total is None:
+        return y
+    factor = h * first
+    return y + factor * total if isinstance(factor, Tensor) else y.add(total, alpha=factor)
 
 
 def _rows(*rows: str) -> tuple[Row, ...]:

@@ -179,7 +179,7 @@ def time_like(t: float | Tensor, y: Tensor) -> Tensor:
     """Return a time as a 0-d tensor of the dtype and device of ``y``."""
     if isinstance(t, Tensor):
         return t.to(y)
-    return torch.full((), t, dtype=y.dtype, device=y.device)
+    return y.new_full((), t)
 
 
 def check_value(value: object, y: Tensor, argument: str) -> None:

@@ -167,14 +167,15 @@ def _fixed_steps(
     scheme, steps, field = solver.scheme, solver.steps, problem.field
     t0, t1 = interval
     h = problem.scale * (t0 - t1) / steps
+    from_left = [1 - c for c in scheme.c]
     for n in reversed(range(steps)):
         slopes_y: list[Tensor] = []
         slopes_a: list[Tensor] = []
         for row, c, fraction, weight in zip(
-            scheme.rows, scheme.c, scheme.fractions, scheme.weights, strict=True
+            scheme.rows, from_left, scheme.fractions, scheme.weights, strict=True
         ):
             t = t1 + (steps - 1 - n + fraction) * ((t0 - t1) / steps)
-            stage = Stage(t, n, steps, 1 - c)
+            stage = Stage(t, n, steps, c)
             indices = sums.select(field.uses(stage)) if weight else []
             slope_y, slope_a, grads = _slopes(
                 field, stage, advance(y, slopes_y, row, h), advance(a, slopes_a, row, h),
