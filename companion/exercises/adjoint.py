@@ -1,0 +1,279 @@
+"""Exercises of the chapter "Differentiate through a solver without storing it"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from companion import odeint
+from companion.exercises.checking import Exercise, WrongAnswer
+
+__all__ = ["BOUNCE", "EXERCISES", "JUMPS", "LINEAR", "SPACING"]
+
+
+# Warm-up: the adjoint of a linear equation, by hand
+
+
+def _check_linear(answer: Callable[[float, float, float], Any]) -> str:
+    """Compare ``answer(x0, rate, end)`` with the gradients of x(end)^2 / 2 for x' = rate x."""
+    for x0, rate, end in ((1.5, 0.7, 2.0), (-0.8, -1.3, 0.5), (2.0, 0.4, 1.0)):
+        try:
+            got = [float(value) for value in answer(x0, rate, end)]
+        except TypeError as error:
+            raise WrongAnswer(f"Return three numbers, dL/dx0, dL/drate, dL/dend. {error}") from None
+        if len(got) != 3:
+            raise WrongAnswer(f"Return three numbers, dL/dx0, dL/drate, dL/dend; not {len(got)}.")
+        final = x0 * math.exp(rate * end)
+        start = final * math.exp(rate * end)
+        hints = (
+            "dL/dx0 is the adjoint at the start. Where does it end, and at which rate does it grow "
+            "on the way back?",
+            "dL/drate is the integral of a(t) times the field's derivative by the rate. Show that "
+            "the product a(t) x(t) does not depend on t.",
+            "dL/dend is the final adjoint times the field at the end.",
+        )
+        wanted = (start, end * start * x0, rate * final**2)
+        for value, right, hint in zip(got, wanted, hints, strict=True):
+            if not math.isclose(value, right, rel_tol=1e-6):
+                raise WrongAnswer(f"At x0={x0}, rate={rate}, end={end}: {hint}")
+    return "Right: all three gradients, at three sets of numbers."
+
+
+def _linear(x0: float, rate: float, end: float) -> tuple[float, float, float]:
+    final = x0 * math.exp(rate * end)
+    start = final * math.exp(rate * end)
+    return start, end * start * x0, rate * final**2
+
+
+LINEAR = Exercise(
+    id="adjoint-ex-linear",
+    check=_check_linear,
+    solution=_linear,
+    wrong={
+        "the adjoint decays on the way back": lambda x, r, T: (
+            x, T * x * x, r * (x * math.exp(r * T)) ** 2),
+        "the adjoint at the end": lambda x, r, T: (
+            x * math.exp(r * T), T * x * x * math.exp(2 * r * T), r * (x * math.exp(r * T)) ** 2),
+        "no integral over time": lambda x, r, T: (
+            x * math.exp(2 * r * T), x * x * math.exp(2 * r * T), r * (x * math.exp(r * T)) ** 2),
+        "the field at the start": lambda x, r, T: (
+            x * math.exp(2 * r * T), T * x * x * math.exp(2 * r * T), r * x * x * math.exp(r * T)),
+        "two numbers": lambda x, r, T: (
+            x * math.exp(2 * r * T), T * x * x * math.exp(2 * r * T)),
+        "one number": lambda x, r, T: x * math.exp(2 * r * T),
+    },
+)  # fmt: skip
+
+
+# Core: several observation times
+
+Pull = Callable[[float, float, Tensor], Tensor]
+
+
+def _check_jumps(answer: Callable[[Pull, Sequence[float], Sequence[Tensor]], Tensor]) -> str:
+    """Run ``answer(pull, times, grads)`` with the exact pull of x' = A x, logging the calls."""
+    A = torch.tensor([[0.3, -1.0], [0.5, 0.2]], dtype=torch.float64)
+    times = (0.0, 0.4, 1.0, 1.3)
+    generator = torch.Generator().manual_seed(0)
+    grads = list(torch.randn(4, 2, generator=generator, dtype=torch.float64))
+    calls: list[tuple[float, float]] = []
+
+    def pull(late: float, early: float, a: Tensor) -> Tensor:
+        calls.append((late, early))
+        pulled: Tensor = torch.linalg.matrix_exp(A.T * (late - early)) @ a
+        return pulled
+
+    got = answer(pull, times, [g.clone() for g in grads])
+    if not isinstance(got, Tensor) or got.shape != (2,):
+        raise WrongAnswer("Return one tensor shaped like a state: dL/dx(t_0).")
+    if any(late < early for late, early in calls):
+        raise WrongAnswer("Some call of pull goes forwards in time: call pull(late, early, a).")
+    terms = [torch.linalg.matrix_exp(A.T * t) @ g for t, g in zip(times, grads, strict=True)]
+    if torch.allclose(got, sum(terms, torch.zeros(2, dtype=torch.float64))):
+        if len(calls) == len(times) - 1:
+            return "Right: one sweep, with a jump at every observation."
+        raise WrongAnswer(f"Right value, but {len(calls)} pulls; three intervals need three pulls.")
+    hints = {
+        "A loss term is missing: the one at the first time is a jump as well.": terms[1:],
+        "A loss term is missing: the sweep starts with the last observation.": terms[:-1],
+        "Jumps add to the adjoint; yours replaces it and keeps only the first term.": terms[:1],
+    }
+    for hint, parts in hints.items():
+        if torch.allclose(got, sum(parts, torch.zeros(2, dtype=torch.float64))):
+            raise WrongAnswer(hint)
+    raise WrongAnswer(
+        "Not the gradient. Add an observation's gradient on reaching its time, before pulling on."
+    )
+
+
+def _jumps(pull: Pull, times: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    a = grads[-1]
+    for i in reversed(range(len(times) - 1)):
+        a = pull(times[i + 1], times[i], a) + grads[i]
+    return a
+
+
+def _without_first(pull: Pull, times: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    return _jumps(pull, times, [0 * grads[0], *grads[1:]])
+
+
+def _without_last(pull: Pull, times: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    return _jumps(pull, times, [*grads[:-1], 0 * grads[-1]])
+
+
+def _replacing(pull: Pull, times: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    _jumps(pull, times, grads)
+    return grads[0]
+
+
+def _late_jump(pull: Pull, times: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    a = torch.zeros_like(grads[-1])
+    for i in reversed(range(len(times) - 1)):
+        a = pull(times[i + 1], times[i], a) + grads[i + 1]
+    return a + grads[0]
+
+
+def _forwards(pull: Pull, times: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    a = grads[0]
+    for i in range(len(times) - 1):
+        a = pull(times[i], times[i + 1], a) + grads[i + 1]
+    return a
+
+
+def _one_by_one(pull: Pull, times: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    pulls = [pull(t, times[0], g) for t, g in zip(times, grads, strict=True)]
+    return torch.stack(pulls).sum(dim=0)
+
+
+JUMPS = Exercise(
+    id="adjoint-ex-jumps",
+    check=_check_jumps,
+    solution=_jumps,
+    wrong={
+        "the loss at the first time is forgotten": _without_first,
+        "the loss at the last time is forgotten": _without_last,
+        "a jump replaces the adjoint": _replacing,
+        "the jump comes after the interval before it": _late_jump,
+        "the sweep runs forwards": _forwards,
+        "every term is pulled alone": _one_by_one,
+        "a number": lambda pull, times, grads: 0.0,
+    },
+)
+
+
+# Core: how far apart to put checkpoints
+
+
+def _cost(steps: int, stages: int, every: int) -> int:
+    return -(-steps // every) + every * stages
+
+
+def _check_spacing(answer: Callable[[int, int], int]) -> str:
+    """Compare the memory of ``answer(steps, stages)`` with that of the best spacing."""
+    for steps, stages in ((100, 1), (100, 4), (1024, 4), (7, 2), (1, 4), (1000, 2)):
+        every = answer(steps, stages)
+        case = f"For {steps} steps of {stages} stages you answer {every!r}"
+        if isinstance(every, bool) or not isinstance(every, int) or not 1 <= every <= steps:
+            raise WrongAnswer(f"{case}; the spacing is an integer from 1 to the number of steps.")
+        cost = _cost(steps, stages, every)
+        if cost > min(_cost(steps, stages, k) for k in range(1, steps + 1)):
+            where = "the stored states" if steps > every**2 * stages else "one recomputed segment"
+            raise WrongAnswer(
+                f"{case}, which keeps {cost} items at once, most of them for {where}."
+            )
+    return "Right: nothing smaller for any of six pairs of steps and stages."
+
+
+def _spacing(steps: int, stages: int) -> int:
+    return min(range(1, steps + 1), key=lambda every: -(-steps // every) + every * stages)
+
+
+SPACING = Exercise(
+    id="adjoint-ex-spacing",
+    check=_check_spacing,
+    solution=_spacing,
+    wrong={
+        "a checkpoint every step": lambda steps, stages: 1,
+        "a single checkpoint": lambda steps, stages: steps,
+        "the root, stages forgotten": lambda steps, stages: math.isqrt(steps),
+        "the root of the product": lambda steps, stages: min(steps, math.isqrt(steps * stages)),
+        "not an integer": lambda steps, stages: math.sqrt(steps / stages),
+    },
+)
+
+
+# Open: accurate forwards, wrong gradient
+
+
+def _check_bounce(answer: tuple[nn.Module, Tensor, float]) -> str:
+    """Solve with tolerance 1e-6 and compare the adjoint's gradient with an accurate one."""
+    try:
+        field, x0, end = answer
+    except (TypeError, ValueError):
+        raise WrongAnswer("Answer with three things: a module, a start and an end time.") from None
+    if not isinstance(field, nn.Module) or not any(True for _ in field.parameters()):
+        raise WrongAnswer("The field must be an nn.Module with at least one parameter.")
+    x0, field = x0.detach().double(), field.double()
+    loose, loose_gradient = _solve(field, x0, end, 1e-6, "adjoint")
+    tight, gradient = _solve(field, x0, end, 1e-10, "backprop")
+    off = torch.linalg.vector_norm(loose - tight)
+    if off > 1e-3:
+        raise WrongAnswer(
+            f"The solve itself is off by {off:.1e}; it may be off by 1e-3 at most. A field that "
+            "contracts keeps the forward error small."
+        )
+    error = torch.linalg.vector_norm(loose_gradient - gradient)
+    if not error > torch.linalg.vector_norm(gradient) / 10:
+        raise WrongAnswer(
+            "The adjoint's gradient is right to within a tenth. Errors grow on the way back by "
+            "exp(rate * time): which rate makes 1e-6 matter?"
+        )
+    return f"Right: the state is off by {off:.0e}, the gradient by {error / gradient.norm():.1f}."
+
+
+def _solve(
+    field: nn.Module, x0: Tensor, end: float, tolerance: float, gradient: str
+) -> tuple[Tensor, Tensor]:
+    """Return the final state and the gradient of its sum, as one vector."""
+    params = tuple(field.parameters())
+    try:
+        x = odeint(field, x0, (0.0, end), rtol=tolerance, atol=tolerance, gradient=gradient)[-1]
+        grads = torch.autograd.grad(x.sum(), params, allow_unused=True)
+    except ValueError as error:
+        raise WrongAnswer(f"The field could not be solved: {error}") from None
+    parts = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, params, strict=True)]
+    return x.detach(), torch.cat([part.reshape(-1) for part in parts])
+
+
+class Decay(nn.Module):
+    """The field ``-rate * x``, whose only parameter is the rate."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(rate, dtype=torch.float64))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Evaluate the field."""
+        return -self.rate * x
+
+
+BOUNCE = Exercise(
+    id="adjoint-ex-bounce",
+    check=_check_bounce,
+    solution=(Decay(20.0), torch.ones(1), 1.0),
+    wrong={
+        "contracts too slowly": (Decay(2.0), torch.ones(1), 1.0),
+        "expands": (Decay(-3.0), torch.ones(1), 1.0),
+        "expands so much that the solve is off": (Decay(-15.0), torch.ones(1), 1.0),
+        "not a module": (lambda t, x: -20 * x, torch.ones(1), 1.0),
+        "no parameter": (nn.Identity(), torch.ones(1), 1.0),
+        "no end time": (Decay(20.0), torch.ones(1)),
+    },
+)
+
+
+EXERCISES = (LINEAR, JUMPS, SPACING, BOUNCE)
