@@ -1,0 +1,283 @@
+"""Exercises of the chapter "A residual network takes steps"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from companion import OdeBlock, PiecewiseConstant, odeint
+from companion.exercises.checking import Exercise, WrongAnswer
+from companion.train import seeded
+
+__all__ = ["EXERCISES", "SCHEME", "STACK", "THRESHOLD", "TURN"]
+
+
+# Warm-up: the classic residual network as a block
+
+
+def _check_stack(answer: Callable[[list[nn.Module]], OdeBlock]) -> str:
+    """Compare the block with the layers ``x + unit(x)``, for several numbers of layers."""
+    for layers in (3, 5):
+        with seeded(layers):
+            units: list[nn.Module] = [nn.Linear(4, 4) for _ in range(layers)]
+            x = torch.randn(2, 4)
+        block = answer(units)
+        if not isinstance(block, OdeBlock):
+            raise WrongAnswer(f"Return an OdeBlock, not {type(block).__name__}.")
+        wanted = x
+        for unit in units:
+            wanted = wanted + unit(wanted)
+        if not torch.allclose(block(x), wanted, rtol=1e-5, atol=1e-5):
+            raise WrongAnswer(_stack_hint(block, layers))
+    return "Right: the block computes x + unit(x), layer by layer."
+
+
+def _stack_hint(block: OdeBlock, layers: int) -> str:
+    if block.method != "euler":
+        return f"The method is {block.method!r}. Which one evaluates each unit once, at the state?"
+    if block.steps != layers:
+        return f"{layers} layers are {layers} steps; your block takes {block.steps}."
+    if block.weights.basis.cells != layers:
+        return "Every layer has weights of its own: as many cells as layers."
+    if block.scale != layers:
+        return (
+            f"A step of length 1/{layers} with scale {block.scale:g} adds {block.scale / layers:g} "
+            "times the unit. A classic layer adds it whole."
+        )
+    return "The knobs are right, the weights are not: which module belongs to which cell?"
+
+
+def _stack(units: list[nn.Module]) -> OdeBlock:
+    return OdeBlock.from_modules(units, scale=len(units))
+
+
+STACK = Exercise(
+    id="residual-ex-stack",
+    check=_check_stack,
+    solution=_stack,
+    wrong={
+        "the scale is forgotten": lambda units: OdeBlock.from_modules(units),
+        "the scale is upside down": lambda units: OdeBlock.from_modules(
+            units, scale=1 / len(units)
+        ),
+        "one step": lambda units: OdeBlock.from_modules(units, steps=1, scale=len(units)),
+        "one set of weights": lambda units: OdeBlock(
+            units[0], steps=len(units), scale=len(units)
+        ),
+        "another scheme": lambda units: OdeBlock.from_modules(
+            units, method="midpoint", scale=len(units)
+        ),
+        "the first layer everywhere": lambda units: OdeBlock(
+            units[0], PiecewiseConstant(len(units)), steps=len(units), scale=len(units)
+        ),
+        "a list of layers": lambda units: units,
+    },
+)  # fmt: skip
+
+
+# Core: finish a scheme of order two
+
+Field = Callable[[float, float], float]
+Step = Callable[[Field, float, float, float], float]
+
+
+def _check_scheme(answer: Step) -> str:
+    """Count the evaluations, probe one step with simple fields, then fit the order."""
+    calls = 0
+
+    def first_only(t: float, x: float) -> float:
+        nonlocal calls
+        calls += 1
+        return 1.0 if calls == 1 else 0.0
+
+    t, x, h = 0.3, 1.7, 0.5
+    try:
+        weight = (float(answer(first_only, t, x, h)) - x) / h
+    except TypeError as error:
+        raise WrongAnswer(f"Return one number, the state after the step. {error}") from None
+    if calls != 2:
+        raise WrongAnswer(f"Evaluate the field twice in a step; you do it {calls} times.")
+    # The probes, the weight of the first slope among them, in the order to mend things in.
+    for value, wanted, hint in (
+        (answer(lambda t, x: 3.0, t, x, h), x + 3 * h, _HINTS["constant"]),
+        (weight, 0.25, f"The first slope has the weight 1/4; yours has {weight:.3g}."),
+        (answer(lambda t, x: t, t, x, h), x + h * t + h**2 / 2, _HINTS["time"]),
+        (answer(lambda t, x: x, t, x, h), x * (1 + h + h**2 / 2), _HINTS["state"]),
+    ):
+        if not math.isclose(value, wanted, rel_tol=1e-9):
+            raise WrongAnswer(hint)
+    order = _fitted_order(answer)
+    if abs(order - 2) > 0.1:
+        raise WrongAnswer(f"The fitted order is {order:.2f}. Use only f, t, x and h.")
+    return f"Right: two evaluations a step, fitted order {order:.2f}. This is Ralston's scheme."
+
+
+_HINTS = {
+    "constant": "A constant field 3 must move the state by 3h: add to the state, with weights of "
+    "sum 1.",
+    "time": "For the field f(t, x) = t the integral is ht + h^2/2. At which time does the second "
+    "slope, with its weight 3/4, give that?",
+    "state": "For the field f(t, x) = x order two means a factor 1 + h + h^2/2. At which state is "
+    "the second slope evaluated?",
+}
+
+
+def _fitted_order(step: Step) -> float:
+    """Return the order on x' = -x sin(t) + cos(2t), against a far finer run of rk4."""
+
+    def field(t: float, x: float) -> float:
+        return -x * math.sin(t) + math.cos(2 * t)
+
+    start = torch.ones(1, dtype=torch.float64)
+    fine = odeint(lambda t, x: -x * torch.sin(t) + torch.cos(2 * t), start, [0.0, 1.0],
+                  method="rk4", steps=400)[-1].item()  # fmt: skip
+    errors = []
+    for steps in (40, 80):
+        x = 1.0
+        for n in range(steps):
+            x = step(field, n / steps, x, 1 / steps)
+        errors.append(abs(x - fine))
+    return math.log2(errors[0] / errors[1])
+
+
+def _two_slopes(b: float, time: float, state: float) -> Step:
+    """Return the step with weights b and 1 - b; its second slope lies ``time`` and ``state`` on."""
+
+    def step(f: Field, t: float, x: float, h: float) -> float:
+        first = f(t, x)
+        return x + h * (b * first + (1 - b) * f(t + time * h, x + state * h * first))
+
+    return step
+
+
+def _three_slopes(f: Field, t: float, x: float, h: float) -> float:
+    first = f(t, x)
+    second = f(t + h / 2, x + h / 2 * first)
+    return x + h / 6 * (first + 4 * second + f(t + h, x - h * first + 2 * h * second))
+
+
+SCHEME = Exercise(
+    id="residual-ex-scheme",
+    check=_check_scheme,
+    solution=_two_slopes(1 / 4, 2 / 3, 2 / 3),
+    wrong={
+        "Heun's weights": _two_slopes(1 / 2, 1.0, 1.0),
+        "the weights swapped": _two_slopes(3 / 4, 2.0, 2.0),
+        "half a step": _two_slopes(1 / 4, 1 / 2, 1 / 2),
+        "a whole step": _two_slopes(1 / 4, 1.0, 1.0),
+        "the state stays": _two_slopes(1 / 4, 2 / 3, 0.0),
+        "the time stays": _two_slopes(1 / 4, 0.0, 2 / 3),
+        "three slopes": _three_slopes,
+        "the increment alone": lambda f, t, x, h: _two_slopes(1 / 4, 2 / 3, 2 / 3)(f, t, x, h) - x,
+        "nothing returned": lambda f, t, x, h: None,
+    },
+)
+
+
+# Core: the threshold is sharp
+
+
+def _check_threshold(answer: Callable[[int], Sequence[float]]) -> str:
+    """Multiply the factors 1 + a/N of linear layers and look at the largest slope."""
+    worst = 0.0
+    for layers in (8, 11, 16):
+        try:
+            slopes = [float(a) for a in answer(layers)]
+        except TypeError:
+            raise WrongAnswer("Return a list of numbers, one slope a layer.") from None
+        if len(slopes) != layers:
+            raise WrongAnswer(f"{layers} layers need {layers} slopes, not {len(slopes)}.")
+        total = math.prod(1 + a / layers for a in slopes)
+        flips = sum(a < -layers for a in slopes)
+        if flips % 2 == 0 and total >= 0:
+            raise WrongAnswer(
+                f"For N = {layers}, {flips} layers have a factor below zero and the network "
+                f"multiplies by {total:.3g}. An odd number of layers must reverse the line."
+            )
+        if not math.isclose(total, -1.0, rel_tol=1e-6):
+            raise WrongAnswer(
+                f"For N = {layers} the network multiplies by {total:.4g}, not by -1. The layers "
+                "that do not reverse may stretch."
+            )
+        worst = max(worst, *(abs(a) / layers for a in slopes))
+    if worst > 1.01:
+        raise WrongAnswer(
+            f"This is -x, but the steepest slope is {worst:.3g} N; stay below 1.01 N. Let one "
+            "layer reverse and shrink the line, and the others stretch it back."
+        )
+    return f"Right: -x with slopes of at most {worst:.6f} N. The theorem excludes less than N."
+
+
+def _threshold(layers: int) -> list[float]:
+    shrunk = 2.0 ** (1 - layers)
+    return [-layers * (1 + shrunk)] + [float(layers)] * (layers - 1)
+
+
+THRESHOLD = Exercise(
+    id="residual-ex-threshold",
+    check=_check_threshold,
+    solution=_threshold,
+    wrong={
+        "one layer does it all": lambda n: [-2.0 * n] + [0.0] * (n - 1),
+        "all layers pull gently": lambda n: [-2.0] * n,
+        "all lines are reversed": lambda n: [-2.0 * n] * (2 * (n // 2)) + [0.0] * (n % 2),
+        "one layer at the threshold": lambda n: [-1.0 * n] + [1.0 * n] * (n - 1),
+        "no stretching back": lambda n: [-1.005 * n] + [0.0] * (n - 1),
+        "too few slopes": lambda n: [-2.0 * n],
+        "one number": lambda n: -2.0 * n,
+    },
+)
+
+
+# Open: with room to turn
+
+
+def _check_turn(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
+    """Solve from (x, 0) with two step lengths and look at the first coordinate of the end."""
+    line = torch.linspace(-1, 1, 21, dtype=torch.float64)
+    start = torch.stack([line, torch.zeros_like(line)], dim=1)
+    try:
+        coarse, end = (
+            odeint(answer, start, [0.0, 1.0], method="rk4", steps=n)[-1] for n in (200, 400)
+        )
+    except (TypeError, ValueError) as error:
+        raise WrongAnswer(f"The field could not be solved: {error}") from None
+    if not torch.allclose(coarse, end, rtol=0, atol=1e-5):
+        raise WrongAnswer("The end depends on the step: the field is too steep to be a flow here.")
+    if not torch.allclose(end[:, 0], -line, rtol=0, atol=1e-5):
+        factor = float((end[:, 0] @ line) / (line @ line))
+        raise WrongAnswer(
+            f"The first coordinate ends at about {factor:.3f} times its start, not at -1 times. "
+            "Pairs have to pass each other without meeting: where is there room?"
+        )
+    gap = end.diff(dim=0).norm(dim=1).min()
+    return f"Right: x becomes -x, and neighbours end {float(gap):.2f} apart."
+
+
+def _turn(t: Tensor, x: Tensor) -> Tensor:
+    return math.pi * torch.stack([-x[:, 1], x[:, 0]], dim=1)
+
+
+def _rotation(angle: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda t, x: angle * torch.stack([-x[:, 1], x[:, 0]], dim=1)
+
+
+TURN = Exercise(
+    id="residual-ex-turn",
+    check=_check_turn,
+    solution=_turn,
+    wrong={
+        "a quarter turn": _rotation(math.pi / 2),
+        "a full turn": _rotation(2 * math.pi),
+        "the target as the field": lambda t, x: -x,
+        "twice the target as the field": lambda t, x: -2 * x,
+        "one coordinate": lambda t, x: -x[:, :1],
+        "too steep": lambda t, x: -300 * torch.sin(300 * x),
+    },
+)
+
+
+EXERCISES = (STACK, SCHEME, THRESHOLD, TURN)
