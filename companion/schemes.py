@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
 
 from torch import Tensor
 
@@ -26,6 +25,10 @@ class Tableau:
         order: the order of convergence.
         a: row ``i`` holds the ``i`` coefficients of stage ``i`` (row 0 is empty).
         b: the weights of the stages.
+        c: the stage times as fractions of a step: the row sums of ``a``.
+        fractions: ``c`` as floats.
+        rows: ``a`` as floats.
+        weights: ``b`` as floats.
 
     Example:
         >>> get_scheme("heun").c
@@ -36,31 +39,26 @@ class Tableau:
     order: int
     a: tuple[Row, ...]
     b: Row
+    c: Row = field(init=False, repr=False, compare=False)
+    fractions: tuple[float, ...] = field(init=False, repr=False, compare=False)
+    rows: tuple[tuple[float, ...], ...] = field(init=False, repr=False, compare=False)
+    weights: tuple[float, ...] = field(init=False, repr=False, compare=False)
 
-    @cached_property
-    def c(self) -> Row:
-        """The stage times as fractions of a step: the row sums of ``a``."""
-        return tuple(sum(row, Fraction(0)) for row in self.a)
+    def __post_init__(self) -> None:
+        # Once and for all, not in cached properties: torch.compile cannot trace their lock.
+        derived = {
+            "c": tuple(sum(row, Fraction(0)) for row in self.a),
+            "fractions": tuple(float(sum(row)) for row in self.a),
+            "rows": tuple(tuple(float(x) for x in row) for row in self.a),
+            "weights": tuple(float(x) for x in self.b),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)  # the dataclass is frozen
 
     @property
     def stages(self) -> int:
         """The number of evaluations of the field in one step."""
         return len(self.b)
-
-    @cached_property
-    def fractions(self) -> tuple[float, ...]:
-        """The stage times ``c`` as floats."""
-        return tuple(float(x) for x in self.c)
-
-    @cached_property
-    def rows(self) -> tuple[tuple[float, ...], ...]:
-        """The rows of ``a`` as floats."""
-        return tuple(tuple(float(x) for x in row) for row in self.a)
-
-    @cached_property
-    def weights(self) -> tuple[float, ...]:
-        """The weights ``b`` as floats."""
-        return tuple(float(x) for x in self.b)
 
     def step(self, stage: Callable[[int, Tensor], Tensor], y: Tensor, h: float | Tensor) -> Tensor:
         r"""Advance ``y`` by one step of size ``h``.
