@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from companion.basis import Basis, Constant, PiecewiseConstant, Place, locate
-from companion.gradients import Gradient, get_gradient
-from companion.methods import get_solver
+from companion.gradients import Adjoint, Gradient, get_gradient
+from companion.methods import METHODS, get_solver
+from companion.schemes import SCHEMES
 from companion.solve import FixedStep, Problem, Solver, Stage, check_finite, check_value, time_like
 
 __all__ = ["DepthWeights", "OdeBlock"]
@@ -34,18 +36,20 @@ class DepthWeights(nn.Module):
         # In a tuple, so that nn.Module does not register the template as a child.
         self._template = (copy.deepcopy(first).to("meta"),)
         self.basis = basis
-        self._shared: dict[str, str] = {}
-        stacked: dict[int, nn.Parameter] = {}
+        stacked: dict[int, nn.Parameter] = {}  # by identity: what is tied stays tied
         for name, param in first.named_parameters(remove_duplicate=False):
             if id(param) not in stacked:
                 values = torch.stack([m.get_parameter(name).detach() for m in modules])
                 stacked[id(param)] = nn.Parameter(values, requires_grad=param.requires_grad)
             _holder(self, name).register_parameter(_leaf(name), stacked[id(param)])
-        for name, _ in first.named_buffers():
-            values = torch.stack([m.get_buffer(name) for m in modules[: basis.cells]])
+        buffers: dict[int, Tensor] = {}
+        for name, buffer in first.named_buffers(remove_duplicate=False):
+            if id(buffer) not in buffers:
+                cells = modules[: basis.cells]
+                buffers[id(buffer)] = torch.stack([m.get_buffer(name) for m in cells])
             holder, leaf = first.get_submodule(name.rpartition(".")[0]), _leaf(name)
             persistent = leaf not in holder._non_persistent_buffers_set
-            _holder(self, name).register_buffer(leaf, values, persistent=persistent)
+            _holder(self, name).register_buffer(leaf, buffers[id(buffer)], persistent=persistent)
 
     @property
     def template(self) -> nn.Module:
@@ -66,11 +70,13 @@ class DepthWeights(nn.Module):
         """
         finer = self.basis.refined()
         for param in self.parameters():
-            param.data = self.basis.refine(param.data)
-            param.grad = None
+            _resize(param, self.basis.refine(param.data))
+        split: dict[int, Tensor] = {}
         for module in self.modules():
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                setattr(module, name, buffer.repeat_interleave(2, dim=0))
+            for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+                if id(buffer) not in split:
+                    split[id(buffer)] = buffer.repeat_interleave(2, dim=0)
+                setattr(module, name, split[id(buffer)])
         self.basis = finer
 
 
@@ -78,16 +84,17 @@ class DepthField:
     """The right-hand side of a block for one solve, its stacks unbound once."""
 
     def __init__(self, weights: DepthWeights, time: bool, cell: int | None = None) -> None:
-        """Unbind ``weights``; a solver without a fixed grid is confined to ``cell``."""
+        """Unbind ``weights``; with ``cell``, read that cell alone, on any grid or none."""
         self.module = weights.template
         self.basis = weights.basis
         self.time = time
         self.cell = cell
-        names, stacks = zip(*weights.named_parameters(), strict=True) if _any(weights) else ((), ())
-        self.coefficients = _rows(names, stacks, self.basis.size)
-        buffers = dict(weights.named_buffers())
-        self.buffers = _rows(tuple(buffers), tuple(buffers.values()), self.basis.cells)
-        self.width = len(names)
+        # Tied tensors are unbound once under each name, so that autograd sums their gradients.
+        stacks = dict(weights.named_parameters(remove_duplicate=False))
+        self.coefficients = _rows(stacks, self.basis.size)
+        buffers = dict(weights.named_buffers(remove_duplicate=False))
+        self.buffers = _rows(buffers, self.basis.cells)
+        self.width = len(stacks)
         self.checked = torch.compiler.is_compiling()
         self.params = tuple(p for row in self.coefficients for p in row.values())
 
@@ -96,15 +103,18 @@ class DepthField:
         place = self._place(stage)
         values = {**self._weights(place), **self.buffers[place.cell]}
         arguments = (time_like(stage.t, y), y) if self.time else (y,)
-        value: Tensor = torch.func.functional_call(self.module, values, arguments)
+        value: Tensor = torch.func.functional_call(
+            self.module, values, arguments, tie_weights=False
+        )
         if not self.checked:
             self.checked = True
             check_value(value, y, "residual")
         return value
 
     def uses(self, stage: Stage) -> list[int]:
-        """Return the indices of the coefficients that the stage's depth reads."""
-        pairs = self.basis.at(self._place(stage))
+        """Return the indices of the coefficients that the stage's depth (or its cell) reads."""
+        place = self._place(stage) if self.cell is None else Place(self.cell, 0.5)
+        pairs = self.basis.at(place)
         return [k * self.width + j for k, _ in pairs for j in range(self.width)]
 
     def recomputation(self) -> DepthField:
@@ -114,12 +124,10 @@ class DepthField:
         return again
 
     def _place(self, stage: Stage) -> Place:
-        if stage.c is not None:
-            return locate(stage.step, stage.steps, stage.c, self.basis.cells)
-        assert self.cell is not None
-        return Place(
-            self.cell, float(torch.as_tensor(stage.t).detach()) * self.basis.cells - self.cell
-        )
+        if self.cell is not None:
+            return Place(self.cell, float(stage.t) * self.basis.cells - self.cell)
+        assert stage.c is not None  # OdeBlock confines a field to a cell where there is no grid
+        return locate(stage.step, stage.steps, stage.c, self.basis.cells)
 
     def _weights(self, place: Place) -> Tensors:
         """Return the parameters at a depth: a coefficient itself, or a sum of several."""
@@ -197,7 +205,7 @@ class OdeBlock(nn.Module):
                 "PiecewiseConstant(cells=8)"
             )
         self.weights = DepthWeights(_instances(residual, basis.size), basis)
-        self.scale = float(scale)
+        self.scale = _finite(scale)
         self.time = time
         self._set_graph(method, steps, gradient, rtol, atol)
 
@@ -259,13 +267,24 @@ class OdeBlock(nn.Module):
         """Return the state at depth 1."""
         self._check_input(x)
         solver = self._solver()
-        if isinstance(solver, FixedStep):
-            return self._solve(x, DepthField(self.weights, self.time), (0.0, 1.0), solver)
         cells = self.weights.basis.cells
+        if isinstance(solver, FixedStep) and cells > 1:
+            self._check_backward(cells)
+            return self._solve(x, DepthField(self.weights, self.time), (0.0, 1.0), solver)
         for cell in range(cells):
             field = DepthField(self.weights, self.time, cell)
             x = self._solve(x, field, (cell / cells, (cell + 1) / cells), solver)
         return x
+
+    def _check_backward(self, cells: int) -> None:
+        """Refuse to go back over all cells at once with a solver that would step across knots."""
+        method = self.gradient.method if isinstance(self.gradient, Adjoint) else None
+        if method is not None and method in METHODS and method not in SCHEMES:
+            raise ValueError(
+                f"gradient: Adjoint(method={method!r}) would step across the knots between "
+                f"{cells} cells that method={self.method!r} solves at once; use one of "
+                f"{', '.join(SCHEMES)} backwards, or {method!r} forwards too"
+            )
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -342,16 +361,32 @@ class OdeBlock(nn.Module):
         )
 
 
-def _any(weights: DepthWeights) -> bool:
-    return next(weights.parameters(), None) is not None
-
-
-def _rows(names: Sequence[str], stacks: Sequence[Tensor], size: int) -> list[Tensors]:
+def _rows(stacks: Mapping[str, Tensor], size: int) -> list[Tensors]:
     """Unbind stacked tensors into one dictionary for each entry of their leading axis."""
     if not stacks:
         return [{} for _ in range(size)]
-    entries = zip(*(stack.unbind(0) for stack in stacks), strict=True)
-    return [dict(zip(names, entry, strict=True)) for entry in entries]
+    entries = zip(*(stack.unbind(0) for stack in stacks.values()), strict=True)
+    return [dict(zip(stacks, entry, strict=True)) for entry in entries]
+
+
+def _resize(param: nn.Parameter, values: Tensor) -> None:
+    """Give a parameter values of another shape, even while an older graph is alive.
+
+    Autograd remembers a leaf's shape for as long as a graph that uses it lives. It forgets only
+    when the dtype changes: hence the detour through an empty tensor of another one.
+    """
+    param.grad = None
+    other = torch.float32 if values.dtype == torch.float64 else torch.float64
+    param.data = torch.empty(0, dtype=other, device=values.device)
+    param.data = values
+
+
+def _finite(scale: object) -> float:
+    if not isinstance(scale, int | float):
+        raise TypeError(f"scale: {scale!r} is not allowed; it must be a number")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale: {scale!r} is not allowed; it must be finite")
+    return float(scale)
 
 
 def _leaf(name: str) -> str:

@@ -38,6 +38,7 @@ def get_solver(method: str | None, steps: int, rtol: float, atol: float) -> Solv
 
     Raises:
         ValueError: for an unknown method, ``steps < 1`` or a negative tolerance.
+        TypeError: for a tolerance that is not a number.
 
     Example:
         >>> get_solver("rk4", steps=20, rtol=1e-7, atol=1e-9).steps
@@ -46,7 +47,9 @@ def get_solver(method: str | None, steps: int, rtol: float, atol: float) -> Solv
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps: {steps!r} is not allowed; it must be an integer of at least 1")
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if not value >= 0 or value == float("inf"):
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name}: {value!r} is not allowed; it must be a number of at least 0")
+        if not 0 <= value < float("inf"):
             raise ValueError(f"{name}: {value!r} is not allowed; it must be a number of at least 0")
     method = "dopri5" if method is None else method
     if method not in METHODS:
@@ -64,6 +67,7 @@ class _Counted:
         self.accepted = 0
         self.rejected = 0
         self.last_step: float | None = None
+        self.reached: float | None = None
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         return self.func(t, y)
@@ -71,6 +75,7 @@ class _Counted:
     def count_accepted(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
         self.accepted += 1
         self.last_step = abs(float(dt.detach()))
+        self.reached = float((t0 + dt).detach())
 
     def count_rejected(self, t0: Tensor, y0: Tensor, dt: Tensor) -> None:
         self.rejected += 1
@@ -117,23 +122,32 @@ class TorchdiffeqSolver:
             stats: where to count steps.
             first_step: size of the first step to try; chosen by the solver if ``None``.
             norm: how an adaptive method measures its error; root mean square if ``None``.
+
+        Raises:
+            ValueError: naming the time at which an adaptive method had to give up.
         """
-        counted = _Counted(func)
+        counted = _Counted(_watched(func) if self.method == SCIPY else func)
         if self.method in ADAPTIVE:
             counted.callback_accept_step = counted.count_accepted  # type: ignore[attr-defined]
             counted.callback_reject_step = counted.count_rejected  # type: ignore[attr-defined]
         times = torch.as_tensor(t, dtype=torch.float64, device=y0.device)
         if self.method not in ADAPTIVE:
             times = times.to(y0.dtype)
-        ys: Tensor = torchdiffeq.odeint(
-            counted,
-            y0,
-            times,
-            rtol=self.rtol,
-            atol=self.atol,
-            method=self.method,
-            options=self._options(first_step, norm),
-        )
+        options = self._options(first_step, norm)
+        try:
+            ys: Tensor = torchdiffeq.odeint(
+                counted, y0, times, rtol=self.rtol, atol=self.atol, method=self.method,
+                options=options,
+            )  # fmt: skip
+        except AssertionError as failure:
+            if not str(failure).startswith(("underflow in dt", "non-finite values")):
+                raise
+            where = float(t[0]) if counted.reached is None else counted.reached
+            raise ValueError(
+                f"y0: {self.method} cannot go on at t = {where:.6g}: the state is not finite, or "
+                "its error needs steps below rounding; loosen rtol and atol, scale the field "
+                "down, or solve a shorter time"
+            ) from None
         if stats is not None:
             fixed = self.steps * (len(times) - 1) if self.method in MULTISTEP else 0
             stats.steps += counted.accepted + fixed
@@ -174,6 +188,27 @@ class TorchdiffeqSolver:
             for y, shift, time in zip(ys[1:], shifts[1:], times[1:], strict=True)
         ]
         return torch.stack([y0, *moved])
+
+
+def _watched(func: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make a field refuse what scipy would lose (a graph) or never leave (infinite values)."""
+    grad = torch.is_grad_enabled()  # torchdiffeq turns gradients off inside
+
+    def watched(t: Tensor, y: Tensor) -> Tensor:
+        with torch.set_grad_enabled(grad):
+            value = func(t, y)
+        if value.requires_grad:
+            raise ValueError(
+                f"gradient: 'backprop' cannot see inside {SCIPY}; use gradient='adjoint'"
+            )
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"y0: the state's derivative is not finite at t = {float(t):.6g}; scale the field "
+                "down, or solve a shorter time"
+            )
+        return value
+
+    return watched
 
 
 def _fine_grid(t: Tensor, steps: int) -> Tensor:

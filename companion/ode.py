@@ -65,6 +65,8 @@ def odeint(
         >>> y[-1]
         tensor([0.3679])
     """
+    if stats is not None and not isinstance(stats, Stats):
+        raise TypeError(f"stats: {stats!r} is not allowed; pass a companion.Stats or None")
     gradient = get_gradient(gradient)
     solver = get_solver(method, steps, rtol, atol)
     state, shapes = _pack_state(y0)
@@ -94,7 +96,7 @@ class FuncField:
         self.func = func
         self.shapes = shapes
         self.params = _parameters(func, gradient)
-        self.finds_params = not gradient.records_graph
+        self.finds_params = not gradient.records_graph and torch.is_grad_enabled()
         self.stats = stats
         self.backward = False
         self.checked = torch.compiler.is_compiling()
@@ -131,11 +133,13 @@ class FuncField:
         if self.shapes is None:
             value: Tensor = self.func(t, y)
             return value
-        return _pack(self.func(t, _unpack(y, self.shapes)))
+        parts = self.func(t, _unpack(y, self.shapes))
+        _check_parts(parts, self.shapes)
+        return _pack(parts)
 
     def _first(self, t: Tensor, y: Tensor) -> Tensor:
         """Evaluate once with checks: the value's shape, and that every parameter is known."""
-        if not self.finds_params or torch.is_grad_enabled():
+        if not self.finds_params:
             value = self._evaluate(t, y)
             check_value(value, y, "func")
             return value
@@ -148,8 +152,23 @@ class FuncField:
 
 def _parameters(func: Func, gradient: Gradient) -> tuple[Tensor, ...]:
     if gradient.params is not None:
-        return gradient.params
+        return tuple({id(p): p for p in gradient.params}.values())  # each tensor once
     return tuple(func.parameters()) if isinstance(func, nn.Module) else ()
+
+
+def _check_parts(value: object, shapes: Shapes) -> None:
+    """Check that a field of a tuple returned a tuple of the same shapes."""
+    if not isinstance(value, tuple | list) or not all(isinstance(v, Tensor) for v in value):
+        raise TypeError(
+            f"func: returned {type(value).__name__}; with a tuple y0 it must return a tuple of "
+            "tensors"
+        )
+    found = [part.shape for part in value]
+    if found != list(shapes):
+        raise ValueError(
+            f"func: returned shapes {[tuple(s) for s in found]} for a state of shapes "
+            f"{[tuple(s) for s in shapes]}; they must be equal"
+        )
 
 
 def _pack(state: tuple[Tensor, ...]) -> Tensor:
@@ -193,14 +212,23 @@ def _times(t: Tensor | Sequence[float], y0: Tensor) -> Times:
         if torch.compiler.is_compiling():
             return t.to(y0)
         values = t.tolist()
-    elif isinstance(t, Iterable):
-        values = [float(x) for x in t]
     else:
-        raise TypeError(f"t: {type(t).__name__} is not allowed; pass a 1-D tensor or floats")
+        values = _floats(t)
     if not torch.compiler.is_compiling():
         _check_times(values)
     traced = isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled()
     return t.to(y0.device) if isinstance(t, Tensor) and traced else values
+
+
+def _floats(t: object) -> list[float]:
+    if not isinstance(t, Iterable) or isinstance(t, str):
+        raise TypeError(f"t: {t!r} is not allowed; pass a 1-D tensor or floats")
+    if any(isinstance(x, Tensor) and x.requires_grad for x in t):
+        raise TypeError("t: a list of tensors that need gradients is not allowed; stack them")
+    try:
+        return [float(x) for x in t]
+    except (TypeError, ValueError):
+        raise TypeError(f"t: {t!r} is not allowed; pass a 1-D tensor or floats") from None
 
 
 def _check_times(values: list[float]) -> None:

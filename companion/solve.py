@@ -23,6 +23,8 @@ __all__ = [
     "Times",
     "check_finite",
     "check_value",
+    "intervals",
+    "step_size",
     "time_like",
 ]
 
@@ -152,12 +154,13 @@ class FixedStep:
         def evaluate(i: int, y: Tensor) -> Tensor:
             return field(self.stage(interval, n, i), y)
 
-        t0, t1 = interval
-        return self.scheme.step(evaluate, y, scale * (t1 - t0) / self.steps)
+        return self.scheme.step(evaluate, y, step_size(interval, self.steps, scale, y))
 
     def first_non_finite(self, field: Field, y0: Tensor, t: Times, scale: float) -> float | None:
         """Solve again, step by step, and return the time where the state stops being finite."""
         y = y0
+        if not torch.isfinite(y).all():
+            return float(t[0])
         for interval in intervals(t):
             for n in range(self.steps):
                 y = self.step(field, y, interval, n, scale)
@@ -173,6 +176,13 @@ Interval = tuple[float, float] | tuple[Tensor, Tensor]
 def intervals(t: Times) -> Iterator[Interval]:
     """Yield the pairs of consecutive output times."""
     return pairwise(t.unbind()) if isinstance(t, Tensor) else pairwise(t)
+
+
+def step_size(interval: Interval, steps: int, scale: float, y: Tensor) -> float | Tensor:
+    """Return the step of an interval times ``scale``; a tensor has the dtype of ``y``."""
+    t0, t1 = interval
+    h = scale * (t1 - t0) / steps
+    return h.to(y.dtype) if isinstance(h, Tensor) else h
 
 
 def time_like(t: float | Tensor, y: Tensor) -> Tensor:

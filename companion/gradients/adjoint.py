@@ -14,6 +14,7 @@ from companion.gradients.recompute import (
     Accumulator,
     autocast_as,
     autocast_mode,
+    check_params,
     differentiate,
     needs_gradient,
     random_state,
@@ -21,7 +22,16 @@ from companion.gradients.recompute import (
 )
 from companion.methods import TorchdiffeqSolver, get_solver
 from companion.schemes import advance
-from companion.solve import Field, FixedStep, Interval, Problem, Solver, Stage, intervals
+from companion.solve import (
+    Field,
+    FixedStep,
+    Interval,
+    Problem,
+    Solver,
+    Stage,
+    intervals,
+    step_size,
+)
 
 __all__ = ["Adjoint"]
 
@@ -53,6 +63,7 @@ class Adjoint:
 
     Raises:
         ValueError: for a field that draws random numbers, or settings no solver accepts.
+        TypeError: for ``params`` that are not a tuple of tensors.
 
     Example:
         >>> from companion import odeint
@@ -68,6 +79,9 @@ class Adjoint:
     rtol: float | None = None
     atol: float | None = None
     params: tuple[Tensor, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_params(self.params)
 
     @property
     def records_graph(self) -> bool:
@@ -166,7 +180,7 @@ def _fixed_steps(
     """Take the steps of one interval backwards; the parameters' integral is a plain quadrature."""
     scheme, steps, field = solver.scheme, solver.steps, problem.field
     t0, t1 = interval
-    h = problem.scale * (t0 - t1) / steps
+    h = -step_size(interval, steps, problem.scale, y)
     from_left = [1 - c for c in scheme.c]
     for n in reversed(range(steps)):
         slopes_y: list[Tensor] = []

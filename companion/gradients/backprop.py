@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from companion.gradients.recompute import needs_gradient
 from companion.methods import SCIPY, TorchdiffeqSolver
 from companion.solve import Problem
 
@@ -25,6 +25,7 @@ class Backprop:
         ValueError: for ``scipy_solver``, whose operations autograd cannot see.
 
     Example:
+        >>> import torch
         >>> from companion import odeint
         >>> y0 = torch.ones(1, requires_grad=True)
         >>> y = odeint(lambda t, y: -y, y0, [0.0, 1.0], method="euler", steps=2)
@@ -45,10 +46,9 @@ class Backprop:
     def solve(self, problem: Problem) -> Tensor:
         """Return the states at all output times, stacked."""
         solver = problem.solver
-        if isinstance(solver, TorchdiffeqSolver) and solver.method == SCIPY:
-            tensors = (problem.y0, *problem.field.params)
-            if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-                raise ValueError(
-                    "gradient: 'backprop' cannot see inside scipy_solver; use gradient='adjoint'"
-                )
+        blind = isinstance(solver, TorchdiffeqSolver) and solver.method == SCIPY
+        if blind and needs_gradient(problem.field, problem.y0, problem.t):
+            raise ValueError(
+                "gradient: 'backprop' cannot see inside scipy_solver; use gradient='adjoint'"
+            )
         return problem.solve()

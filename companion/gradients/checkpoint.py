@@ -16,6 +16,7 @@ from companion.gradients.recompute import (
     RandomState,
     autocast_as,
     autocast_mode,
+    check_params,
     differentiate,
     needs_gradient,
     random_state,
@@ -45,7 +46,9 @@ class Checkpoint:
             tensors that are not its parameters.
 
     Raises:
-        ValueError: for ``every < 1``, or a method without a fixed grid.
+        ValueError: for ``every < 1``, a method without a fixed grid, or a field that draws random
+            numbers in some steps only.
+        TypeError: for ``params`` that are not a tuple of tensors.
 
     Example:
         >>> from companion import odeint
@@ -65,6 +68,7 @@ class Checkpoint:
             raise ValueError(
                 f"every: {self.every!r} is not allowed; it must be an integer of at least 1"
             )
+        check_params(self.params)
 
     @property
     def records_graph(self) -> bool:
@@ -160,12 +164,14 @@ def _forward_segments(
 ) -> tuple[Tensor, list[Tensor], list[RandomState | None]]:
     """Solve; return the outputs, the states where segments start, and the generators' states.
 
-    Generator states are kept only if the first segment drew random numbers.
+    Generator states are kept only if the first segment drew random numbers. A field that starts to
+    draw them later is found out at the end, and refused.
     """
     y = problem.y0
     outputs, starts = [y], []
     random: list[RandomState | None] = []
-    state: RandomState | None = random_state(y.device)
+    first = random_state(y.device)
+    state: RandomState | None = first
     solver = _solver(problem)
     for _, interval, steps in _segments(problem, every):
         starts.append(y)
@@ -179,6 +185,11 @@ def _forward_segments(
                 random, state = [None], None
             else:
                 state = after
+    if state is None and not same_state(first, random_state(y.device)):
+        raise ValueError(
+            "gradient: 'checkpoint' repeats the random numbers of a field that draws them in every "
+            "step, and this one starts to draw later; use gradient='backprop'"
+        )
     if problem.stats is not None:
         problem.stats.steps += solver.steps * (len(outputs) - 1)
     return torch.stack(outputs), starts, random

@@ -15,6 +15,7 @@ __all__ = [
     "RandomState",
     "autocast_as",
     "autocast_mode",
+    "check_params",
     "differentiate",
     "needs_gradient",
     "random_state",
@@ -54,6 +55,18 @@ class Accumulator:
         """Return the sums, with zeros for what nothing used."""
         pairs = zip(self.params, self.grads, strict=True)
         return [torch.zeros_like(p) if grad is None else grad for p, grad in pairs]
+
+
+def check_params(params: object) -> None:
+    """Check the ``params`` of a configured gradient method.
+
+    Raises:
+        TypeError: for anything but ``None`` or a tuple or list of tensors.
+    """
+    if params is None:
+        return
+    if not isinstance(params, tuple | list) or not all(isinstance(p, Tensor) for p in params):
+        raise TypeError(f"params: {params!r} is not allowed; pass a tuple of tensors")
 
 
 def differentiate(
