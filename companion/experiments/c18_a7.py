@@ -40,8 +40,9 @@ def c18_a7(run: Run, *, steps: tuple[int, ...], outputs: tuple[int, ...], batch:
 
     Curves: ``steps`` and ``outputs``; ``bytes_METHOD`` over steps and ``output_bytes_METHOD`` over
     outputs with two steps between neighbours, for ``backprop``, ``checkpoint`` (``every`` is
-    half the root of the steps) and ``adjoint``. Scalars: ``state_bytes``, ``parameter_bytes`` and
-    ``growth_METHOD``, bytes at the last number of steps over those at the first.
+    half the root of the steps) and ``adjoint``. Scalars: ``state_bytes``, ``parameter_bytes``,
+    ``megabytes_METHOD`` at the last number of steps, and ``growth_METHOD``, bytes at the last
+    number of steps over those at the first.
     """
 
     def count(part: Part, method: str, times: int, n: int) -> int:
@@ -55,6 +56,7 @@ def c18_a7(run: Run, *, steps: tuple[int, ...], outputs: tuple[int, ...], batch:
     field, x0 = _problem(batch, run)
     sizes = {"parameter_bytes": _size(*field.parameters()), "state_bytes": _size(x0)}
     growth = {f"growth_{m}": curves[f"bytes_{m}"][-1] / curves[f"bytes_{m}"][0] for m in names}
+    largest = {f"megabytes_{m}": curves[f"bytes_{m}"][-1] / 1e6 for m in names}
     beyond = [b - k * sizes["state_bytes"]
               for b, k in zip(curves["output_bytes_adjoint"], outputs, strict=True)]  # fmt: skip
     factor = steps[-1] / steps[0]
@@ -68,7 +70,9 @@ def c18_a7(run: Run, *, steps: tuple[int, ...], outputs: tuple[int, ...], batch:
         Claim("CL65", f"bytes of backprop over those of the parameters, {steps[-1]} steps",
               curves["bytes_backprop"][-1] / sizes["parameter_bytes"], low=100),
     ]  # fmt: skip
-    return Findings({**growth, **sizes}, {"steps": steps, "outputs": outputs, **curves}, claims)
+    return Findings(
+        {**growth, **largest, **sizes}, {"steps": steps, "outputs": outputs, **curves}, claims
+    )
 
 
 def _methods(steps: int) -> dict[str, Gradient]:
@@ -80,7 +84,7 @@ def _methods(steps: int) -> dict[str, Gradient]:
 def _problem(batch: int, run: Run) -> tuple[TanhField, torch.Tensor]:
     generator = torch.Generator().manual_seed(run.seed)
     field = TanhField(16, 32, generator, torch.float32, run.device)
-    x0 = torch.randn(batch, 16, generator=generator).to(run.device)
+    x0 = torch.randn(batch, 16, generator=generator, dtype=torch.float32).to(run.device)
     return field, x0.requires_grad_()
 
 

@@ -86,7 +86,7 @@ def _growth(field: Linear, steps: int) -> float:
     """Return how much larger an error of the end is at the start, reached by solving back."""
     with torch.no_grad():
         end = odeint(field, _start(field), (0.0, 1.0), method="rk4", steps=steps)[-1]
-        ends = torch.stack([end, end + torch.tensor([_ERROR, 0.0]).to(end)])
+        ends = torch.stack([end, end + end.new_tensor([_ERROR, 0.0])])
         starts = odeint(field, ends, (1.0, 0.0), method="rk4", steps=steps)[-1]
     return float(torch.linalg.vector_norm(starts[1] - starts[0])) / _ERROR
 
