@@ -22,7 +22,7 @@ _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 class Claim:
     r"""One measured number against the range that a claim of the catalogue predicts.
 
-    The claim holds if :math:`\mathrm{low} \le \mathrm{observed} \le \mathrm{high}`; a bound of
+    The claim holds if $\mathrm{low} \le \mathrm{observed} \le \mathrm{high}$; a bound of
     ``None`` is absent and NaN lies in no range.
 
     Attributes:

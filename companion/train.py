@@ -61,7 +61,7 @@ def fit(
         batch_size: rows per step; the last batch of an epoch may be smaller.
         generator: CPU generator that draws the order of the rows.
         schedule: factor on the learning rates, given the finished fraction of all steps in
-            :math:`[0, 1)`.
+            $[0, 1)$.
         clip: largest norm of the whole gradient, or ``None``.
         on_epoch: called after each epoch; the numbers it returns join the history.
         snapshot: where to keep the state, or ``None``.

@@ -115,3 +115,20 @@ def test_the_catalogue_has_every_claim_of_the_papers():
         assert 1 <= statement.chapter <= 17
         assert "|" not in statement.text.replace("\\|", "")
         assert statement.text.count("$") % 2 == statement.paper.count("$") % 2 == 0
+
+
+def test_the_smoke_tier_runs_on_one_thread():
+    def count(run, *, terms, rate):
+        found = {"threads": torch.get_num_threads()}
+        return Findings(found, claims=[Claim("CL01", "x", 1.0, 0.0)])
+
+    count.__module__ = "companion.train"
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        smoke, full = declare(count)(), declare(count)(tier="full")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert smoke["threads"] == smoke.provenance.threads == 1
+    assert full["threads"] == full.provenance.threads == 2

@@ -17,7 +17,7 @@ LAYERS = (
     {"gradients"},
     {"ode"},
     {"block"},
-    {"models", "data", "train", "observe", "figures"},
+    {"models", "data", "train", "observe", "figures", "notebook"},
     {"experiments"},
     {"exercises"},
     {"__main__"},

@@ -1,7 +1,6 @@
 """A run killed with SIGKILL and resumed ends with the bits of one that was never interrupted."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,22 +12,18 @@ from companion.experiments import Part
 from companion.experiments.running import Run, open_folder
 from companion.files import load_checkpoint
 
-TINY = ["--set", "depths=[2,3]", "--set", "seeds=1", "--set", "epochs=4", "--seed", "5"]
+TINY = ["--set", "depths=[2]", "--set", "seeds=1", "--set", "epochs=3", "--seed", "5"]
 NAME = "S22-F3a.smoke"
 
 
 def start(out, *options):
     command = [sys.executable, "-m", "companion", "run", "S22-F3a", "--out", str(out), *TINY]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, *options], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def finish(process):
-    out, err = process.communicate(timeout=300)
+    _, err = process.communicate()
     assert process.returncode == 0, err.decode()
-    return out.decode()
 
 
 def numbers(path):
@@ -57,15 +52,14 @@ def kill_in_the_middle(out, parts):
 def test_killed_runs_end_with_the_same_bits(tmp_path):
     finish(start(tmp_path / "unbroken"))
     broken, caught = tmp_path / "broken", []
-    for parts in (1, 5):
+    for parts in (1, 2):
         caught += kill_in_the_middle(broken, parts)
         assert not (broken / f"{NAME}.json").exists()
     # The kill fell into the training of a part: an epoch or some batches were done, not all.
-    assert any(0 < state["epoch"] + state["position"] < 4 * 1297 for state in caught)
+    assert any(0 < state["epoch"] + state["position"] < 3 * 1297 for state in caught)
     finish(start(broken, "--resume"))
     assert numbers(broken / f"{NAME}.json") == numbers(tmp_path / "unbroken" / f"{NAME}.json")
     assert [path.name for path in broken.iterdir()] == [f"{NAME}.json"]
-    assert "is complete" in finish(start(broken, "--resume"))
 
 
 def squares(folder, resume, identity, fail_at=None):

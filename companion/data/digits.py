@@ -36,7 +36,7 @@ def load_digits(
 ) -> Digits:
     r"""Return the digits, shuffled, split and standardised.
 
-    Pixels :math:`p \in [0, 16]` become :math:`(p/16 - \mu)/(\sigma + 0.1)` with mean and standard
+    Pixels $p \in [0, 16]$ become $(p/16 - \mu)/(\sigma + 0.1)$ with mean and standard
     deviation of that pixel over the training samples. The 0.1 keeps border pixels, which are
     almost always blank, from being blown up.
 

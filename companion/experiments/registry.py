@@ -6,7 +6,8 @@ import inspect
 import pkgutil
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +61,9 @@ class Experiment:
     ) -> Result:
         """Run the experiment.
 
+        The smoke tier runs on one CPU thread, so that its numbers do not depend on how many cores
+        a machine has; its tensors are too small to gain from more.
+
         Args:
             tier: ``"smoke"`` or ``"full"``.
             seed: seed of the whole run.
@@ -87,7 +91,8 @@ class Experiment:
         if folder is not None:
             open_folder(folder, identity, resume)
         start = time.perf_counter()
-        findings = self.function(Run(seed, place, folder, every, report, data), **parameters)
+        with _threads(identity["provenance"]["threads"]):
+            findings = self.function(Run(seed, place, folder, every, report, data), **parameters)
         self._check_claims(findings)
         provenance = Provenance(
             **identity["provenance"],
@@ -129,7 +134,7 @@ class Experiment:
                 "seed": seed,
                 "parameters": dict(parameters),
                 "device": device_name(device),
-                "threads": torch.get_num_threads(),
+                "threads": 1 if tier == "smoke" else torch.get_num_threads(),
                 "source": self.source,
             },
         }
@@ -236,6 +241,16 @@ def run(id: str, **arguments: Any) -> Result:
     The arguments and errors are those of :class:`Experiment` when called.
     """
     return find(id)(**arguments)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _like(default: Any, value: Any, name: str) -> Any:

@@ -1,7 +1,7 @@
 r"""S22-F3a: does the factor 1/N decide whether deep residual networks train?
 
 Sander et al. (2022, Fig. 3a) tie the weights of all layers of a stage and compare
-:math:`x + \frac1N f(x)` with :math:`x + f(x)` as the depth N grows. Here the networks are small
+$x + \frac1N f(x)$ with $x + f(x)$ as the depth N grows. Here the networks are small
 perceptrons and the data are scikit-learn's handwritten digits, in both tiers: ``full`` has more
 depths and seeds, not CIFAR-10. Untied networks are trained beside the tied ones.
 """

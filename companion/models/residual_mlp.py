@@ -10,19 +10,20 @@ from companion.block import OdeBlock
 class ResidualMLP(nn.Module):
     r"""Linear stem, ``layers`` residual layers of one width, linear head.
 
-    .. math:: x_{n+1} = x_n + s\,\bigl(V_n\,\mathrm{relu}(W_n x_n + b_n) + c_n\bigr),
-       \qquad s = 1/N \text{ if scaled, else } 1
+    $$x_{n+1} = x_n + s\,\bigl(V_n\,\mathrm{relu}(W_n x_n + b_n) + c_n\bigr),$$
 
-    The layers are an Euler :class:`~companion.block.OdeBlock` with :math:`N` steps.
+    with $s = 1/N$ if scaled and $s = 1$ if not.
+
+    The layers are an Euler :class:`~companion.block.OdeBlock` with $N$ steps.
 
     Args:
         inputs: size of a sample.
         classes: size of the output.
         width: size of the state.
         hidden: size inside a layer.
-        layers: number of layers :math:`N`.
+        layers: number of layers $N$.
         tied: all layers share one set of weights, instead of one set each.
-        scaled: use the factor :math:`1/N`.
+        scaled: use the factor $1/N$.
 
     Shapes:
         ``(batch, inputs)`` to ``(batch, classes)``.
@@ -67,8 +68,8 @@ class ResidualMLP(nn.Module):
 def residual(width: int, hidden: int) -> nn.Sequential:
     r"""Return the perceptron of one layer.
 
-    Weights are drawn from :math:`\mathcal N(0, 2/\mathrm{width})` and
-    :math:`\mathcal N(0, 1/\mathrm{hidden})`; biases are zero.
+    Weights are drawn from $\mathcal N(0, 2/\mathrm{width})$ and
+    $\mathcal N(0, 1/\mathrm{hidden})$; biases are zero.
 
     Example:
         >>> residual(8, 16)(torch.zeros(2, 8)).abs().max().item()
