@@ -25,7 +25,7 @@ _SHIFT = 1e-5
     title="Gradients of the adjoint against central differences and backprop",
     paper="Chen et al. 2018, section 2, algorithm 1 and appendix B",
     claims=("CL03", "CL04", "CL05"),
-    tiers={"smoke": {"fields": 5, "steps": 20}, "full": {"fields": 20, "steps": 100}},
+    tiers={"smoke": {"fields": 5, "steps": 40}, "full": {"fields": 20, "steps": 100}},
 )
 def c18_a5(run: Run, *, fields: int, steps: int) -> Findings:
     """Differentiate a loss at three output times through ``fields`` random fields.
