@@ -70,9 +70,8 @@ def chapters_in_toc() -> list[str]:
     return list(files(yaml.safe_load((ROOT / "_toc.yml").read_text())))
 
 
-@pytest.fixture(scope="session")
-def book(tmp_path_factory, worker_id) -> Book:
-    """The book, built cold: a build that finds old pages says nothing about them."""
+def shared_book(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Book:
+    """Return the book, built cold: a build that finds old pages says nothing about them."""
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
     output, log = shared / "book", shared / "book.log"

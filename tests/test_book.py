@@ -14,14 +14,12 @@ from urllib.parse import unquote
 import pytest
 import torch
 import yaml
-from book_build import ROOT, chapters_in_toc, jupyter_book, soup
+from book_build import ROOT, Book, chapters_in_toc, jupyter_book, shared_book, soup
 from bs4 import BeautifulSoup
 from sphinx.errors import ConfigError
 from sphinx.util.inventory import InventoryFile
 
 import companion
-
-pytest_plugins = ["book_build"]
 
 EXTERNAL = re.compile(r"^(https?:)?//", re.IGNORECASE)
 TEXTS = [
@@ -37,6 +35,11 @@ CODE = [
 
 
 # The build and its pages
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory, worker_id) -> Book:
+    return shared_book(tmp_path_factory, worker_id)
 
 
 def test_build_is_clean(book):

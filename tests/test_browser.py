@@ -10,10 +10,9 @@ from threading import Thread
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from book_build import chapters_in_toc
+from book_build import Book, chapters_in_toc, shared_book
 from playwright.sync_api import Browser, Page, sync_playwright
 
-pytest_plugins = ["book_build"]
 pytestmark = pytest.mark.browser
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -37,6 +36,11 @@ LOCAL = ("file://", "http://127.0.0.1:", "data:", "blob:")
 SERIOUS = ("serious", "critical")
 # A word, and a page that has it.
 SEARCHED, FOUND = ("Jacobian", "book/notation")
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory, worker_id) -> Book:
+    return shared_book(tmp_path_factory, worker_id)
 
 
 @pytest.fixture(scope="session")
