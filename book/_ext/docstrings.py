@@ -5,13 +5,14 @@ reStructuredText, so this turns `$...$` into the math role and `$$...$$` into th
 Literals and doctests are left alone.
 
 Once: what `companion` itself exports is documented there, and not in its module too. The automatic
-text of a named tuple's field ("Alias for field number 0") is left out. Source pages link back to a
-name in its module, so that name is an anchor too.
+text of a named tuple's field ("Alias for field number 0") is left out. Source pages link back to
+all names of a module under one of the two, so both are anchors.
 
 Colons: napoleon takes the text before a colon in the first line of a property or a constant for its
 type. An empty comment as the first line keeps the sentence whole.
 """
 
+import importlib
 import re
 
 from docutils import nodes
@@ -66,16 +67,29 @@ def _skip(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: o
     return None
 
 
-def _add_home(app: Sphinx, doctree: nodes.document):
+def _add_anchors(app: Sphinx, doctree: nodes.document):
+    homes = {getattr(companion, name).__module__ for name in companion.__all__}
     for signature in doctree.findall(addnodes.desc_signature):
-        if signature.get("module") == "companion" and signature["ids"]:
-            home = getattr(companion, signature["fullname"].split(".")[0]).__module__
-            signature["ids"].append(f"{home}.{signature['fullname']}")
+        module, name = signature.get("module"), signature.get("fullname")
+        if module == "companion":
+            home = getattr(companion, name.split(".")[0]).__module__
+            signature["ids"].append(f"{home}.{name}")
+        elif module in homes:
+            signature["ids"].append(f"companion.{name}")
+
+
+def _source(app: Sphinx, module: str, name: str) -> str:
+    value = getattr(importlib.import_module(module), name.split(".")[0])
+    home = getattr(value, "__module__", module)
+    # An alias such as dict[str, Tensor] says it lives in builtins, which has no source.
+    return home if home.startswith("companion") else module
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.setup_extension("sphinx.ext.viewcode")
     # Before napoleon (priority 500), which splits the text into sections.
     app.connect("autodoc-process-docstring", _process, priority=400)
     app.connect("autodoc-skip-member", _skip)
-    app.connect("doctree-read", _add_home)
+    app.connect("viewcode-follow-imported", _source)
+    app.connect("doctree-read", _add_anchors)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
