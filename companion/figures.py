@@ -39,8 +39,15 @@ def use_style() -> Iterator[None]:
         ('#000000', 'o')
         >>> plt.close(figure)
     """
-    with mpl.rc_context(_settings()):
-        yield
+    interactive = mpl.is_interactive()
+    try:
+        with mpl.rc_context(_settings()):
+            yield
+            interactive = mpl.is_interactive()
+    finally:
+        # A session's first figure loads the backend, and a notebook's turns interactive mode on.
+        # Undoing that would hide all later figures.
+        mpl.interactive(interactive)
 
 
 def spread(axes: Axes, x: ArrayLike, runs: ArrayLike, **line: Any) -> None:

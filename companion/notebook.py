@@ -24,6 +24,8 @@ def glue(name: str, value: object) -> None:
     """
     if not isinstance(value, (int, float, str)):
         raise TypeError(f"value: {type(value).__name__} is not allowed; glue a number or a string")
+    if isinstance(value, float):
+        value = float(value)  # NumPy's own floats have a repr that no format understands
     from IPython.display import display
 
     prefix = "application/papermill.record/"

@@ -29,6 +29,16 @@ def test_the_settings_come_back_even_after_an_error():
     assert dict(mpl.rcParams) == before
 
 
+def test_a_backend_that_turns_interactive_on_inside_leaves_it_on():
+    assert not mpl.is_interactive()
+    try:
+        with use_style():
+            mpl.interactive(True)
+        assert mpl.is_interactive()
+    finally:
+        mpl.interactive(False)
+
+
 def test_importing_changes_no_setting():
     code = (
         "import matplotlib as mpl; before = dict(mpl.rcParams); import companion.figures; "
