@@ -1,0 +1,1 @@
+"""Side-by-side runs: this package, plain PyTorch loops and torchdiffeq on the same work."""
