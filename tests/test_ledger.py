@@ -47,24 +47,52 @@ def test_a_claim_shows_each_tier_beside_the_paper():
     assert cells[0] == "CL57"
     assert cells[2] == "{doc}`1 </notebooks/01_residual_steps>`"
     assert cells[3] == CATALOGUE["CL57"].paper
-    assert cells[4] == "holds: error: 0.05 (at most 0.08) [S22-F3a]"
-    assert cells[5] == "**misses**: error: 0.12 (at most 0.08) [S22-F3a]"
+    assert cells[4] == "holds: 0.05 (at most 0.08)"
+    assert cells[5] == "**misses**: 0.12 (at most 0.08)"
 
 
 def test_what_has_not_been_run_says_so():
     assert row([result(HIT)], "CL57", {1: "notebooks/01_x"})[4:] == (
-        "holds: error: 0.05 (at most 0.08) [S22-F3a]",
+        "holds: 0.05 (at most 0.08)",
         "not yet run",
     )
     assert row([], "CL48")[4:] == ("chapter to come", "chapter to come")
 
 
-def test_a_claim_decided_twice_shows_both():
+def test_a_claim_decided_more_than_once_shows_every_number():
     again = replace(HIT, text="difference", observed=-0.01, low=-0.02)
-    assert row([result(HIT, again)], "CL57")[4] == (
-        "holds: error: 0.05 (at most 0.08) [S22-F3a]; "
-        "holds: difference: -0.01 (from -0.02 to 0.08) [S22-F3a]"
+    worst = replace(HIT, text="worst", observed=0.5)
+    assert row([result(worst, HIT, again)], "CL57")[4] == (
+        "holds: 0.05 (at most 0.08), −0.01 (−0.02 to 0.08); **misses**: 0.5 (at most 0.08)"
     )
+
+
+@pytest.mark.parametrize(
+    ("x", "spelled"),
+    [
+        (0.0, "0"),
+        (-0.5101, "−0.51"),
+        (2894.0, "$2.89\\times 10^{3}$"),
+        (1.954e-10, "$1.95\\times 10^{-10}$"),
+        (-3e8, "$-3\\times 10^{8}$"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_numbers_are_spelled_for_readers(x, spelled):
+    assert ledger.number(x) == spelled
+
+
+def test_an_exact_expectation_says_so():
+    assert ledger.expected(Claim("CL02", "x", 0.0, 0.0, 0.0)) == "exactly 0"
+
+
+def test_measurements_put_the_tiers_side_by_side_in_words():
+    full = result(replace(HIT, observed=0.04), tier="full")
+    assert list(ledger.measurements([result(HIT, MISS), full]))[2:] == [
+        "| S22-F3a | CL57 | error | holds: 0.05 (at most 0.08) | holds: 0.04 (at most 0.08) |",
+        "| S22-F3a | CL58 | error | **misses**: 0.2 (at least 0.3) | not yet run |",
+    ]
 
 
 def test_misses_are_listed_with_their_explanation():
@@ -123,7 +151,7 @@ def test_the_page_is_drawn_from_the_files_and_drawn_again(tmp_path):
     result(HIT, MISS).save(folder / "S22-F3a.smoke.json")
     html = build(tmp_path, text)
     assert "0.05 (at most 0.08)" in html
-    assert "<strong>misses</strong>: error: 0.2" in html
+    assert "<strong>misses</strong>: 0.2 (at least 0.3)" in html
     assert "Too few layers." in html
     assert "$" not in html.split("<body")[1]
 

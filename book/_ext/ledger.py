@@ -54,6 +54,8 @@ def page(results: list[Result], chapters: dict[int, str]) -> Iterator[str]:
             ),
         )
     yield from misses(results)
+    yield from ("", "## What was measured", "")
+    yield from measurements(results)
     yield from ("", "## Recorded runs", "")
     if results:
         heads = ("Experiment", "Tier", "Seed", "Device", "Software", "Duration", "Finished (UTC)")
@@ -67,30 +69,64 @@ def claim_row(
 ) -> tuple[str, ...]:
     document = chapters.get(statement.chapter)
     chapter = f"{{doc}}`{statement.chapter} </{document}>`" if document else str(statement.chapter)
-    cells = []
-    for tier in TIERS:
-        decided = [
-            f"{verdict(claim)} [{result.experiment}]"
-            for result in results
-            for claim in result.claims
-            if result.provenance.tier == tier and claim.id == statement.id
-        ]
-        absent = "not yet run" if document else "chapter to come"
-        cells.append("; ".join(decided) or absent)
+    cells = [
+        verdicts(claim for _, claim in measured(results, tier) if claim.id == statement.id)
+        or ("not yet run" if document else "chapter to come")
+        for tier in TIERS
+    ]
     return (statement.id, statement.text, chapter, statement.paper or "–", *cells)
 
 
-def verdict(claim: Claim) -> str:
-    text = f"{claim.text}: {claim.observed:.3g} ({expected(claim)})"
-    return f"holds: {text}" if claim.holds else f"**misses**: {text}"
+def measured(results: list[Result], tier: str) -> list[tuple[str, Claim]]:
+    chosen = (result for result in results if result.provenance.tier == tier)
+    return [(result.experiment, claim) for result in chosen for claim in result.claims]
+
+
+def verdicts(claims: Iterable[Claim]) -> str:
+    """Join the numbers that hold, then those that miss."""
+    claims = list(claims)
+    hits = ", ".join(value(claim) for claim in claims if claim.holds)
+    misses = ", ".join(value(claim) for claim in claims if not claim.holds)
+    parts = (hits and f"holds: {hits}", misses and f"**misses**: {misses}")
+    return "; ".join(part for part in parts if part)
+
+
+def value(claim: Claim) -> str:
+    return f"{number(claim.observed)} ({expected(claim)})"
+
+
+def number(x: float) -> str:
+    """Spell a number with three digits, large and small ones with a power of ten."""
+    mantissa, _, exponent = f"{x:.3g}".partition("e")
+    if exponent:
+        return f"${mantissa}\\times 10^{{{int(exponent)}}}$"
+    return mantissa.replace("-", "−")
 
 
 def expected(claim: Claim) -> str:
     if claim.low is None:
-        return f"at most {claim.high:g}"
+        assert claim.high is not None
+        return f"at most {number(claim.high)}"
     if claim.high is None:
-        return f"at least {claim.low:g}"
-    return f"from {claim.low:g} to {claim.high:g}"
+        return f"at least {number(claim.low)}"
+    if claim.low == claim.high:
+        return f"exactly {number(claim.low)}"
+    return f"{number(claim.low)} to {number(claim.high)}"
+
+
+def measurements(results: list[Result]) -> Iterator[str]:
+    """Yield a table that says in words what each number is."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for tier in TIERS:
+        for experiment, claim in measured(results, tier):
+            rows.setdefault((experiment, claim.id, claim.text), {})[tier] = verdicts([claim])
+    yield from table(
+        ("Experiment", "Claim", "Measured", "Smoke run", "Full run"),
+        (
+            (*key, *(cells.get(tier, "not yet run") for tier in TIERS))
+            for key, cells in rows.items()
+        ),
+    )
 
 
 def misses(results: list[Result]) -> Iterator[str]:
@@ -100,7 +136,7 @@ def misses(results: list[Result]) -> Iterator[str]:
         yield "No recorded claim misses its range."
     for result, claim in missed:
         run = f"{result.experiment}, {result.provenance.tier} tier"
-        yield f"- **{claim.id}** ({run}): {verdict(claim)}. {claim.note}"
+        yield f"- **{claim.id}** ({run}): {claim.text}: {value(claim)}. {claim.note}"
 
 
 def run_row(result: Result) -> tuple[str, ...]:
