@@ -1,13 +1,16 @@
 """Continuous-depth networks: one block, four knobs (field, weights, method, gradient)."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from companion.basis import Constant, PiecewiseConstant, PiecewiseLinear
 from companion.block import OdeBlock
 from companion.ode import odeint
 from companion.solve import Stats
 
-__version__ = version("continuous-depth")
+try:
+    __version__ = version("continuous-depth")
+except PackageNotFoundError:  # a checkout that is on the path but not installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "Constant",
