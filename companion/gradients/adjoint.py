@@ -182,22 +182,23 @@ def _fixed_steps(
     t0, t1 = interval
     h = -step_size(interval, steps, problem.scale, y)
     from_left = [1 - c for c in scheme.c]
+    shares = [-float(h) * weight for weight in scheme.weights]
     for n in reversed(range(steps)):
         slopes_y: list[Tensor] = []
         slopes_a: list[Tensor] = []
-        for row, c, fraction, weight in zip(
-            scheme.rows, from_left, scheme.fractions, scheme.weights, strict=True
+        for row, c, fraction, share in zip(
+            scheme.rows, from_left, scheme.fractions, shares, strict=True
         ):
             t = t1 + (steps - 1 - n + fraction) * ((t0 - t1) / steps)
             stage = Stage(t, n, steps, c)
-            indices = sums.select(field.uses(stage)) if weight else []
+            indices = sums.select(field.uses(stage)) if share else []
             slope_y, slope_a, grads = _slopes(
                 field, stage, advance(y, slopes_y, row, h), advance(a, slopes_a, row, h),
                 [sums.params[k] for k in indices],
             )  # fmt: skip
             slopes_y.append(slope_y)
             slopes_a.append(slope_a)
-            sums.add(indices, grads, -float(h) * weight)
+            sums.add(indices, grads, share)
         y = advance(y, slopes_y, scheme.weights, h)
         a = advance(a, slopes_a, scheme.weights, h)
     return a

@@ -206,8 +206,8 @@ def _backward_segment(
     """Recompute a segment with a graph; return ``a`` pulled back to its start."""
     output, interval, steps = segment
     solver = _solver(problem)
-    stages = (solver.stage(interval, n, i) for n in steps for i in range(solver.scheme.stages))
-    indices = sums.select(dict.fromkeys(k for stage in stages for k in problem.field.uses(stage)))
+    stages = [solver.stage(interval, n, i) for n in steps for i in range(solver.scheme.stages)]
+    indices = sums.select(sorted(set().union(*map(problem.field.uses, stages))))
     ends: list[Tensor] = []
     with torch.enable_grad():
         y = start.detach().requires_grad_()

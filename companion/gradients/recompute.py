@@ -49,7 +49,7 @@ class Accumulator:
             if total is None:
                 self.grads[k] = grad * factor
             else:
-                self.grads[k] = total.add(grad, alpha=factor)
+                total.add_(grad, alpha=factor)  # in place: the first sum was a product, so ours
 
     def filled(self) -> list[Tensor]:
         """Return the sums, with zeros for what nothing used."""
