@@ -11,7 +11,7 @@ import torchdiffeq
 from torch import Tensor
 
 from companion.schemes import SCHEMES, get_scheme
-from companion.solve import Field, FixedStep, Solver, Stage, Stats, Times, intervals
+from companion.solve import Field, FixedStep, Solver, Stage, Stats, Times
 
 __all__ = ["ADAPTIVE", "METHODS", "MULTISTEP", "TorchdiffeqSolver", "get_solver"]
 
@@ -133,12 +133,17 @@ class TorchdiffeqSolver:
         times = torch.as_tensor(t, dtype=torch.float64, device=y0.device)
         if self.method not in ADAPTIVE:
             times = times.to(y0.dtype)
+        # The Adams methods extrapolate from equal past steps: each interval starts them afresh.
+        pieces = times.unfold(0, 2, 1).unbind() if self.method in MULTISTEP else (times,)
         options = self._options(first_step, norm)
+        states = [y0.unsqueeze(0)]
         try:
-            ys: Tensor = torchdiffeq.odeint(
-                counted, y0, times, rtol=self.rtol, atol=self.atol, method=self.method,
-                options=options,
-            )  # fmt: skip
+            for piece in pieces:
+                ys = torchdiffeq.odeint(
+                    counted, states[-1][-1], piece, rtol=self.rtol, atol=self.atol,
+                    method=self.method, options=options,
+                )  # fmt: skip
+                states.append(ys[1:])
         except AssertionError as failure:
             if not str(failure).startswith(("underflow in dt", "non-finite values")):
                 raise
@@ -152,13 +157,13 @@ class TorchdiffeqSolver:
             fixed = self.steps * (len(times) - 1) if self.method in MULTISTEP else 0
             stats.steps += counted.accepted + fixed
             stats.rejected += counted.rejected
-        return ys, counted.last_step
+        return torch.cat(states), counted.last_step
 
     def _options(
         self, first_step: float | None, norm: Callable[[Tensor], Tensor] | None
     ) -> dict[str, Any]:
         if self.method in MULTISTEP:
-            return {"grid_constructor": lambda func, y0, t: _fine_grid(t, self.steps)}
+            return {"grid_constructor": lambda func, y0, t: _equal_steps(t, self.steps)}
         options: dict[str, Any] = {}
         if self.method in ADAPTIVE:
             if first_step is not None:
@@ -211,10 +216,8 @@ def _watched(func: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tens
     return watched
 
 
-def _fine_grid(t: Tensor, steps: int) -> Tensor:
-    """Return the grid of ``steps`` equal steps in every interval of ``t``, ends included."""
-    pieces = [
-        torch.linspace(float(t0), float(t1), steps + 1, dtype=t.dtype, device=t.device)[:-1]
-        for t0, t1 in intervals(t)
-    ]
-    return torch.cat([*pieces, t[-1:]])
+def _equal_steps(t: Tensor, steps: int) -> Tensor:
+    """Return the grid of ``steps`` equal steps from ``t[0]`` to ``t[1]``, ends included."""
+    t0, t1 = t.tolist()
+    grid = torch.linspace(t0, t1, steps + 1, dtype=t.dtype, device=t.device)
+    return torch.cat([grid[:-1], t[-1:]])

@@ -180,7 +180,7 @@ def _unpack(flat: Tensor, shapes: Shapes) -> tuple[Tensor, ...]:
     sizes = [math.prod(shape) for shape in shapes]
     parts = torch.split(flat, sizes, dim=-1)
     return tuple(
-        part.reshape(*flat.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)
+        part.reshape((*flat.shape[:-1], *shape)) for part, shape in zip(parts, shapes, strict=True)
     )
 
 

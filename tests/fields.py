@@ -26,9 +26,7 @@ class Tanh(nn.Module):
 
 def randn(*shape, device, dtype=torch.float64, seed: int = 1):
     """Return the same normal numbers on every device."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(
-        device
-    )
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(device)
 
 
 def gradients(loss, inputs):

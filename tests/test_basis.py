@@ -141,8 +141,6 @@ def test_a_constant_cannot_be_refined():
 @pytest.mark.parametrize("make", [PiecewiseConstant, PiecewiseLinear])
 @pytest.mark.parametrize("cells", [0, -2, 1.0, "3", None, True], ids=repr)
 def test_cells_must_be_a_positive_integer(make, cells):
-    with pytest.raises(
-        ValueError, match=r"cells: .* it must be an integer of at least 1"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"cells: .* must be an integer") as caught:
         make(cells)
     assert repr(cells) in str(caught.value)
