@@ -25,9 +25,9 @@ class Book:
     log: str
 
     def pages(self) -> dict[str, Path]:
-        return {
-            str(path.relative_to(self.html)): path for path in sorted(self.html.rglob("*.html"))
-        }
+        """Return the pages by name; the theme keeps templates that are none in `_static`."""
+        found = {str(path.relative_to(self.html)): path for path in self.html.rglob("*.html")}
+        return {name: found[name] for name in sorted(found) if not name.startswith("_static")}
 
 
 @functools.cache

@@ -35,7 +35,7 @@ RULES = {
 LOCAL = ("file://", "http://127.0.0.1:", "data:", "blob:")
 SERIOUS = ("serious", "critical")
 # A word of chapter 2, "Differentiate through a solver without storing it".
-SEARCHED, FOUND = ("Pontryagin", "02_adjoint")
+SEARCHED, FOUND = ("costate", "02_adjoint")
 
 
 @pytest.fixture(scope="session")
