@@ -4,7 +4,7 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-REPEATABLE = settings(deadline=None, derandomize=True, max_examples=60)
+REPEATABLE = settings(deadline=None, derandomize=True, max_examples=25)
 """The same examples on every run, and no clock."""
 
 
