@@ -90,13 +90,25 @@ def test_a_grid_before_the_asymptotic_range_misses():
 # C18-PL2: distances
 
 
-def test_distance_ratios_hold_and_depend_on_the_seed():
-    result = run("C18-PL2", fields=2, pairs=5)
+def test_distance_rates_against_another_solver():
+    result = run("C18-PL2", fields=2, dimension=2, pairs=4)
     assert result.misses == ()
-    assert result["ratio"].shape == (2, 5)
-    assert run("C18-PL2", fields=1, pairs=5, seed=1)["ratio"][0].tolist() == (
-        result["ratio"][1].tolist()
-    )
+    assert result["pairs"] == 8
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(2, 2, generator=generator, dtype=torch.float64).numpy()
+    start = torch.randn(2, 4, 2, generator=generator, dtype=torch.float64).numpy()
+
+    def end(x):
+        solved = solve_ivp(lambda t, x: np.tanh(weight @ x), (0, 1), x, rtol=1e-10, atol=1e-12)
+        return solved.y[:, -1]
+
+    after = [np.linalg.norm(end(x) - end(y)) for x, y in zip(*start, strict=True)]
+    before = np.linalg.norm(start[0] - start[1], axis=1)
+    rates = np.log(after / before) / np.linalg.norm(weight, 2)
+    assert result["slowest"][1] == pytest.approx(rates.min(), abs=1e-7)
+    assert result["fastest"][1] == pytest.approx(rates.max(), abs=1e-7)
+    assert result["lowest"] == result["slowest"].min()
+    assert result["highest"] == result["fastest"].max()
 
 
 # S22-F1: crossing trajectories
