@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from companion.gradients import Gradient, get_gradient
 from companion.methods import get_solver
-from companion.solve import Problem, Stage, Stats, Times, check_finite, check_value, time_like
+from companion.solve import (
+    Problem,
+    Stage,
+    Stats,
+    Times,
+    check_finite,
+    check_value,
+    stacked,
+    time_like,
+)
 
 __all__ = ["odeint"]
 
@@ -73,7 +82,7 @@ def odeint(
     times = _times(t, state)
     field = FuncField(func, state, shapes, gradient, stats)
     problem = Problem(field, state, times, solver, stats=stats)
-    ys = gradient.solve(problem)
+    ys = stacked(gradient.solve(problem))
     if not torch.compiler.is_compiling():
         check_finite(ys, problem)
     return ys if shapes is None else _unpack(ys, shapes)

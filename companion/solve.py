@@ -19,17 +19,23 @@ __all__ = [
     "Problem",
     "Solver",
     "Stage",
+    "States",
     "Stats",
     "Times",
     "check_finite",
     "check_value",
     "intervals",
+    "stacked",
     "step_size",
     "time_like",
 ]
 
 Times = Sequence[float] | Tensor
 """Output times: floats, or a 1-D tensor when the loss is differentiated with respect to them."""
+
+
+States = Tensor | list[Tensor]
+"""The states at all output times, stacked or one by one: who wants the last alone pays no copy."""
 
 
 class Stage(NamedTuple):
@@ -90,8 +96,8 @@ class Solver(Protocol):
 
     def solve(
         self, field: Field, y0: Tensor, t: Times, scale: float = 1.0, stats: Stats | None = None
-    ) -> Tensor:
-        """Solve from ``t[0]``; return the states at all of ``t``, stacked."""
+    ) -> States:
+        """Solve from ``t[0]``; return the states at all of ``t``."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Problem:
     scale: float = 1.0
     stats: Stats | None = None
 
-    def solve(self) -> Tensor:
+    def solve(self) -> States:
         """Run the solver; autograd records what its mode says."""
         return self.solver.solve(self.field, self.y0, self.t, self.scale, self.stats)
 
@@ -128,8 +134,8 @@ class FixedStep:
 
     def solve(
         self, field: Field, y0: Tensor, t: Times, scale: float = 1.0, stats: Stats | None = None
-    ) -> Tensor:
-        """Solve from ``t[0]``; return the states at all of ``t``, stacked."""
+    ) -> States:
+        """Solve from ``t[0]``; return the states at all of ``t``."""
         states = [y0]
         for interval in intervals(t):
             y = states[-1]
@@ -138,7 +144,7 @@ class FixedStep:
             states.append(y)
         if stats is not None:
             stats.steps += self.steps * (len(states) - 1)
-        return torch.stack(states)
+        return states
 
     def stage(self, interval: Interval, n: int, i: int) -> Stage:
         """Return where stage ``i`` of step ``n`` of an interval is evaluated."""
@@ -185,6 +191,11 @@ def step_size(interval: Interval, steps: int, scale: float, y: Tensor) -> float 
     return h.to(y.dtype) if isinstance(h, Tensor) else h
 
 
+def stacked(ys: States) -> Tensor:
+    """Return states stacked along a new first axis."""
+    return ys if isinstance(ys, Tensor) else torch.stack(ys)
+
+
 def time_like(t: float | Tensor, y: Tensor) -> Tensor:
     """Return a time as a 0-d tensor of the dtype and device of ``y``."""
     if isinstance(t, Tensor):
@@ -222,7 +233,7 @@ def check_value(value: object, y: Tensor, argument: str) -> None:
         )
 
 
-def check_finite(ys: Tensor, problem: Problem) -> None:
+def check_finite(ys: States, problem: Problem) -> None:
     """Raise a ``ValueError`` that says where, if a solve left the finite numbers.
 
     The check is made once, on the last state: adding a step to a state that is not finite never
@@ -242,7 +253,7 @@ def check_finite(ys: Tensor, problem: Problem) -> None:
             field = problem.field.recomputation()
             where = problem.solver.first_non_finite(field, problem.y0, problem.t, problem.scale)
     if where is None:
-        bad = ~torch.isfinite(ys).flatten(1).all(dim=1)
+        bad = ~torch.isfinite(stacked(ys)).flatten(1).all(dim=1)
         where = float(problem.t[int(bad.nonzero()[0])])
     raise ValueError(
         f"y0: the state stopped being finite at t = {where:.6g}; take smaller steps, scale the "

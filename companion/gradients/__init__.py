@@ -13,7 +13,7 @@ from torch import Tensor
 from companion.gradients.adjoint import Adjoint
 from companion.gradients.backprop import Backprop
 from companion.gradients.checkpoint import Checkpoint
-from companion.solve import Problem
+from companion.solve import Problem, States
 
 __all__ = ["GRADIENTS", "Adjoint", "Backprop", "Checkpoint", "Gradient", "get_gradient"]
 
@@ -29,8 +29,8 @@ class Gradient(Protocol):
     def records_graph(self) -> bool:
         """Whether autograd itself sees every evaluation, and so finds all parameters alone."""
 
-    def solve(self, problem: Problem) -> Tensor:
-        """Return the states at all output times, stacked, with this method's backward pass."""
+    def solve(self, problem: Problem) -> States:
+        """Return the states at all output times, with this method's backward pass."""
 
 
 GRADIENTS: dict[str, type[Backprop] | type[Adjoint] | type[Checkpoint]] = {

@@ -29,7 +29,9 @@ from companion.solve import (
     Problem,
     Solver,
     Stage,
+    States,
     intervals,
+    stacked,
     step_size,
 )
 
@@ -88,8 +90,8 @@ class Adjoint:
         """The forward solve records nothing, so parameters must be named."""
         return False
 
-    def solve(self, problem: Problem) -> Tensor:
-        """Return the states at all output times, stacked."""
+    def solve(self, problem: Problem) -> States:
+        """Return the states at all output times."""
         backward = self._backward_solver(problem.solver)
         if not needs_gradient(problem.field, problem.y0, problem.t):
             return problem.solve()
@@ -127,7 +129,7 @@ class _ContinuousAdjoint(torch.autograd.Function):
         ctx.mode = autocast_mode(y0)
         before = random_state(y0.device)
         with autocast_as(ctx.mode):
-            ys = problem.solve()
+            ys = stacked(problem.solve())
         if not same_state(before, random_state(y0.device)):
             raise ValueError(
                 "gradient: 'adjoint' needs a deterministic field, and this one draws random "

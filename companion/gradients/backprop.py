@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from companion.gradients.recompute import needs_gradient
 from companion.methods import SCIPY, TorchdiffeqSolver
-from companion.solve import Problem
+from companion.solve import Problem, States
 
 __all__ = ["Backprop"]
 
@@ -43,8 +41,8 @@ class Backprop:
         """Autograd sees every evaluation."""
         return True
 
-    def solve(self, problem: Problem) -> Tensor:
-        """Return the states at all output times, stacked."""
+    def solve(self, problem: Problem) -> States:
+        """Return the states at all output times."""
         solver = problem.solver
         blind = isinstance(solver, TorchdiffeqSolver) and solver.method == SCIPY
         if blind and needs_gradient(problem.field, problem.y0, problem.t):

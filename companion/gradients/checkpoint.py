@@ -23,7 +23,7 @@ from companion.gradients.recompute import (
     same_state,
     set_random_state,
 )
-from companion.solve import FixedStep, Interval, Problem, intervals
+from companion.solve import FixedStep, Interval, Problem, States, intervals
 
 __all__ = ["Checkpoint"]
 
@@ -75,8 +75,8 @@ class Checkpoint:
         """The forward solve records nothing, so parameters must be named."""
         return False
 
-    def solve(self, problem: Problem) -> Tensor:
-        """Return the states at all output times, stacked."""
+    def solve(self, problem: Problem) -> States:
+        """Return the states at all output times."""
         if not isinstance(problem.solver, FixedStep):
             raise ValueError(
                 "gradient: 'checkpoint' needs a fixed-step method; "
