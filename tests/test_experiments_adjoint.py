@@ -44,7 +44,7 @@ def _euler_adjoints(steps):
     return torch.stack(xs).detach(), torch.stack(torch.autograd.grad(xs[-1] ** 2 / 2, xs))
 
 
-def test_backprop_through_euler_tends_to_the_adjoint():
+def test_backprop_tends_to_the_adjoint():
     """Closed form: x = 1 / (1 + 4 exp(-t)) and a(t) = x(2) dx(2)/dx(t), uniformly in t."""
     counts = [64, 128, 256, 512]
     errors = []
@@ -106,7 +106,7 @@ def test_adjoint_jumps_at_observations(method, steps):
     torch.testing.assert_close(got[2].tolist(), [by_start, *by_later], rtol=1e-8, atol=0)
 
 
-def test_gap_to_backprop_falls_with_the_order():
+def test_gap_falls_with_the_order():
     result = run("C18-A6", fields=2, steps=(8, 16, 32))
     assert [claim.text.split()[-1] for claim in result.claims] == [
         "euler", "midpoint", "heun", "rk4",
@@ -114,7 +114,7 @@ def test_gap_to_backprop_falls_with_the_order():
     assert not result.misses
 
 
-def test_errors_grow_backwards_at_the_rate_of_contraction():
+def test_errors_grow_backwards():
     """Both bounds of the proposition, on -2 x + 0.5 sin x, and equality on -lambda x."""
 
     def field(t, x):
