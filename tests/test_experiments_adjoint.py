@@ -144,7 +144,7 @@ def test_memory_of_the_adjoint_is_flat():
     ratio = result["bytes_backprop"][-1] / result["bytes_backprop"][0]
     assert 7.5 <= ratio <= 8.5
     states = result["output_bytes_adjoint"] / result["state_bytes"]
-    assert (states[-1] - states[0]) == 98  # one state for each output, nothing else
+    assert states.tolist() == [2, 10, 100]  # the output and nothing else
     assert result["bytes_adjoint"][-1] < result["bytes_checkpoint"][-1] < ratio * 1e5
 
 

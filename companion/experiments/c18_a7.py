@@ -57,14 +57,16 @@ def c18_a7(run: Run, *, steps: tuple[int, ...], outputs: tuple[int, ...], batch:
     sizes = {"parameter_bytes": _size(*field.parameters()), "state_bytes": _size(x0)}
     growth = {f"growth_{m}": curves[f"bytes_{m}"][-1] / curves[f"bytes_{m}"][0] for m in names}
     largest = {f"megabytes_{m}": curves[f"bytes_{m}"][-1] / 1e6 for m in names}
-    beyond = [b - k * sizes["state_bytes"]
-              for b, k in zip(curves["output_bytes_adjoint"], outputs, strict=True)]  # fmt: skip
+    over_output = max(
+        count / (k * sizes["state_bytes"])
+        for count, k in zip(curves["output_bytes_adjoint"], outputs, strict=True)
+    )
     factor = steps[-1] / steps[0]
     claims = [
         Claim("CL06", f"bytes of the adjoint, {steps[-1]} steps over {steps[0]}",
               growth["growth_adjoint"], low=1, high=1),
-        Claim("CL06", f"bytes of the adjoint beyond its output, {outputs[-1]} times minus "
-              f"{outputs[0]}", beyond[-1] - beyond[0], low=0, high=0),
+        Claim("CL06", f"bytes of the adjoint over those of its output, 2 to {outputs[-1]} times",
+              over_output, low=1, high=1),
         Claim("CL06", f"bytes of backprop, {steps[-1]} steps over {steps[0]}, over {factor:g}",
               growth["growth_backprop"] / factor, low=0.94, high=1.06),
         Claim("CL65", f"bytes of backprop over those of the parameters, {steps[-1]} steps",
