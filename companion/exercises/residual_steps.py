@@ -112,7 +112,7 @@ def _check_scheme(answer: Step) -> str:
     order = _fitted_order(answer)
     if abs(order - 2) > 0.1:
         raise WrongAnswer(f"The fitted order is {order:.2f}. Use only f, t, x and h.")
-    return f"Right: two evaluations a step, fitted order {order:.2f}. This is Ralston's scheme."
+    return f"Right: two slopes, fitted order {order:.2f}: Ralston's scheme."
 
 
 _HINTS = {
@@ -208,7 +208,7 @@ def _check_threshold(answer: Callable[[int], Sequence[float]]) -> str:
             f"This is -x, but the steepest slope is {worst:.3g} N; stay below 1.01 N. Let one "
             "layer reverse and shrink the line, and the others stretch it back."
         )
-    return f"Right: -x with slopes of at most {worst:.6f} N. The theorem excludes less than N."
+    return f"Right: -x, and no slope exceeds {worst:.5f} N."
 
 
 def _threshold(layers: int) -> list[float]:
