@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 
-.PHONY: help book serve test notebooks check clean
+.PHONY: help book serve test notebooks check bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,6 +33,9 @@ check: .venv/.installed ## the quick gate: lint, format, types, notebook pairs a
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/notebooks.py check
+
+bench: .venv/.installed ## measure the speed page's ratios anew (ten minutes)
+	$(BIN)/python -m benchmarks
 
 clean: ## remove what the other targets built (not .venv)
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache

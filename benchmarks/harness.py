@@ -158,5 +158,5 @@ def save(path: Path, reports: list[dict[str, Any]], rounds: int) -> None:
 
 def report(name: str, question: str, excluded: str, rows: Iterable[Row]) -> dict[str, Any]:
     """Return one benchmark's part of the file."""
-    plain = [asdict(row) for row in rows]
+    plain = [{**asdict(row), "verdict": row.verdict} for row in rows]
     return {"name": name, "question": question, "excluded": excluded, "rows": plain}

@@ -1,12 +1,16 @@
 """Every benchmark runs at a tiny size, and what it compares agrees. Nothing here asserts a time."""
 
+import json
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.__main__ import NAMES
-from benchmarks.harness import Row, agree, cells, operations
+from benchmarks.harness import Row, agree, cells, operations, report, save
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,3 +49,23 @@ def test_verdict_and_cells():
     assert cells(row)[4:] == ("1.200", "1.10 to 1.30", "1.10", "above")
     assert Row("work", "a", "b", "bytes", 1.1, bar=1.1).verdict == "within"
     assert Row("work", "a", "b", "bytes", 1.1).verdict == ""
+
+
+def test_the_page_shows_every_recorded_row(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    rows = [
+        Row("work", "a", "b", "time", 1.234, 1.1, 1.3, bar=1.1, note="compiled in 9 s"),
+        Row("work", "c", "b", "bytes", 0.5),
+    ]
+    save(tmp_path / "speed.json", [report("one", "What?", "Nothing.", rows)], rounds=7)
+    content = json.loads((tmp_path / "speed.json").read_text())
+    lines = list(import_module("speed").page(content))
+    assert "| work | a | b | time | 1.234 | 1.10 to 1.30 | 1.10 | above |" in lines
+    assert "| work | c | b | bytes | 0.500 |  |  |  |" in lines
+    assert "- a: compiled in 9 s" in lines
+    assert any("Rounds: 7." in line for line in lines)
+
+
+def test_the_record_holds_every_benchmark():
+    content = json.loads((ROOT / "benchmarks" / "results" / "speed.json").read_text())
+    assert tuple(part["name"] for part in content["benchmarks"]) == NAMES

@@ -1,0 +1,63 @@
+"""The speed page: tables of the recorded benchmarks.
+
+`{speed}` draws one table for each benchmark in `benchmarks/results/speed.json`; nothing in them is
+typed by hand. `make bench` measures anew.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from ledger import table
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+RESULTS = Path("benchmarks/results/speed.json")
+HEADS = ("Work", "Candidate", "Over", "Quantity", "Ratio", "Quartiles", "Bar", "")
+
+
+def page(content: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of the page in Markdown."""
+    for benchmark in content["benchmarks"]:
+        yield from ("", f"## {benchmark['question']}", "")
+        yield from table(HEADS, (cells(row) for row in benchmark["rows"]))
+        yield from ("", benchmark["excluded"])
+        yield from (
+            f"- {row['candidate']}: {row['note']}" for row in benchmark["rows"] if row["note"]
+        )
+    made = content["provenance"]
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    finished = made["finished"].removesuffix("+00:00").replace("T", " ")
+    yield from ("", "## Where the numbers come from", "")
+    yield f"Device: {made['device']}, {made['threads']} thread. Rounds: {made['rounds']}."
+    yield f"Software: {versions}. Finished: {finished} UTC."
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    spread = "" if row["low"] is None else f"{row['low']:.2f} to {row['high']:.2f}"
+    bar = "" if row["bar"] is None else f"{row['bar']:.2f}"
+    named = (row["work"], row["candidate"], row["baseline"], row["quantity"])
+    return (*named, f"{row['ratio']:.3f}", spread, bar, row["verdict"])
+
+
+class Speed(SphinxDirective):
+    has_content = False
+
+    def run(self) -> list[nodes.Node]:
+        path = Path(self.env.srcdir) / RESULTS
+        self.env.note_dependency(str(path))
+        lines = list(page(json.loads(path.read_text(encoding="utf-8"))))
+        holder = nodes.Element()
+        holder.document = self.state.document
+        self.state.nested_parse(
+            StringList(lines, source="speed"), self.content_offset, holder, match_titles=1
+        )
+        return holder.children
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("speed", Speed)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
