@@ -125,7 +125,8 @@ class DepthField:
 
     def _place(self, stage: Stage) -> Place:
         if self.cell is not None:
-            return Place(self.cell, float(stage.t) * self.basis.cells - self.cell)
+            t = stage.t.detach() if isinstance(stage.t, Tensor) else stage.t
+            return Place(self.cell, float(t) * self.basis.cells - self.cell)
         assert stage.c is not None  # OdeBlock confines a field to a cell where there is no grid
         return locate(stage.step, stage.steps, stage.c, self.basis.cells)
 
