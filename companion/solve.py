@@ -16,6 +16,7 @@ from companion.schemes import Tableau
 __all__ = [
     "Field",
     "FixedStep",
+    "NonFiniteError",
     "Problem",
     "Solver",
     "Stage",
@@ -233,15 +234,19 @@ def check_value(value: object, y: Tensor, argument: str) -> None:
         )
 
 
+class NonFiniteError(ValueError):
+    """A state stopped being finite during a solve."""
+
+
 def check_finite(ys: States, problem: Problem) -> None:
-    """Raise a ``ValueError`` that says where, if a solve left the finite numbers.
+    """Raise an error that says where, if a solve left the finite numbers.
 
     The check is made once, on the last state: adding a step to a state that is not finite never
     makes it finite. Only a failure pays for the search: the solve is repeated without gradients,
     and without touching the module's buffers.
 
     Raises:
-        ValueError: naming the time at which the state stopped being finite.
+        NonFiniteError: naming the time at which the state stopped being finite.
     """
     end = ys[-1].detach()
     # A finite sum has finite terms. It is one operation; the sum may overflow, the check may not.
@@ -255,7 +260,7 @@ def check_finite(ys: States, problem: Problem) -> None:
     if where is None:
         bad = ~torch.isfinite(stacked(ys)).flatten(1).all(dim=1)
         where = float(problem.t[int(bad.nonzero()[0])])
-    raise ValueError(
+    raise NonFiniteError(
         f"y0: the state stopped being finite at t = {where:.6g}; take smaller steps, scale the "
         "field down, or solve a shorter time"
     )

@@ -17,6 +17,7 @@ from companion.experiments.registry import experiment
 from companion.experiments.running import Part, Run
 from companion.models import ResidualMLP
 from companion.results import Claim, Findings
+from companion.solve import NonFiniteError
 from companion.train import fit, seeded, step_decay
 
 _CHANCE = 0.9
@@ -137,8 +138,6 @@ def _test_error(
         )
         with torch.no_grad():
             wrong = model(data.x_test).argmax(1) != data.y_test
-    except ValueError as error:
-        if "finite" not in str(error):
-            raise
+    except NonFiniteError:
         return [_CHANCE, 1.0]
     return [wrong.double().mean().item(), 0.0]
