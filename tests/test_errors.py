@@ -190,7 +190,7 @@ def test_bad_input_names_the_argument_and_the_value(call, kind, argument, words)
     with pytest.raises((ValueError, TypeError)) as caught:
         call()
     message = str(caught.value)
-    assert type(caught.value) is kind
+    assert isinstance(caught.value, kind)
     assert message.startswith(f"{argument}: ")
     for word in words:
         assert word in message

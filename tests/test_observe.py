@@ -124,13 +124,14 @@ def test_a_storage_counts_once_with_its_full_size(device):
     assert saved.total == 800
 
 
-def test_freed_addresses_are_not_mistaken_for_known_ones(device):
+@pytest.mark.parametrize("size", [10, 1000, 100_000])
+def test_freed_addresses_are_not_mistaken_for_known_ones(size, device):
     """Each graph dies at once, so the next may reuse its memory: all count all the same."""
-    x = randn(1000, device=device).requires_grad_()
+    x = randn(size, device=device).requires_grad_()
     with saved_bytes(exclude=[x]) as saved:
-        for _ in range(5):
+        for _ in range(50):
             x.exp()
-    assert saved.total == 5 * 8000
+    assert saved.total == 50 * size * 8
 
 
 def test_nothing_is_kept_without_gradients(device):

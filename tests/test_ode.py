@@ -180,6 +180,7 @@ def test_counts_add_up_over_solves(device, dtype):
     assert stats == Stats(nfe=4, steps=2)
 
 
+@pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
 @pytest.mark.parametrize("method", [*ADAPTIVE, "implicit_adams", "scipy_solver"])
 def test_counts_are_the_calls_of_the_field(method, device, dtype):
     calls = []
