@@ -16,9 +16,9 @@ from companion.gradients.recompute import (
     autocast_mode,
     check_params,
     differentiate,
-    needs_gradient,
     random_state,
     same_state,
+    solve_with,
 )
 from companion.methods import TorchdiffeqSolver, get_solver
 from companion.schemes import advance
@@ -93,14 +93,7 @@ class Adjoint:
     def solve(self, problem: Problem) -> States:
         """Return the states at all output times."""
         backward = self._backward_solver(problem.solver)
-        if not needs_gradient(problem.field, problem.y0, problem.t):
-            return problem.solve()
-        t = problem.t if isinstance(problem.t, Tensor) else None
-        bare = replace(problem, y0=problem.y0.detach(), t=problem.t if t is None else t.detach())
-        ys: Tensor = _ContinuousAdjoint.apply(  # type: ignore[no-untyped-call]
-            bare, backward, t, problem.y0, *problem.field.params
-        )
-        return ys
+        return solve_with(_ContinuousAdjoint, problem, backward)
 
     def _backward_solver(self, forward: Solver) -> Solver:
         rtol, atol = 1e-7, 1e-9

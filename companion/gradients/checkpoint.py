@@ -18,10 +18,10 @@ from companion.gradients.recompute import (
     autocast_mode,
     check_params,
     differentiate,
-    needs_gradient,
     random_state,
     same_state,
     set_random_state,
+    solve_with,
 )
 from companion.solve import FixedStep, Interval, Problem, States, intervals
 
@@ -82,14 +82,7 @@ class Checkpoint:
                 "gradient: 'checkpoint' needs a fixed-step method; "
                 "use gradient='adjoint' or 'backprop' with adaptive ones"
             )
-        if not needs_gradient(problem.field, problem.y0, problem.t):
-            return problem.solve()
-        t = problem.t if isinstance(problem.t, Tensor) else None
-        bare = replace(problem, y0=problem.y0.detach(), t=problem.t if t is None else t.detach())
-        ys: Tensor = _Checkpointed.apply(  # type: ignore[no-untyped-call]
-            bare, self.every, t, problem.y0, *problem.field.params
-        )
-        return ys
+        return solve_with(_Checkpointed, problem, self.every)
 
 
 class _Checkpointed(torch.autograd.Function):

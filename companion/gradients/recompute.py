@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from companion.solve import Field
+from companion.solve import Field, Problem, States
 
 __all__ = [
     "Accumulator",
@@ -21,6 +22,7 @@ __all__ = [
     "random_state",
     "same_state",
     "set_random_state",
+    "solve_with",
 ]
 
 AutocastMode = tuple[str, bool, torch.dtype]
@@ -117,3 +119,22 @@ def needs_gradient(field: Field, y0: Tensor, t: object) -> bool:
     """Say whether a solve has anything to differentiate."""
     inputs = (y0, *field.params, *((t,) if isinstance(t, Tensor) else ()))
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def solve_with(
+    function: type[torch.autograd.Function], problem: Problem, settings: object
+) -> States:
+    """Solve with a backward pass of its own, or plainly where nothing needs a gradient.
+
+    Args:
+        function: its ``forward`` takes the problem without gradients, ``settings``, the times as a
+            tensor if they need a gradient and else ``None``, the start, and the parameters.
+        problem: what to solve.
+        settings: whatever the backward pass needs to know.
+    """
+    if not needs_gradient(problem.field, problem.y0, problem.t):
+        return problem.solve()
+    t = problem.t if isinstance(problem.t, Tensor) else None
+    bare = replace(problem, y0=problem.y0.detach(), t=problem.t if t is None else t.detach())
+    ys: Tensor = function.apply(bare, settings, t, problem.y0, *problem.field.params)  # type: ignore[no-untyped-call]
+    return ys
