@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from companion.basis import Basis, Constant, PiecewiseConstant, Place, locate
+from companion.checks import first_evaluation
 from companion.gradients import Adjoint, Gradient, get_gradient
 from companion.methods import METHODS, get_solver
 from companion.schemes import SCHEMES
-from companion.solve import FixedStep, Problem, Solver, Stage, check_finite, check_value, time_like
+from companion.solve import FixedStep, Problem, Solver, Stage, check_finite, time_like
 
 __all__ = ["DepthWeights", "OdeBlock"]
 
@@ -83,7 +84,9 @@ class DepthWeights(nn.Module):
 class DepthField:
     """The right-hand side of a block for one solve, its stacks unbound once."""
 
-    def __init__(self, weights: DepthWeights, time: bool, cell: int | None = None) -> None:
+    def __init__(
+        self, weights: DepthWeights, time: bool, gradient: Gradient, cell: int | None = None
+    ) -> None:
         """Unbind ``weights``; with ``cell``, read that cell alone, on any grid or none."""
         self.module = weights.template
         self.basis = weights.basis
@@ -96,30 +99,39 @@ class DepthField:
         self.buffers = _rows(buffers, self.basis.cells)
         self.width = len(stacks)
         self.checked = torch.compiler.is_compiling()
-        self.params = tuple(p for row in self.coefficients for p in row.values())
+        own = tuple(p for row in self.coefficients for p in row.values())
+        self.params = (*own, *(gradient.params or ()))
+        self.others = range(len(own), len(self.params))
+        self.finds_params = not gradient.records_graph and torch.is_grad_enabled()
 
     def __call__(self, stage: Stage, y: Tensor) -> Tensor:
         """Evaluate the residual with the weights of the stage's depth."""
+        if self.checked:
+            return self._evaluate(stage, y)
+        self.checked = True
+        known = self.params if self.finds_params else None
+        return first_evaluation(lambda y: self._evaluate(stage, y), y, "residual", known)
+
+    def _evaluate(self, stage: Stage, y: Tensor) -> Tensor:
         place = self._place(stage)
         values = {**self._weights(place), **self.buffers[place.cell]}
         arguments = (time_like(stage.t, y), y) if self.time else (y,)
         value: Tensor = torch.func.functional_call(
             self.module, values, arguments, tie_weights=False
         )
-        if not self.checked:
-            self.checked = True
-            check_value(value, y, "residual")
         return value
 
     def uses(self, stage: Stage) -> list[int]:
         """Return the indices of the coefficients that the stage's depth (or its cell) reads."""
         place = self._place(stage) if self.cell is None else Place(self.cell, 0.5)
         pairs = self.basis.at(place)
-        return [k * self.width + j for k, _ in pairs for j in range(self.width)]
+        own = (k * self.width + j for k, _ in pairs for j in range(self.width))
+        return [*own, *self.others]
 
     def recomputation(self) -> DepthField:
         """Return the same field for a backward pass: it leaves the stacked buffers alone."""
         again = copy.copy(self)
+        again.checked = True
         again.buffers = [{name: b.clone() for name, b in row.items()} for row in self.buffers]
         return again
 
@@ -271,9 +283,11 @@ class OdeBlock(nn.Module):
         cells = self.weights.basis.cells
         if isinstance(solver, FixedStep) and cells > 1:
             self._check_backward(cells)
-            return self._solve(x, DepthField(self.weights, self.time), (0.0, 1.0), solver)
+            return self._solve(
+                x, DepthField(self.weights, self.time, self.gradient), (0.0, 1.0), solver
+            )
         for cell in range(cells):
-            field = DepthField(self.weights, self.time, cell)
+            field = DepthField(self.weights, self.time, self.gradient, cell)
             x = self._solve(x, field, (cell / cells, (cell + 1) / cells), solver)
         return x
 
@@ -322,8 +336,10 @@ class OdeBlock(nn.Module):
             >>> block.with_graph(method="rk4_38", steps=3)
             OdeBlock(Constant(), method='rk4_38', steps=3, gradient=Backprop(), scale=1)
         """
-        other = copy.copy(self)
-        other.__dict__["_modules"] = dict(self._modules)
+        other = OdeBlock.__new__(OdeBlock)
+        nn.Module.__init__(other)
+        other.weights, other.scale, other.time = self.weights, self.scale, self.time
+        other.training = self.training
         other._set_graph(
             self.method if method is None else method,
             self.steps if steps is None else steps,
@@ -374,8 +390,10 @@ def _resize(param: nn.Parameter, values: Tensor) -> None:
     """Give a parameter values of another shape, even while an older graph is alive.
 
     Autograd remembers a leaf's shape for as long as a graph that uses it lives. It forgets only
-    when the dtype changes: hence the detour through an empty tensor of another one.
+    when the dtype changes: hence the detour through an empty tensor of another one. The older graph
+    itself must not run backward any more; an operation in place makes autograd say so.
     """
+    param.mul_(1.0)
     param.grad = None
     other = torch.float32 if values.dtype == torch.float64 else torch.float64
     param.data = torch.empty(0, dtype=other, device=values.device)
@@ -421,15 +439,25 @@ def _check_alike(modules: Sequence[nn.Module]) -> None:
     """Check that modules can be stacked."""
     if not modules or not all(isinstance(m, nn.Module) for m in modules):
         raise ValueError("modules: at least one nn.Module is needed, and nothing else is allowed")
-    first = _signature(modules[0])
-    for k, module in enumerate(modules):
-        if _signature(module) != first:
-            raise ValueError(
-                f"modules: number {k} differs from number 0 in the names, shapes or dtypes of its "
-                f"parameters and buffers: {_signature(module)} against {first}"
-            )
+    for what, describe in (("parameters and buffers", _signature), ("structure", _structure)):
+        first = describe(modules[0])
+        for k, module in enumerate(modules):
+            if describe(module) != first:
+                raise ValueError(
+                    f"modules: number {k} differs from number 0 in its {what}: "
+                    f"{describe(module)} against {first}"
+                )
 
 
-def _signature(module: nn.Module) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    return [(name, tuple(x.shape), x.dtype) for name, x in tensors]
+def _signature(module: nn.Module) -> list[tuple[object, ...]]:
+    """Return what has to agree for tensors to be stacked."""
+    params = [(n, tuple(p.shape), p.dtype, p.requires_grad) for n, p in module.named_parameters()]
+    return [*params, *((n, tuple(b.shape), b.dtype) for n, b in module.named_buffers())]
+
+
+def _structure(module: nn.Module) -> list[tuple[object, ...]]:
+    """Return what the template's code depends on, as far as modules show it."""
+    # Classes by name: a parametrised module has a class of its own.
+    return [
+        (n, type(m).__qualname__, m.extra_repr(), m.training) for n, m in module.named_modules()
+    ]

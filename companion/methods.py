@@ -126,6 +126,8 @@ class TorchdiffeqSolver:
         Raises:
             ValueError: naming the time at which an adaptive method had to give up.
         """
+        if y0.numel() == 0:  # no error to control
+            return y0.expand(len(t), *y0.shape), first_step
         counted = _Counted(_watched(func) if self.method == SCIPY else func)
         if self.method in ADAPTIVE:
             counted.callback_accept_step = counted.count_accepted  # type: ignore[attr-defined]

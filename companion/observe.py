@@ -94,14 +94,19 @@ def count_nfe(module: nn.Module) -> Iterator[Counter]:
     def count(module: nn.Module, args: object) -> None:
         counter.total += 1
 
-    stacks = [m for m in module.modules() if isinstance(m, DepthWeights)]
-    targets = [stack.template for stack in stacks] or [module]
+    targets = _templates(module) or [module]
     hooks = [target.register_forward_pre_hook(count) for target in targets]
     try:
         yield counter
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _templates(module: nn.Module) -> list[nn.Module]:
+    """Return the residuals of all blocks in a module, blocks inside residuals included."""
+    found = [m.template for m in module.modules() if isinstance(m, DepthWeights)]
+    return [inner for template in found for inner in (template, *_templates(template))]
 
 
 @dataclass

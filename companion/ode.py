@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
+from companion.checks import first_evaluation
 from companion.gradients import Gradient, get_gradient
 from companion.methods import get_solver
 from companion.solve import (
@@ -19,7 +19,6 @@ from companion.solve import (
     Stats,
     Times,
     check_finite,
-    check_value,
     stacked,
     time_like,
 )
@@ -149,22 +148,13 @@ class FuncField:
 
     def _first(self, t: Tensor, y: Tensor) -> Tensor:
         """Evaluate once with checks: the value's shape, and that every parameter is known."""
-        if not self.finds_params:
-            value = self._evaluate(t, y)
-            check_value(value, y, "func")
-            return value
-        # This graph is dropped at once; hooks of its own keep it out of counts of saved bytes.
-        with torch.enable_grad(), saved_tensors_hooks(lambda x: x, lambda x: x):
-            value = self._evaluate(t, y.detach())
-        check_value(value, y, "func")
-        _check_all_known(value, self.params)
-        return value.detach()
+        known = self.params if self.finds_params else None
+        return first_evaluation(lambda y: self._evaluate(t, y), y, "func", known)
 
 
 def _parameters(func: Func, gradient: Gradient) -> tuple[Tensor, ...]:
-    if gradient.params is not None:
-        return tuple({id(p): p for p in gradient.params}.values())  # each tensor once
-    return tuple(func.parameters()) if isinstance(func, nn.Module) else ()
+    own = func.parameters() if isinstance(func, nn.Module) else ()
+    return tuple({id(p): p for p in (*own, *(gradient.params or ()))}.values())  # each once
 
 
 def _check_parts(value: object, shapes: Shapes) -> None:
@@ -250,23 +240,3 @@ def _check_times(values: list[float]) -> None:
     gaps = [b - a for a, b in pairwise(values)]
     if not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):
         raise ValueError(f"t: {values!r} is not allowed; it must strictly increase or decrease")
-
-
-def _check_all_known(value: Tensor, params: Iterable[Tensor]) -> None:
-    """Check that every leaf that ``value`` depends on is among ``params``."""
-    known = {id(p) for p in params}
-    stops = {p.grad_fn for p in params if p.grad_fn is not None}
-    todo, seen = [value.grad_fn], set(stops)
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
-            raise ValueError(
-                f"gradient: func reads a tensor of shape {tuple(leaf.shape)} that needs a gradient "
-                "but is not among its parameters; name all of them, for example with "
-                "gradient=Adjoint(params=(...)), or use gradient='backprop'"
-            )
-        todo.extend(next_node for next_node, _ in node.next_functions)

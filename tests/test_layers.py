@@ -13,7 +13,7 @@ ROOT = Path(companion.__file__).parent
 LAYERS = (
     {"schemes", "basis", "files", "sources", "claims", "machine"},
     {"solve", "results"},
-    {"methods"},
+    {"checks", "methods"},
     {"gradients"},
     {"ode"},
     {"block"},

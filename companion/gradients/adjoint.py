@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from companion.gradients.recompute import (
     Accumulator,
@@ -16,6 +15,7 @@ from companion.gradients.recompute import (
     autocast_mode,
     check_params,
     differentiate,
+    first_order,
     random_state,
     same_state,
     solve_with,
@@ -60,11 +60,12 @@ class Adjoint:
         steps: its steps per interval; the forward solve's if ``None``.
         rtol: its relative tolerance; the forward solve's if ``None``.
         atol: its absolute tolerance; the forward solve's if ``None``.
-        params: tensors to differentiate besides the state, where ``func`` is not a module or reads
-            tensors that are not its parameters.
+        params: tensors to differentiate besides the state and a module's own parameters. A field
+            that reads others is refused, as far as its first evaluation shows.
 
     Raises:
-        ValueError: for a field that draws random numbers, or settings no solver accepts.
+        ValueError: in a solve, for a field that draws from torch's global generators, or settings
+            no solver accepts.
         TypeError: for ``params`` that are not a tuple of tensors.
 
     Example:
@@ -134,7 +135,7 @@ class _ContinuousAdjoint(torch.autograd.Function):
         return ys
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
         ys, *params = ctx.saved_tensors
         sums = Accumulator(params, ctx.needs_input_grad[4:])

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from companion.gradients.recompute import (
     Accumulator,
@@ -18,6 +17,7 @@ from companion.gradients.recompute import (
     autocast_mode,
     check_params,
     differentiate,
+    first_order,
     random_state,
     same_state,
     set_random_state,
@@ -37,13 +37,14 @@ class Checkpoint:
     With ``every`` near the square root of the number of steps, memory grows like that root (Chen,
     Xu, Zhang and Guestrin 2016).
 
-    Random fields (dropout) are recomputed with the numbers they drew. A module's buffers are
-    updated by the forward solve only.
+    Fields that draw from torch's global generators (dropout) are recomputed with the numbers they
+    drew; other sources of chance, and state outside a module's buffers, are not known here. A
+    module's buffers are updated by the forward solve only.
 
     Args:
         every: number of steps between stored states, at least 1.
-        params: tensors to differentiate besides the state, where ``func`` is not a module or reads
-            tensors that are not its parameters.
+        params: tensors to differentiate besides the state and a module's own parameters. A field
+            that reads others is refused, as far as its first evaluation shows.
 
     Raises:
         ValueError: for ``every < 1``, a method without a fixed grid, or a field that draws random
@@ -102,9 +103,10 @@ class _Checkpointed(torch.autograd.Function):
         return ys
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
-        starts, params = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        saved = ctx.saved_tensors
+        starts, params = saved[: ctx.count], saved[ctx.count :]
         problem = replace(ctx.problem, field=ctx.problem.field.recomputation())
         sums = Accumulator(params, ctx.needs_input_grad[4:])
         times = None

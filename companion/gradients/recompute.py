@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ __all__ = [
     "autocast_mode",
     "check_params",
     "differentiate",
+    "first_order",
     "needs_gradient",
     "random_state",
     "same_state",
@@ -113,6 +116,25 @@ def set_random_state(states: RandomState, device: torch.device) -> None:
 def same_state(one: RandomState, other: RandomState) -> bool:
     """Say whether no random number was drawn between two states."""
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a backward pass refuse to be differentiated again.
+
+    Raises:
+        ValueError: when it runs under ``create_graph=True``, which would silently lose terms.
+    """
+
+    @wraps(backward)
+    def refusing(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise ValueError(
+                "gradient: only 'backprop' has second derivatives (create_graph=True); "
+                "use gradient='backprop'"
+            )
+        return backward(ctx, *grads)
+
+    return refusing
 
 
 def needs_gradient(field: Field, y0: Tensor, t: object) -> bool:

@@ -1,0 +1,83 @@
+"""What is checked when a field is evaluated for the first time in a solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from companion.solve import check_value
+
+__all__ = ["first_evaluation"]
+
+
+def first_evaluation(
+    evaluate: Callable[[Tensor], Tensor],
+    y: Tensor,
+    argument: str,
+    params: Iterable[Tensor] | None = None,
+) -> Tensor:
+    """Evaluate a field once and check what it did.
+
+    Args:
+        evaluate: the field as a function of the state.
+        y: the state.
+        argument: the field's name in messages.
+        params: the tensors that a gradient method knows, if it has to know all that the field
+            reads; ``None`` if autograd finds them.
+
+    Raises:
+        TypeError: if the field does not return a tensor.
+        ValueError: if its shape, device or dtype is not the state's, if the field changes the state
+            in place, or if it reads a tensor that needs a gradient and is not among ``params``.
+    """
+    if params is None:
+        return _checked(evaluate, y, argument)
+    # This graph is dropped at once; hooks of its own keep it out of counts of saved bytes.
+    with torch.enable_grad(), saved_tensors_hooks(lambda x: x, lambda x: x):
+        leaf = torch.zeros_like(y, requires_grad=True)
+        value = _checked(evaluate, y + leaf, argument)
+        unknown = _leaves(value, [leaf, *params])
+        if unknown:
+            # A field that differentiates inside makes leaves of its own, new ones every time.
+            again = _leaves(evaluate(y + leaf), [leaf, *params])
+            unknown = {key: x for key, x in unknown.items() if key in again}
+    for tensor in unknown.values():
+        raise ValueError(
+            f"gradient: {argument} reads a tensor of shape {tuple(tensor.shape)} that needs a "
+            "gradient but is not among its parameters; name all such tensors with params=(...) of "
+            "the gradient method, or use gradient='backprop'"
+        )
+    with torch.no_grad():
+        return value.clone()  # not detach(): it would drop a tangent of forward-mode derivatives
+
+
+def _checked(evaluate: Callable[[Tensor], Tensor], y: Tensor, argument: str) -> Tensor:
+    counted = not y.is_inference()
+    before = y._version if counted else 0
+    value = evaluate(y)
+    check_value(value, y, argument)
+    if counted and y._version != before:
+        raise ValueError(f"{argument}: changed its input in place; it must return a new tensor")
+    return value
+
+
+def _leaves(value: Tensor, params: Iterable[Tensor]) -> dict[int, Tensor]:
+    """Return the leaves that ``value`` depends on other than through ``params``, by identity."""
+    params = list(params)
+    known = {id(p) for p in params}
+    seen = {p.grad_fn for p in params if p.grad_fn is not None}
+    todo = [value.grad_fn]
+    unknown: dict[int, Tensor] = {}
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            unknown[id(leaf)] = leaf
+        todo.extend(next_node for next_node, _ in node.next_functions)
+    return unknown
