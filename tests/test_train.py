@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from companion.basis import PiecewiseConstant, PiecewiseLinear
+from companion.block import OdeBlock
+from companion.files import save_checkpoint
 from companion.train import Snapshot, fit, seeded, split_optimiser_state, step_decay
 
 
@@ -152,7 +155,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
         optimiser=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
         epochs=4,
         batch_size=6,
-        generator=torch.Generator(),
+        generator=torch.Generator().manual_seed(5),
         snapshot=snapshot,
     )
     assert calls == []
@@ -160,15 +163,88 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert len(history["loss"]) == 4
 
 
-def test_a_snapshot_of_something_else_is_refused(tmp_path):
+def sgd(rate, **options):
+    return lambda p: torch.optim.SGD(p, lr=rate, **options)
+
+
+def two_groups(parameters):
+    first, *rest = parameters
+    return torch.optim.SGD([{"params": [first], "lr": 0.2}, {"params": rest}], 0.1, momentum=0.9)
+
+
+@pytest.mark.parametrize("epochs", [4, 5])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 5}, r"batch_size \(6 there, 5 here\)"),
+        ({"clip": 0.5}, r"clip \(None there, 0\.5 here\)"),
+        ({"optimiser": torch.optim.Adam}, r"optimiser \(SGD there, Adam here\)"),
+        ({"optimiser": torch.optim.RMSprop}, r"optimiser \(SGD there, RMSprop here\)"),
+        ({"optimiser": sgd(0.5, momentum=0.9)}, r"group\.0\.lr \(0\.1 there, 0\.5 here\);"),
+        ({"optimiser": sgd(0.1)}, r"group\.0\.momentum \(0\.9 there, 0 here\)"),
+        ({"optimiser": two_groups}, r"group\.0\.lr \(0\.1 there, 0\.2 here\).*group\.1"),
+        ({"generator": torch.Generator().manual_seed(6)}, r"in generator \(a state"),
+    ],
+)
+def test_a_snapshot_of_another_run_is_refused(tmp_path, change, message, epochs):
+    """Whether the run is finished or has an epoch to go; and nothing is touched."""
     model, data = problem()
     snapshot = Snapshot(tmp_path / "last.pt")
     train(model, data, snapshot=snapshot)
-    with pytest.raises(ValueError, match=r"last\.pt does not fit.*\(20, 6\)"):
-        train(model, data, batch_size=5, snapshot=snapshot)
-    with pytest.raises(ValueError, match=r"last\.pt does not fit"):
+    other, _ = problem()
+    before, stored = weights(other), snapshot.path.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"last\.pt does not fit this run: they differ.*" + message
+    ):
+        train(other, data, epochs=epochs, snapshot=snapshot, **change)
+    assert torch.equal(weights(other), before)
+    assert snapshot.path.read_bytes() == stored
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x, y + 1e-9), r"in data\.1 \(float64 \(20, 1\) with hash"),
+        (lambda x, y: (x.flip(0), y), r"in data\.0 "),
+        (lambda x, y: (x[1:], y[1:]), r"\(20, 3\).*there, float64 \(19, 3\)"),
+        (lambda x, y: (x, y, y), r"in data\.2 \(None there"),
+    ],
+)
+def test_a_snapshot_of_other_data_is_refused(tmp_path, change, message):
+    model, data = problem()
+    snapshot = Snapshot(tmp_path / "last.pt")
+    train(model, data, snapshot=snapshot)
+    with pytest.raises(ValueError, match=message):
+        train(model, change(*data), epochs=5, snapshot=snapshot)
+
+
+def test_a_snapshot_of_another_model_is_refused(tmp_path):
+    model, data = problem()
+    snapshot = Snapshot(tmp_path / "last.pt")
+    train(model, data, snapshot=snapshot)
+    with pytest.raises(ValueError, match=r"model\.weight \(None there.*and 3 more"):
         train(nn.Linear(3, 1).double(), data, snapshot=snapshot)
-    with pytest.raises(ValueError, match=r"epochs must be at least the 4 already done; got 3"):
+    with pytest.raises(ValueError, match=r"model\.0\.weight \(float64 \(8, 3\) there, float32"):
+        train(problem()[0].float(), data, snapshot=snapshot)
+
+
+def test_a_snapshot_that_names_no_run_is_refused(tmp_path):
+    model, data = problem()
+    save_checkpoint(tmp_path / "last.pt", {"epoch": 1})
+    with pytest.raises(ValueError, match=r"last\.pt does not fit.*which run it belongs to"):
+        train(model, data, snapshot=Snapshot(tmp_path / "last.pt"))
+
+
+def test_more_epochs_lengthen_a_run_and_fewer_are_refused(tmp_path):
+    """Without a schedule, 3 and then 5 epochs are 5 epochs; the decayed rate is not compared."""
+    snapshot = Snapshot(tmp_path / "last.pt")
+    model, data = problem()
+    train(model, data, epochs=3, snapshot=snapshot)
+    history = train(model, data, epochs=5, snapshot=snapshot)
+    whole, _ = problem()
+    assert train(whole, data, epochs=5) == history
+    assert torch.equal(weights(whole), weights(model))
+    with pytest.raises(ValueError, match=r"epochs must be at least the 5 already done; got 3"):
         train(model, data, epochs=3, snapshot=snapshot)
 
 
@@ -195,16 +271,37 @@ def test_snapshots_keep_their_distance(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "error", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1; got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"epochs": 0}, ValueError, "epochs must be at least 1; got 0"),
+        ({"epochs": 2.0}, TypeError, r"epochs must be of type int; got 2\.0"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1; got 0"),
+        ({"batch_size": 2.0}, TypeError, r"batch_size must be of type int; got 2\.0"),
+        ({"batch_size": True}, TypeError, "batch_size must be of type int; got True"),
+        ({"clip": -1.0}, ValueError, r"clip must be above 0, or None; got -1\.0"),
+        ({"clip": 0}, ValueError, "clip must be above 0, or None; got 0"),
+        ({"clip": float("nan")}, ValueError, "clip must be above 0, or None; got nan"),
+        ({"clip": "1"}, TypeError, "clip must be of type int or float or None; got '1'"),
+        ({"generator": None}, TypeError, "generator must be of type Generator; got None"),
+        ({"snapshot": "x"}, TypeError, "snapshot must be of type Snapshot or None; got 'x'"),
     ],
 )
-def test_bad_numbers(change, message):
+def test_bad_options(change, error, message):
     model, data = problem()
-    with pytest.raises(ValueError, match=message):
+    before = weights(model)
+    with pytest.raises(error, match=message):
         train(model, data, **change)
+    assert torch.equal(weights(model), before)
+
+
+def test_bad_snapshots(tmp_path):
+    for every in (-1, float("nan")):
+        with pytest.raises(ValueError, match=f"every must be at least 0 seconds; got {every}"):
+            Snapshot(tmp_path / "last.pt", every=every)
+    with pytest.raises(TypeError, match="every must be of type int or float; got '3'"):
+        Snapshot(tmp_path / "last.pt", every="3")
+    with pytest.raises(TypeError, match=r"path must be of type Path; got 'last\.pt'"):
+        Snapshot("last.pt")
 
 
 def test_data_of_different_lengths():
@@ -253,28 +350,59 @@ def test_split_state_orders_copies_like_the_cells():
     assert sgd.state[weight]["momentum_buffer"].flatten().tolist() == [1.0, 1.0, 2.0, 2.0]
 
 
-def test_split_state_that_does_not_divide():
-    weight = nn.Parameter(torch.zeros(2, 1))
+@pytest.mark.parametrize(
+    ("before", "after"), [((2, 1), (5, 1)), ((4, 1), (2, 1)), ((3, 1), (5, 2))]
+)
+def test_split_state_of_another_shape(before, after):
+    weight = nn.Parameter(torch.zeros(before))
     sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
-    weight.grad = torch.ones(2, 1)
+    weight.grad = torch.ones(before)
     sgd.step()
-    weight.data = torch.zeros(3, 1)
-    with pytest.raises(ValueError, match=r"momentum_buffer.*\(2, 1\).*\(3, 1\)"):
+    weight.data = torch.zeros(after)
+    pattern = rf"momentum_buffer.*\({before[0]}, {before[1]}\).*\({after[0]}, {after[1]}\)"
+    with pytest.raises(ValueError, match=pattern):
         split_optimiser_state(sgd)
 
 
-def test_split_state_after_a_block_is_refined():
-    from companion.basis import PiecewiseConstant
-    from companion.block import OdeBlock
-
+def trained_block(basis, optimiser):
     with seeded(0):
-        block = OdeBlock(lambda: nn.Linear(2, 2), PiecewiseConstant(cells=2), steps=2)
-    adam = torch.optim.Adam(block.parameters())
-    block(torch.ones(1, 2)).sum().backward()
-    adam.step()
-    moments = {p: adam.state[p]["exp_avg"].clone() for p in block.parameters()}
+        block = OdeBlock(lambda: nn.Linear(2, 2), basis, steps=2).double()
+    made = optimiser(block.parameters())
+    block(torch.ones(1, 2, dtype=torch.float64)).square().sum().backward()
+    made.step()
+    return block, made
+
+
+@pytest.mark.parametrize(
+    "optimiser", [torch.optim.Adam, sgd(0.1, momentum=0.9)], ids=["adam", "momentum"]
+)
+@pytest.mark.parametrize("basis", [PiecewiseConstant(3), PiecewiseLinear(1), PiecewiseLinear(3)])
+def test_split_state_after_a_block_is_refined(basis, optimiser):
+    """The state is refined as the weights are: rows copied, or means put between neighbours."""
+    block, made = trained_block(basis, optimiser)
+    before = {p: dict(made.state[p]) for p in block.parameters()}
     block.refine()
-    split_optimiser_state(adam)
+    split_optimiser_state(made)
     for parameter in block.parameters():
-        repeated = moments[parameter].repeat_interleave(2, dim=0)
-        assert torch.equal(adam.state[parameter]["exp_avg"], repeated)
+        for name, old in before[parameter].items():
+            expected = basis.refine(old) if old.ndim else old
+            assert torch.equal(made.state[parameter][name], expected)
+            assert old.ndim == 0 or len(expected) == len(parameter) > len(old)
+
+
+@pytest.mark.parametrize("basis", [PiecewiseConstant(2), PiecewiseLinear(2)])
+def test_momentum_carries_a_refined_function_as_the_coarse_one(basis):
+    """A step on momentum alone commutes with refinement, as it is linear in the velocity."""
+    moved = []
+    for refined_first in (True, False):
+        block, made = trained_block(basis, sgd(0.1, momentum=0.9))
+        if refined_first:
+            block.refine()
+            split_optimiser_state(made)
+        for parameter in block.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        made.step()
+        if not refined_first:
+            block.refine()
+        moved.append(weights(block))
+    torch.testing.assert_close(*moved, rtol=0, atol=1e-15)
