@@ -4,20 +4,26 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from companion.experiments import Experiment, experiments, find
+from companion.experiments import experiments, find
+from companion.experiments.running import holds_parts
 from companion.machine import resolve_device
 from companion.results import Result
+from companion.train import differences
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, or 2 for input it cannot use."""
+    """Run the command line and return its exit status.
+
+    That is 0, 2 for input it cannot use, or 130 after Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
     try:
         if options.command == "list":
@@ -27,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError) as error:
         print(f"companion: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("companion: interrupted; the same command with --resume goes on", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -64,17 +73,25 @@ def _list() -> None:
 def _run(options: argparse.Namespace) -> None:
     entry = find(options.id)
     target = options.out / f"{entry.id}.{options.tier}.json"
+    parts = options.out / f"{entry.id}.{options.tier}.parts"
     overrides = dict(_assignment(text) for text in options.set)
     with _deterministic():
-        if options.resume and _finished(entry, target, options, overrides):
-            print(f"{target} is complete")
+        identity = entry.identity(
+            options.tier,
+            options.seed,
+            resolve_device(options.device),
+            entry.parameters(options.tier, **overrides),
+        )
+        _check_out(options.out, target)
+        if options.resume and _finished(target, parts, identity["provenance"]):
+            print(f"{target} is complete: this run is finished")
             return
         with _progress(entry.id) as report:
             result = entry(
                 tier=options.tier,
                 seed=options.seed,
                 device=options.device,
-                folder=options.out / f"{entry.id}.{options.tier}.parts",
+                folder=parts,
                 resume=options.resume,
                 every=options.every,
                 report=report,
@@ -97,17 +114,37 @@ def _assignment(text: str) -> tuple[str, Any]:
         raise ValueError(f"--set must be NAME=JSON; got {text!r} ({reason})") from None
 
 
-def _finished(
-    entry: Experiment, target: Path, options: argparse.Namespace, overrides: dict[str, Any]
-) -> bool:
-    """Whether ``target`` already holds the result of just this run."""
+def _check_out(out: Path, target: Path) -> None:
+    """Refuse a place that cannot be written before hours of work, not after."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--out must be a folder that can be written; got {str(out)!r} ({error.strerror})"
+        ) from error
+    if target.is_dir():
+        raise ValueError(f"the result cannot be written: {target} is a folder")
+
+
+def _finished(target: Path, parts: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether ``target`` already holds the result of just this run.
+
+    Another run's result is refused, unless there are parts to go on from: then a run was already
+    begun that is to replace it.
+    """
     if not target.exists():
         return False
-    parameters = entry.parameters(options.tier, **overrides)
-    device = resolve_device(options.device)
-    wanted = entry.identity(options.tier, options.seed, device, parameters)["provenance"]
     made = Result.load(target).provenance
-    return all(getattr(made, name) == value for name, value in wanted.items())
+    stored = {name: getattr(made, name) for name in wanted}
+    differing = differences(stored, wanted)
+    if differing and not holds_parts(parts):
+        raise ValueError(
+            f"nothing to resume: {target} is the finished result of another run, which differs in "
+            f"{', '.join(differing)}; choose another --out, or leave out --resume to replace it"
+        )
+    return not differing
 
 
 @contextmanager

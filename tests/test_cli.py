@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 
@@ -6,8 +5,8 @@ import pytest
 import torch
 
 from companion.__main__ import main
-from companion.experiments import experiments
-from companion.results import Result
+from companion.experiments import experiment, experiments
+from companion.results import Findings, Result
 
 TINY = ["--set", "depths=[2]", "--set", "seeds=1", "--set", "epochs=1"]
 
@@ -54,6 +53,11 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path):
         (["S22-F3a", "--set", "depths"], "the = is missing"),
         (["S22-F3a", "--set", 'depths="two"'], "'depths' must be a tuple"),
         (["S22-F3a", "--device", "gpu"], "device must be one of ['cpu'"),
+        (["S22-F3a", "--device", "nonsense"], "got 'nonsense'"),
+        (["S22-F3a", "--device", "meta"], "device must be cpu, cuda or cuda:INDEX; got 'meta'"),
+        (["S22-F3a", "--device", "mps"], "got 'mps'"),
+        (["S22-F3a", "--seed", "-1"], "seed must be an integer from 0 to 2^63 - 1; got -1"),
+        (["S22-F3a", "--seed", str(2**63)], "seed must be an integer from 0 to 2^63 - 1"),
         (["S22-F3a", "--every", "120"], "every must lie between 0 and 60"),
     ],
 )
@@ -85,9 +89,117 @@ def test_global_settings_come_back(tmp_path):
     assert torch.are_deterministic_algorithms_enabled() == before
 
 
-def test_a_finished_result_of_another_seed_is_not_taken_for_this_one(tmp_path, capsys):
-    for seed in ("0", "0", "1"):
-        main(["run", "S22-F3a", "--out", str(tmp_path), "--seed", seed, "--resume", *TINY])
-    assert capsys.readouterr().out.count("is complete") == 1
-    content = json.loads((tmp_path / "S22-F3a.smoke.json").read_text())
-    assert content["provenance"]["seed"] == 1
+@pytest.fixture
+def squares(monkeypatch):
+    """An experiment of three parts in the place of all others, and what steers and watches it."""
+    watch = {"fail_at": None, "computed": []}
+
+    def compute(part, x, power):
+        if x == watch["fail_at"]:
+            raise KeyboardInterrupt
+        watch["computed"].append(x)
+        return x**power
+
+    def function(run, *, power):
+        return Findings(run.map(compute, {str(x): (x, power) for x in range(3)}))
+
+    # As if it lay in the package: the provenance hashes the code of the function's module.
+    function.__module__ = "companion.train"
+    tiers = {"smoke": {"power": 2}, "full": {"power": 2}}
+    entry = experiment(id="X", title="a test", paper="none", claims=(), tiers=tiers)(function)
+    monkeypatch.setattr("companion.__main__.find", lambda id: entry)
+    return watch
+
+
+def run_squares(out, *options):
+    return main(["run", "X", "--out", str(out), *options])
+
+
+def interrupt(watch, out, *options):
+    watch["fail_at"] = 2
+    assert run_squares(out, *options) == 130
+    watch["fail_at"] = None
+    watch["computed"].clear()
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path, capsys, squares):
+    interrupt(squares, tmp_path)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "companion: interrupted; the same command with --resume goes on"
+    assert run_squares(tmp_path, "--resume") == 0
+    assert squares["computed"] == [2]
+    assert Result.load(tmp_path / "X.smoke.json").findings.scalars == {"0": 0, "1": 1, "2": 4}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "X.smoke.parts: add --resume"),
+        (["--resume", "--seed", "5"], "which differs in seed (0 there, 5 here); remove"),
+        (["--resume", "--set", "power=3"], "in parameters.power (2 there, 3 here); remove"),
+    ],
+)
+def test_an_interrupted_run_is_kept(tmp_path, capsys, squares, options, message):
+    interrupt(squares, tmp_path)
+    before = contents(tmp_path)
+    assert run_squares(tmp_path, *options) == 2
+    assert message in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert squares["computed"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "1"], "another run, which differs in seed (0 there, 1 here)"),
+        (["--set", "power=3"], "another run, which differs in parameters.power (2 there, 3 here)"),
+    ],
+)
+def test_resume_keeps_the_finished_result_of_another_run(
+    tmp_path, capsys, squares, options, message
+):
+    run_squares(tmp_path)
+    before = contents(tmp_path)
+    assert run_squares(tmp_path, "--resume", *options) == 2
+    assert message in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert run_squares(tmp_path, *options) == 0
+    assert contents(tmp_path) != before
+
+
+def test_resume_leaves_the_same_finished_run_alone(tmp_path, capsys, squares):
+    run_squares(tmp_path)
+    before = contents(tmp_path)
+    squares["computed"].clear()
+    assert run_squares(tmp_path, "--resume") == 0
+    assert "X.smoke.json is complete" in capsys.readouterr().out
+    assert squares["computed"] == []
+    assert contents(tmp_path) == before
+
+
+def test_a_run_begun_to_replace_a_result_can_be_resumed(tmp_path, squares):
+    run_squares(tmp_path)
+    interrupt(squares, tmp_path, "--seed", "1")
+    assert run_squares(tmp_path, "--seed", "1", "--resume") == 0
+    assert squares["computed"] == [2]
+    assert Result.load(tmp_path / "X.smoke.json").provenance.seed == 1
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
+def test_a_place_that_cannot_be_written(tmp_path, capsys, squares, place):
+    (tmp_path / "file").write_text("kept")
+    assert run_squares(tmp_path / place) == 2
+    assert "--out must be a folder that can be written; got" in capsys.readouterr().err
+    assert squares["computed"] == []
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_folder_in_the_place_of_the_result(tmp_path, capsys, squares):
+    (tmp_path / "X.smoke.json").mkdir()
+    assert run_squares(tmp_path) == 2
+    assert "X.smoke.json is a folder" in capsys.readouterr().err
+    assert squares["computed"] == []

@@ -32,6 +32,11 @@ def test_tiers_overrides_and_provenance():
 scaled.__module__ = "companion.train"
 
 
+def test_the_ends_of_the_range_of_seeds():
+    for seed in (0, 2**63 - 1):
+        assert declare(scaled)(seed=seed).provenance.seed == seed
+
+
 def declare(function=None, **changes):
     def default(run, *, terms, rate):
         return Findings({"x": terms * rate}, claims=[Claim("CL01", "x", 1.0, 0.0)])
@@ -60,6 +65,12 @@ def declare(function=None, **changes):
         ({"rate": True}, TypeError, r"'rate' must be a float"),
         ({"device": "gpu"}, ValueError, r"device must be one of \['cpu'.*got 'gpu'"),
         ({"device": "cuda:99"}, ValueError, r"device must be one of \['cpu'.*got 'cuda:99'"),
+        ({"device": "meta"}, ValueError, "device must be cpu, cuda or cuda:INDEX; got 'meta'"),
+        ({"device": "mps"}, ValueError, "device must be.*got 'mps'"),
+        ({"seed": 1.5}, ValueError, r"seed must be an integer from 0 to 2\^63 - 1; got 1\.5"),
+        ({"seed": True}, ValueError, r"seed must be an integer .*got True"),
+        ({"seed": -1}, ValueError, r"seed must be an integer .*got -1"),
+        ({"seed": 2**63}, ValueError, rf"seed must be an integer .*got {2**63}"),
         ({"every": 61}, ValueError, "every must lie between 0 and 60 seconds; got 61"),
         ({"every": -1}, ValueError, "every must lie between 0 and 60 seconds; got -1"),
     ],

@@ -86,17 +86,43 @@ def test_finished_parts_are_not_computed_again(tmp_path):
     assert values["x = 0"]["nan"] != values["x = 0"]["nan"]
 
 
-def test_without_resume_everything_is_computed_again(tmp_path):
-    squares(tmp_path / "parts", False, {"seed": 0})
-    _, computed = squares(tmp_path / "parts", False, {"seed": 0})
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_without_resume_the_parts_are_refused_and_kept(tmp_path):
+    folder = tmp_path / "parts"
+    squares(folder, False, {"seed": 0})
+    before = contents(folder)
+    with pytest.raises(ValueError, match=r"an interrupted run is in .*parts: add --resume"):
+        squares(folder, False, {"seed": 0})
+    assert contents(folder) == before
+
+
+def test_a_run_that_finished_no_part_does_not_stand_in_the_way(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        squares(tmp_path / "parts", False, {"seed": 0}, fail_at=0)
+    _, computed = squares(tmp_path / "parts", False, {"seed": 1})
     assert computed == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"differs in seed \(1 there, 0 here\)"):
+        squares(tmp_path / "parts", True, {"seed": 0})
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_files_of_others_are_never_deleted(tmp_path, resume):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds files that are none; remove it"):
+        squares(tmp_path, resume, {"seed": 0})
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_parts_of_another_run_are_refused(tmp_path):
     squares(tmp_path / "parts", False, {"seed": 0, "source": "a"})
-    with pytest.raises(ValueError, match=r"holds another run, which differs in \['seed'\]"):
+    with pytest.raises(
+        ValueError, match=r"another run, which differs in seed \(0 there, 1 here\);"
+    ):
         squares(tmp_path / "parts", True, {"seed": 1, "source": "a"})
-    with pytest.raises(ValueError, match=r"differs in \['source'\]"):
+    with pytest.raises(ValueError, match=r"differs in source \(a there, b here\);"):
         squares(tmp_path / "parts", True, {"seed": 0, "source": "b"})
 
 

@@ -65,10 +65,10 @@ class Experiment:
 
         Args:
             tier: ``"smoke"`` or ``"full"``.
-            seed: seed of the whole run.
-            device: where to compute.
+            seed: seed of the whole run, from 0 to $2^{63} - 1$.
+            device: where to compute: the CPU or a CUDA device.
             folder: where to keep finished parts and snapshots while the run lasts; ``None``
-                keeps nothing.
+                keeps nothing. It is removed at the end.
             resume: continue from what ``folder`` holds.
             every: longest time in seconds between two snapshots, at most 60.
             report: called with the finished fraction and the name of the part at work.
@@ -79,7 +79,8 @@ class Experiment:
             The result with its provenance.
 
         Raises:
-            ValueError: unknown tier or parameter, or ``every`` out of range.
+            ValueError: unknown tier, parameter or device, ``seed`` or ``every`` out of range, or a
+                folder with parts that this run must not go on from; see :func:`open_folder`.
             TypeError: a parameter of another type than the tier's.
         """
         parameters = self.parameters(tier, **overrides)
@@ -124,7 +125,16 @@ class Experiment:
     def identity(
         self, tier: str, seed: int, device: torch.device, parameters: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return everything that decides the numbers of a run."""
+        """Return everything that decides the numbers of a run.
+
+        Raises:
+            ValueError: a seed that is no integer from 0 to 2^63 - 1, or a device that is neither
+                the CPU nor a CUDA device.
+        """
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be an integer from 0 to 2^63 - 1; got {seed!r}")
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"device must be cpu, cuda or cuda:INDEX; got {str(device)!r}")
         return {
             "schema": SCHEMA,
             "experiment": self.id,

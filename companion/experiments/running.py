@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from companion.files import replacing
 from companion.results import decode, encode
-from companion.train import Snapshot
+from companion.train import Snapshot, differences
 
 Report = Callable[[float, str], None]
 """Receives the finished fraction of the whole run and the name of the part at work."""
@@ -99,30 +98,48 @@ class Run:
 
 
 def open_folder(folder: Path, identity: Mapping[str, Any], resume: bool) -> None:
-    """Prepare the folder of a run's parts: kept if the run resumes, emptied if it starts anew.
+    """Prepare the folder of a run's parts, and never delete any that are there.
 
     Args:
         folder: the folder.
         identity: everything that decides the numbers; stored in the folder.
-        resume: whether to keep what is there.
+        resume: whether to go on from what is there.
 
     Raises:
-        ValueError: the stored parts belong to a run with another identity; the message says in
-            which fields they differ.
+        ValueError: the folder holds parts and ``resume`` is false; or they belong to a run with
+            another identity, and the message says in which fields; or other files are there.
     """
     marker = folder / "run.json"
     wanted = json.loads(json.dumps(encode(identity)))
-    if resume and marker.exists():
-        stored = _read(marker)
-        if differing := sorted(key for key in wanted if wanted[key] != stored.get(key)):
+    if holds_parts(folder):
+        if not marker.exists():
+            raise ValueError(f"the folder of parts {folder} holds files that are none; remove it")
+        if not resume:
             raise ValueError(
-                f"cannot resume from {folder}: it holds another run, which differs in {differing}; "
-                "run without resume to start anew"
+                f"an interrupted run is in {folder}: add --resume (resume=True) to continue it, or "
+                "remove that folder to start anew"
+            )
+        if differing := differences(_read(marker), wanted):
+            fields = ", ".join(text.removeprefix("provenance.") for text in differing)
+            raise ValueError(
+                f"cannot resume from {folder}: it holds another run, which differs in {fields}; "
+                "remove that folder to start anew"
             )
         return
-    shutil.rmtree(folder, ignore_errors=True)
     with replacing(marker) as temporary:
         temporary.write_text(json.dumps(wanted, indent=1))
+
+
+def holds_parts(folder: Path) -> bool:
+    """Whether there is more in ``folder`` than the description of a run: work worth keeping.
+
+    Example:
+        >>> holds_parts(Path("no-such-folder"))
+        False
+    """
+    if not folder.exists():
+        return False
+    return any(p.name != "run.json" and p.suffix != ".tmp" for p in folder.iterdir())
 
 
 def _read(path: Path) -> dict[str, Any]:
