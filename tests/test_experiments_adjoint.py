@@ -11,7 +11,7 @@ from companion.exercises import WrongAnswer
 from companion.exercises.adjoint import BOUNCE, JUMPS, LINEAR, SPACING
 from companion.experiments import run
 from companion.experiments.adjoint_common import TanhField, relative_error
-from companion.experiments.c18_a8 import Linear
+from companion.experiments.c18_a8 import Braking, Linear
 from companion.observe import fit_slope
 
 F64 = torch.float64
@@ -114,6 +114,28 @@ def test_gap_falls_with_the_order():
     assert not result.misses
 
 
+@pytest.mark.parametrize(("method", "brackets"), [("midpoint", -1 / 4), ("heun", 0.0)])
+def test_bracket_decides_the_gap(method, brackets):
+    """One step: adjoint minus backprop is -h^3 (alpha + beta) (J'M' + M'J') a to leading order."""
+    field = TanhField(3, 5, torch.Generator().manual_seed(1))
+    field.time.data.zero_()
+    x0 = torch.tensor([0.4, -0.3, 0.8], dtype=F64, requires_grad=True)
+    a, h = torch.tensor([1.0, -2.0, 0.5], dtype=F64), 1e-3
+
+    def jacobian(x):
+        return torch.func.jacrev(lambda y: field(0.0, y))(x)
+
+    x = x0.detach()
+    J, M = jacobian(x), torch.func.jvp(jacobian, (x,), (field(0.0, x),))[1]
+    gaps = []
+    for gradient in ("adjoint", "backprop"):
+        end = odeint(field, x0, [0.0, h], method=method, steps=1, gradient=gradient)[-1]
+        gaps.append(torch.autograd.grad(end, x0, a)[0])
+    leading = (J.T @ M.T + M.T @ J.T).detach() @ a
+    got = (gaps[0] - gaps[1]) / h**3
+    torch.testing.assert_close(got, -brackets * leading, rtol=0, atol=0.02 * leading.norm().item())
+
+
 def test_errors_grow_backwards():
     """Both bounds of the proposition, on -2 x + 0.5 sin x, and equality on -lambda x."""
 
@@ -128,8 +150,22 @@ def test_errors_grow_backwards():
     assert math.exp(-max(slopes)) < growth < math.exp(-min(slopes))  # cos falls along the way
     result = run("C18-A8", rates=(1.0, 5.0, 10.0))
     assert not result.misses
-    assert result["gradient_adjoint_10"] > 100 * result["gradient_adjoint_1"]
-    assert (result["gradient_checkpoint"] < 1e-6).all()
+
+
+def test_an_accurate_solve_can_have_a_wrong_adjoint():
+    """A braking body: the adjoint's error grows like exp(rate), not that of backprop."""
+    result = run("C18-A8", rates=(1.0, 10.0, 20.0))
+    assert (result["forward"] < 1e-5).all()
+    assert (result["gradient_backprop"] < 1e-4).all()
+    assert result["gradient_adjoint_1"] < 1e-4
+    assert 10 < result["gradient_adjoint_20"] < 1e4  # exp(20) times an error of about 1e-6
+    assert result["gradient_adjoint_20"] > 1e4 * result["gradient_adjoint_10"]
+
+
+def test_braking_is_its_formula():
+    x = odeint(Braking(2.0), torch.tensor([0.5, 3.0], dtype=F64), [0.0, 1.0], rtol=1e-10)[-1]
+    stopped = 3 * math.exp(-2)
+    torch.testing.assert_close(x.tolist(), [0.5 + (3 - stopped) / 2, stopped], rtol=1e-7, atol=0)
 
 
 def test_rotation_field_turns_without_growth():
@@ -190,8 +226,14 @@ def test_relative_error_takes_all_tensors_as_one_vector():
         (JUMPS, "every term is pulled alone", "three pulls"),
         (SPACING, "a checkpoint every step", "stored states"),
         (SPACING, "a single checkpoint", "recomputed segment"),
+        (JUMPS, "every term is pulled to the start", "interval"),
+        (JUMPS, "jumps with a minus sign", "sign"),
+        (JUMPS, "the last gradient counts twice", "twice"),
+        (SPACING, "the root rounded up", "items"),
         (BOUNCE, "contracts too slowly", "Errors grow"),
-        (BOUNCE, "expands so much that the solve is off", "solve itself"),
+        (BOUNCE, "the end is below the tolerance", "solve itself"),
+        (BOUNCE, "the gradient is below the tolerance", "gradient itself"),
+        (BOUNCE, "the sum never changes", "gradient itself"),
     ],
 )
 def test_hint_names_the_mistake(exercise, mistake, hint):

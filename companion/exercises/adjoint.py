@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -94,14 +96,25 @@ def _check_jumps(answer: Callable[[Pull, Sequence[float], Sequence[Tensor]], Ten
         raise WrongAnswer("Some call of pull goes forwards in time: call pull(late, early, a).")
     terms = [torch.linalg.matrix_exp(A.T * t) @ g for t, g in zip(times, grads, strict=True)]
     if torch.allclose(got, sum(terms, torch.zeros(2, dtype=torch.float64))):
-        if len(calls) == len(times) - 1:
-            return "Right: one sweep, with a jump at every observation."
-        raise WrongAnswer(f"Right value, but {len(calls)} pulls; three intervals need three pulls.")
+        if len(calls) != len(times) - 1:
+            raise WrongAnswer(
+                f"Right value, but {len(calls)} pulls; three intervals need three pulls."
+            )
+        if calls != [(late, early) for early, late in pairwise(times)][::-1]:
+            raise WrongAnswer(
+                "Right value, but some pull reaches over more than one interval. Pull through one "
+                "interval, jump, and pull on with the sum."
+            )
+        return "Right: one sweep, with a jump at every observation."
     hints = {
+        "The last gradient counts twice: the sweep starts with it, and no jump follows there.": [
+            *terms, terms[-1]],
+        "A jump has the wrong sign: the gradients of all observations add.": [
+            -terms[0], -terms[1], -terms[2], terms[3]],
         "A loss term is missing: the one at the first time is a jump as well.": terms[1:],
         "A loss term is missing: the sweep starts with the last observation.": terms[:-1],
         "Jumps add to the adjoint; yours replaces it and keeps only the first term.": terms[:1],
-    }
+    }  # fmt: skip
     for hint, parts in hints.items():
         if torch.allclose(got, sum(parts, torch.zeros(2, dtype=torch.float64))):
             raise WrongAnswer(hint)
@@ -149,6 +162,19 @@ def _one_by_one(pull: Pull, times: Sequence[float], grads: Sequence[Tensor]) -> 
     return torch.stack(pulls).sum(dim=0)
 
 
+def _to_the_start(pull: Pull, times: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    later = zip(times[1:], grads[1:], strict=True)
+    return grads[0] + torch.stack([pull(t, times[0], g) for t, g in later]).sum(dim=0)
+
+
+def _minus(pull: Pull, times: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    return _jumps(pull, times, [*(-g for g in grads[:-1]), grads[-1]])
+
+
+def _last_twice(pull: Pull, times: Sequence[float], grads: Sequence[Tensor]) -> Tensor:
+    return _jumps(pull, times, [*grads[:-1], 2 * grads[-1]])
+
+
 JUMPS = Exercise(
     id="adjoint-ex-jumps",
     check=_check_jumps,
@@ -160,6 +186,9 @@ JUMPS = Exercise(
         "the jump comes after the interval before it": _late_jump,
         "the sweep runs forwards": _forwards,
         "every term is pulled alone": _one_by_one,
+        "every term is pulled to the start": _to_the_start,
+        "jumps with a minus sign": _minus,
+        "the last gradient counts twice": _last_twice,
         "a number": lambda pull, times, grads: 0.0,
     },
 )
@@ -172,12 +201,15 @@ def _cost(steps: int, stages: int, every: int) -> int:
     return -(-steps // every) + every * stages
 
 
-def _check_spacing(answer: Callable[[int, int], int]) -> str:
+def _check_spacing(answer: Callable[[int, int], Any]) -> str:
     """Compare the memory of ``answer(steps, stages)`` with that of the best spacing."""
-    for steps, stages in ((100, 1), (100, 4), (1024, 4), (7, 2), (1, 4), (1000, 2)):
-        every = answer(steps, stages)
-        case = f"For {steps} steps of {stages} stages you answer {every!r}"
-        if isinstance(every, bool) or not isinstance(every, int) or not 1 <= every <= steps:
+    cases = ((100, 1), (100, 4), (1024, 4), (7, 2), (1, 4), (1000, 2), (10, 2), (36, 2))
+    for steps, stages in cases:
+        given = answer(steps, stages)
+        case = f"For {steps} steps of {stages} stages you answer {given!r}"
+        whole = isinstance(given, numbers.Integral) and not isinstance(given, bool)
+        every = int(given) if whole else 0
+        if not 1 <= every <= steps:
             raise WrongAnswer(f"{case}; the spacing is an integer from 1 to the number of steps.")
         cost = _cost(steps, stages, every)
         if cost > min(_cost(steps, stages, k) for k in range(1, steps + 1)):
@@ -185,7 +217,7 @@ def _check_spacing(answer: Callable[[int, int], int]) -> str:
             raise WrongAnswer(
                 f"{case}, which keeps {cost} items at once, most of them for {where}."
             )
-    return "Right: nothing smaller for any of six pairs of steps and stages."
+    return "Right: nothing smaller for any of eight pairs of steps and stages."
 
 
 def _spacing(steps: int, stages: int) -> int:
@@ -199,6 +231,7 @@ SPACING = Exercise(
     wrong={
         "a checkpoint every step": lambda steps, stages: 1,
         "a single checkpoint": lambda steps, stages: steps,
+        "the root rounded up": lambda steps, stages: math.ceil(math.sqrt(steps / stages)),
         "the root, stages forgotten": lambda steps, stages: math.isqrt(steps),
         "the root of the product": lambda steps, stages: min(steps, math.isqrt(steps * stages)),
         "not an integer": lambda steps, stages: math.sqrt(steps / stages),
@@ -207,6 +240,8 @@ SPACING = Exercise(
 
 
 # Open: accurate forwards, wrong gradient
+
+_TOLERANCE = 1e-6
 
 
 def _check_bounce(answer: tuple[nn.Module, Tensor, float]) -> str:
@@ -218,21 +253,50 @@ def _check_bounce(answer: tuple[nn.Module, Tensor, float]) -> str:
     if not isinstance(field, nn.Module) or not any(True for _ in field.parameters()):
         raise WrongAnswer("The field must be an nn.Module with at least one parameter.")
     x0, field = x0.detach().double(), field.double()
-    loose, loose_gradient = _solve(field, x0, end, 1e-6, "adjoint")
     tight, gradient = _solve(field, x0, end, 1e-10, "backprop")
-    off = torch.linalg.vector_norm(loose - tight)
-    if off > 1e-3:
+    loose, by_backprop = _solve(field, x0, end, _TOLERANCE, "backprop")
+    _, by_adjoint = _solve(field, x0, end, _TOLERANCE, "adjoint")
+    off = _distance(loose, tight)
+    if not off <= 1e-3:
         raise WrongAnswer(
-            f"The solve itself is off by {off:.1e}; it may be off by 1e-3 at most. A field that "
-            "contracts keeps the forward error small."
+            f"The solve itself is off by {off:.1e} times the size of x(T); it may be off by 1e-3 "
+            "at most. If the end is near zero, no tolerance of 1e-6 can see it: keep a part of the "
+            "state that does not shrink."
         )
-    error = torch.linalg.vector_norm(loose_gradient - gradient)
-    if not error > torch.linalg.vector_norm(gradient) / 10:
+    if not gradient.norm() >= 100 * _TOLERANCE:
+        raise WrongAnswer(
+            f"The gradient itself is {gradient.norm():.1e}, no larger than what a tolerance of "
+            f"{_TOLERANCE:.0e} can miss. Find a field whose gradient is at least 1e-4."
+        )
+    missed, error = _distance(by_backprop, gradient), _distance(by_adjoint, gradient)
+    if not missed <= 1e-2:
+        raise WrongAnswer(
+            f"Backprop through the same solve is off by {missed:.1e} times the gradient's size. "
+            "Then the forward solve is to blame, not the way back."
+        )
+    if not error > 1e-1:
         raise WrongAnswer(
             "The adjoint's gradient is right to within a tenth. Errors grow on the way back by "
             "exp(rate * time): which rate makes 1e-6 matter?"
         )
-    return f"Right: the state is off by {off:.0e}, the gradient by {error / gradient.norm():.1f}."
+    return (
+        f"Right: the state is off by {off:.0e} times its size, backprop's gradient by "
+        f"{missed:.0e} times, the adjoint's by {error:.1f} times. The flow shrinks some direction "
+        f"to {_contraction(field, x0, end):.0e}."
+    )
+
+
+def _distance(got: Tensor, wanted: Tensor) -> float:
+    """Return the distance in units of the size of ``wanted``."""
+    return float(torch.linalg.vector_norm(got - wanted) / torch.linalg.vector_norm(wanted))
+
+
+def _contraction(field: nn.Module, x0: Tensor, end: float) -> float:
+    """Return the smallest singular value of dx(T)/dx(0)."""
+    start = x0.clone().requires_grad_()
+    x = odeint(field, start, (0.0, end), rtol=1e-10, atol=1e-10)[-1].reshape(-1)
+    rows = [torch.autograd.grad(part, start, retain_graph=True)[0].reshape(-1) for part in x]
+    return float(torch.linalg.svdvals(torch.stack(rows)).min())
 
 
 def _solve(
@@ -261,14 +325,43 @@ class Decay(nn.Module):
         return -self.rate * x
 
 
+class Braking(nn.Module):
+    """The field ``(v, -rate * v)`` of a body at ``x`` with the speed ``v``."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(rate, dtype=torch.float64))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Evaluate the field."""
+        return torch.stack([x[1], -self.rate * x[1]])
+
+
+class Exchange(nn.Module):
+    """Two parts that exchange at a rate: their sum depends neither on time nor on the rate."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(rate, dtype=torch.float64))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Evaluate the field."""
+        return torch.stack([self.rate * x[1], -self.rate * x[1]])
+
+
+_MOVING = torch.tensor([0.0, 1.0], dtype=torch.float64)
+
 BOUNCE = Exercise(
     id="adjoint-ex-bounce",
     check=_check_bounce,
-    solution=(Decay(20.0), torch.ones(1), 1.0),
+    solution=(Braking(20.0), _MOVING, 1.0),
     wrong={
-        "contracts too slowly": (Decay(2.0), torch.ones(1), 1.0),
+        "contracts too slowly": (Braking(8.0), _MOVING, 1.0),
         "expands": (Decay(-3.0), torch.ones(1), 1.0),
-        "expands so much that the solve is off": (Decay(-15.0), torch.ones(1), 1.0),
+        "the end is below the tolerance": (Decay(20.0), torch.ones(1), 1.0),
+        "the start is below the tolerance": (Decay(1.0), torch.full((1,), 1e-9), 1.0),
+        "the gradient is below the tolerance": (Decay(1e-4), torch.full((1,), 1e-5), 1.0),
+        "the sum never changes": (Exchange(20.0), _MOVING, 1.0),
         "not a module": (lambda t, x: -20 * x, torch.ones(1), 1.0),
         "no parameter": (nn.Identity(), torch.ones(1), 1.0),
         "no end time": (Decay(20.0), torch.ones(1)),
