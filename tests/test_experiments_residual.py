@@ -6,6 +6,8 @@ import torch
 from scipy.integrate import solve_ivp
 
 from companion import OdeBlock, PiecewiseConstant
+from companion.exercises import WrongAnswer
+from companion.exercises.residual_steps import SCHEME, THRESHOLD, TURN
 from companion.experiments import q20_ob, run
 from companion.experiments.q20_err import GRAVITY, START, pendulum, pendulum_solution
 from companion.experiments.s22_f1 import (
@@ -165,3 +167,44 @@ def test_untrained_networks_miss_the_claims_about_learning():
     assert result["states_crossing"].shape == (41, 21)
     with pytest.raises(ValueError, match="few must divide layers = 40; got 3"):
         run("S22-F1", layers=40, few=3)
+
+
+# Exercises: right answers of another kind, and hints that name the mistake
+
+
+def test_a_field_that_jumps_at_one_half_is_right():
+    """Two shears map (x, 0) to (x, x) and then to (-x, x), with a jump in between."""
+
+    def shears(t, x):
+        zero = torch.zeros_like(x[:, 0])
+        return torch.stack([zero, 2 * x[:, 0]] if t < 0.5 else [-4 * x[:, 1], zero], dim=1)
+
+    assert TURN.check(shears).startswith("Right")
+
+
+def test_a_spiral_is_right_too():
+    b = 2.0
+    a = -np.log(-np.cos(b))
+
+    def spiral(t, x):
+        return a * x + b * torch.stack([-x[:, 1], x[:, 0]], dim=1)
+
+    assert TURN.check(spiral).startswith("Right")
+
+
+@pytest.mark.parametrize(
+    ("exercise", "mistake", "hint"),
+    [
+        (SCHEME, "a field of the state alone", r"call f\(t, x\)"),
+        (SCHEME, "a stray term", "nothing else"),
+        (SCHEME, "rounded", "2 / 3"),
+        (SCHEME, "half a step", "second slope"),
+        (THRESHOLD, "the factor N is forgotten", "forget the factor N"),
+        (THRESHOLD, "shrunk below rounding", "collapses"),
+        (TURN, "a rounded half turn", "Almost"),
+        (TURN, "a quarter turn", "where is there room"),
+    ],
+)
+def test_hints_name_the_mistake(exercise, mistake, hint):
+    with pytest.raises(WrongAnswer, match=hint):
+        exercise.check(exercise.wrong[mistake])
