@@ -80,7 +80,7 @@ class Experiment:
 
         Raises:
             ValueError: unknown tier, parameter or device, ``seed`` or ``every`` out of range, or a
-                folder with parts that this run must not go on from; see :func:`open_folder`.
+                folder with parts that this run must not go on from.
             TypeError: a parameter of another type than the tier's.
         """
         parameters = self.parameters(tier, **overrides)
