@@ -20,7 +20,7 @@ _COUNTS = ("forward", "backward", "torchdiffeq_forward", "torchdiffeq_backward")
 _WHY = (
     "The backward system holds the state, its adjoint and one entry for every parameter, and its "
     "error control watches all of them; it takes no fewer steps than the forward solve. "
-    "The paper used other solvers."
+    "The paper used other solvers: one possible reason, not tested here."
 )
 
 

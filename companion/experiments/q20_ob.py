@@ -36,7 +36,7 @@ def q20_ob(run: Run, *, depths: tuple[int, ...], width: int) -> Findings:
 
     Curves: ``depths``; the largest difference in the output or a gradient of ``unit_steps`` (the
     package's Euler solver with step 1 against layers x + f(x), float32), of ``classic`` and
-    ``scaled`` (Euler blocks against x + f(x) and x + f(x)/N, float32), and of a block with each
+    ``scaled`` (Euler blocks against x + f(x) and x + (1/N) f(x), float32), and of a block with each
     other scheme against that scheme written out (float64).
     """
     schemes = [name for name in WRITTEN_OUT if name != "euler"]
@@ -69,7 +69,9 @@ def q20_ob(run: Run, *, depths: tuple[int, ...], width: int) -> Findings:
     claims = [
         Claim("CL02", "Euler with step 1 against x + f(x), float32", worst["unit_steps"], high=0),
         Claim("CL31", "block with scale N against x + f(x), float32", worst["classic"], high=0),
-        Claim("CL31", "block with scale 1 against x + f(x)/N, float32", worst["scaled"], high=0),
+        Claim(
+            "CL31", "block with scale 1 against x + (1/N) f(x), float32", worst["scaled"], high=0
+        ),
         Claim("CL30", "five other schemes against layers, float64", others, high=1e-12),
     ]
     return Findings({"others": others}, {"depths": depths, **curves}, claims)

@@ -27,7 +27,7 @@ from companion.train import fit
 _POINTS = torch.linspace(-1, 1, 21, dtype=torch.float64)
 
 BEST_MONOTONE = float((_POINTS**2).mean())
-"""Smallest mean squared error of an increasing map on the task -x: that of the constant 0."""
+"""Smallest mean squared error of a non-decreasing map on the task -x: that of the constant 0."""
 
 _SMOOTH = {"hidden": 8, "std": 1.0, "rate": 0.05}
 _ROUGH = {"hidden": 32, "std": 3.0, "rate": 0.02}
