@@ -1,0 +1,1 @@
+"""Measures of trained and untrained networks: one question a file."""
