@@ -15,7 +15,7 @@ from companion.checks import first_evaluation
 from companion.gradients import Adjoint, Gradient, get_gradient
 from companion.methods import METHODS, get_solver
 from companion.schemes import SCHEMES
-from companion.solve import FixedStep, Problem, Solver, Stage, check_finite, time_like
+from companion.solve import OnGrid, Problem, Solver, Stage, check_finite, time_like
 
 __all__ = ["DepthWeights", "OdeBlock"]
 
@@ -88,7 +88,8 @@ class DepthField:
         self, weights: DepthWeights, time: bool, gradient: Gradient, cell: int | None = None
     ) -> None:
         """Unbind ``weights``; with ``cell``, read that cell alone, on any grid or none."""
-        self.module = weights.template
+        self.module: nn.Module | None = weights.template
+        self.template = weights.template
         self.basis = weights.basis
         self.time = time
         self.cell = cell
@@ -117,7 +118,7 @@ class DepthField:
         values = {**self._weights(place), **self.buffers[place.cell]}
         arguments = (time_like(stage.t, y), y) if self.time else (y,)
         value: Tensor = torch.func.functional_call(
-            self.module, values, arguments, tie_weights=False
+            self.template, values, arguments, tie_weights=False
         )
         return value
 
@@ -281,7 +282,7 @@ class OdeBlock(nn.Module):
         self._check_input(x)
         solver = self._solver()
         cells = self.weights.basis.cells
-        if isinstance(solver, FixedStep) and cells > 1:
+        if isinstance(solver, OnGrid) and cells > 1:
             self._check_backward(cells)
             return self._solve(
                 x, DepthField(self.weights, self.time, self.gradient), (0.0, 1.0), solver

@@ -1,4 +1,4 @@
-"""The method knob: fixed steps of our own schemes, everything else through torchdiffeq."""
+"""The method knob: schemes of our own on fixed steps, everything else through torchdiffeq."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
+from companion.leapfrog import AsyncLeapfrog
 from companion.schemes import SCHEMES, get_scheme
-from companion.solve import Field, FixedStep, Solver, Stage, Stats, Times
+from companion.solve import Field, FixedStep, NonFiniteError, Solver, Stage, Stats, Times
 
 __all__ = ["ADAPTIVE", "METHODS", "MULTISTEP", "TorchdiffeqSolver", "get_solver"]
 
@@ -23,7 +24,9 @@ MULTISTEP = ("explicit_adams", "implicit_adams")
 
 SCIPY = "scipy_solver"
 
-METHODS = (*SCHEMES, *ADAPTIVE, *MULTISTEP, SCIPY)
+LEAPFROG = "async_leapfrog"
+
+METHODS = (*SCHEMES, LEAPFROG, *ADAPTIVE, *MULTISTEP, SCIPY)
 """Every method name that ``odeint`` and ``OdeBlock`` accept."""
 
 
@@ -56,6 +59,8 @@ def get_solver(method: str | None, steps: int, rtol: float, atol: float) -> Solv
         raise ValueError(f"method: {method!r} is not one of {', '.join(METHODS)}")
     if method in SCHEMES:
         return FixedStep(get_scheme(method), steps)
+    if method == LEAPFROG:
+        return AsyncLeapfrog(steps)
     return TorchdiffeqSolver(method, rtol, atol, steps)
 
 
@@ -124,14 +129,11 @@ class TorchdiffeqSolver:
             norm: how an adaptive method measures its error; root mean square if ``None``.
 
         Raises:
-            ValueError: naming the time at which an adaptive method had to give up.
+            NonFiniteError: naming the time at which an adaptive method had to give up.
         """
         if y0.numel() == 0:  # no error to control
             return y0.expand(len(t), *y0.shape), first_step
-        counted = _Counted(_watched(func) if self.method == SCIPY else func)
-        if self.method in ADAPTIVE:
-            counted.callback_accept_step = counted.count_accepted  # type: ignore[attr-defined]
-            counted.callback_reject_step = counted.count_rejected  # type: ignore[attr-defined]
+        counted = self._counted(func)
         times = torch.as_tensor(t, dtype=torch.float64, device=y0.device)
         if self.method not in ADAPTIVE:
             times = times.to(y0.dtype)
@@ -149,17 +151,26 @@ class TorchdiffeqSolver:
         except AssertionError as failure:
             if not str(failure).startswith(("underflow in dt", "non-finite values")):
                 raise
-            where = float(t[0]) if counted.reached is None else counted.reached
-            raise ValueError(
-                f"y0: {self.method} cannot go on at t = {where:.6g}: the state is not finite, or "
-                "its error needs steps below rounding; loosen rtol and atol, scale the field "
-                "down, or solve a shorter time"
-            ) from None
+            raise self._stuck(float(t[0]) if counted.reached is None else counted.reached) from None
         if stats is not None:
             fixed = self.steps * (len(times) - 1) if self.method in MULTISTEP else 0
             stats.steps += counted.accepted + fixed
             stats.rejected += counted.rejected
         return torch.cat(states), counted.last_step
+
+    def _counted(self, func: Callable[[Tensor, Tensor], Tensor]) -> _Counted:
+        counted = _Counted(_watched(func) if self.method == SCIPY else func)
+        if self.method in ADAPTIVE:
+            counted.callback_accept_step = counted.count_accepted  # type: ignore[attr-defined]
+            counted.callback_reject_step = counted.count_rejected  # type: ignore[attr-defined]
+        return counted
+
+    def _stuck(self, where: float) -> NonFiniteError:
+        return NonFiniteError(
+            f"y0: {self.method} cannot go on at t = {where:.6g}: the state is not finite, or its "
+            "error needs steps below rounding; loosen rtol and atol, scale the field down, or "
+            "solve a shorter time"
+        )
 
     def _options(
         self, first_step: float | None, norm: Callable[[Tensor], Tensor] | None

@@ -80,7 +80,7 @@ def odeint(
     solver = get_solver(method, steps, rtol, atol)
     state, shapes = _pack_state(y0)
     times = _times(t, state)
-    field = FuncField(func, state, shapes, gradient, stats)
+    field = FuncField(func, shapes, gradient, stats)
     problem = Problem(field, state, times, solver, stats=stats)
     ys = stacked(gradient.solve(problem))
     if not torch.compiler.is_compiling():
@@ -94,7 +94,6 @@ class FuncField:
     def __init__(
         self,
         func: Func,
-        y0: Tensor,
         shapes: Shapes | None,
         gradient: Gradient,
         stats: Stats | None,
@@ -103,6 +102,7 @@ class FuncField:
         if not callable(func):
             raise TypeError(f"func: {func!r} is not allowed; it must be callable as func(t, y)")
         self.func = func
+        self.module = func if isinstance(func, nn.Module) else None
         self.shapes = shapes
         self.params = _parameters(func, gradient)
         self.finds_params = not gradient.records_graph and torch.is_grad_enabled()
@@ -131,10 +131,10 @@ class FuncField:
         """Return the same field for a backward pass: it leaves the module's buffers alone."""
         again = FuncField.__new__(FuncField)
         again.__dict__.update(self.__dict__, backward=True, checked=True)
-        if isinstance(self.func, nn.Module):
-            buffers = {name: buffer.clone() for name, buffer in self.func.named_buffers()}
+        if self.module is not None:
+            buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
             if buffers:
-                module = self.func
+                module = self.module
                 again.func = lambda t, y: torch.func.functional_call(module, buffers, (t, y))
         return again
 

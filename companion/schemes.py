@@ -78,12 +78,35 @@ class Tableau:
             >>> get_scheme("euler").step(lambda i, y: y, torch.ones(1), 0.1)
             tensor([1.1000])
         """
-        slopes: list[Tensor] = []
-        for i, row in enumerate(self.rows):
-            slopes.append(stage(i, advance(y, slopes, row, h)))
+        slopes = self._slopes(stage, y, h)
         if self.stages == 1:  # Euler: exactly the operations of a residual layer, bit for bit
             return y + h * slopes[0]
         return advance(y, slopes, self.weights, h)
+
+    def increment(
+        self, stage: Callable[[int, Tensor], Tensor], y: Tensor, h: float | Tensor
+    ) -> Tensor:
+        r"""Return what one step adds to ``y``, to full precision: $h\sum_i b_i k_i$.
+
+        The difference ``step(...) - y`` would lose digits. The arguments are those of
+        :meth:`step`.
+
+        Example:
+            >>> import torch
+            >>> get_scheme("euler").increment(lambda i, y: y, torch.ones(1), 0.1)
+            tensor([0.1000])
+        """
+        total, first = _combination(self._slopes(stage, y, h), self.weights)
+        assert total is not None  # the weights of a consistent scheme sum to 1
+        return h * first * total
+
+    def _slopes(
+        self, stage: Callable[[int, Tensor], Tensor], y: Tensor, h: float | Tensor
+    ) -> list[Tensor]:
+        slopes: list[Tensor] = []
+        for i, row in enumerate(self.rows):
+            slopes.append(stage(i, advance(y, slopes, row, h)))
+        return slopes
 
 
 def advance(
@@ -94,6 +117,17 @@ def advance(
     It is computed as $y + h b_1 (k_1 + \frac{b_2}{b_1} k_2 + \dots)$, the form on paper: the
     increments are summed before they meet the larger ``y``, and adding a multiple is one operation.
     """
+    total, first = _combination(slopes, coefficients)
+    if total is None:
+        return y
+    factor = h * first
+    return y + factor * total if isinstance(factor, Tensor) else y.add(total, alpha=factor)
+
+
+def _combination(
+    slopes: Sequence[Tensor], coefficients: Sequence[float]
+) -> tuple[Tensor | None, float]:
+    """Return the sum of the multiples over the first coefficient that is not zero, and that one."""
     total: Tensor | None = None
     first = 1.0
     for coefficient, slope in zip(coefficients, slopes, strict=False):
@@ -103,10 +137,7 @@ def advance(
             total, first = slope, coefficient
         else:
             total = total.add(slope, alpha=coefficient / first)
-    if total is None:
-        return y
-    factor = h * first
-    return y + factor * total if isinstance(factor, Tensor) else y.add(total, alpha=factor)
+    return total, first
 
 
 def _rows(*rows: str) -> tuple[Row, ...]:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from companion.schemes import Tableau
 
@@ -17,6 +17,7 @@ __all__ = [
     "Field",
     "FixedStep",
     "NonFiniteError",
+    "OnGrid",
     "Problem",
     "Solver",
     "Stage",
@@ -60,9 +61,11 @@ class Field(Protocol):
 
     Attributes:
         params: every tensor besides the state that may need a gradient.
+        module: the module whose mode decides what an evaluation does, if there is one.
     """
 
     params: tuple[Tensor, ...]
+    module: nn.Module | None
 
     def __call__(self, stage: Stage, y: Tensor) -> Tensor:
         """Evaluate the field."""
@@ -99,6 +102,16 @@ class Solver(Protocol):
         self, field: Field, y0: Tensor, t: Times, scale: float = 1.0, stats: Stats | None = None
     ) -> States:
         """Solve from ``t[0]``; return the states at all of ``t``."""
+
+
+@runtime_checkable
+class OnGrid(Solver, Protocol):
+    """A solver on a fixed grid of steps, known to the field through its stages."""
+
+    steps: int
+
+    def first_non_finite(self, field: Field, y0: Tensor, t: Times, scale: float) -> float | None:
+        """Solve again and return the time where the state stops being finite."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +248,7 @@ def check_value(value: object, y: Tensor, argument: str) -> None:
 
 
 class NonFiniteError(ValueError):
-    """A state stopped being finite during a solve."""
+    """A state stopped being finite during a solve, or an adaptive solver could not go on."""
 
 
 def check_finite(ys: States, problem: Problem) -> None:
@@ -253,7 +266,7 @@ def check_finite(ys: States, problem: Problem) -> None:
     if torch.isfinite(end.sum()) or torch.isfinite(end).all():
         return
     where = None
-    if isinstance(problem.solver, FixedStep):
+    if isinstance(problem.solver, OnGrid):
         with torch.no_grad():
             field = problem.field.recomputation()
             where = problem.solver.first_non_finite(field, problem.y0, problem.t, problem.scale)

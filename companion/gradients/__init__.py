@@ -13,9 +13,20 @@ from torch import Tensor
 from companion.gradients.adjoint import Adjoint
 from companion.gradients.backprop import Backprop
 from companion.gradients.checkpoint import Checkpoint
+from companion.gradients.reconstruct import Reconstruct
+from companion.gradients.reversible import Reversible
 from companion.solve import Problem, States
 
-__all__ = ["GRADIENTS", "Adjoint", "Backprop", "Checkpoint", "Gradient", "get_gradient"]
+__all__ = [
+    "GRADIENTS",
+    "Adjoint",
+    "Backprop",
+    "Checkpoint",
+    "Gradient",
+    "Reconstruct",
+    "Reversible",
+    "get_gradient",
+]
 
 
 class Gradient(Protocol):
@@ -33,10 +44,12 @@ class Gradient(Protocol):
         """Return the states at all output times, with this method's backward pass."""
 
 
-GRADIENTS: dict[str, type[Backprop] | type[Adjoint] | type[Checkpoint]] = {
+GRADIENTS: dict[str, type[Backprop | Adjoint | Checkpoint | Reconstruct | Reversible]] = {
     "backprop": Backprop,
     "adjoint": Adjoint,
     "checkpoint": Checkpoint,
+    "reconstruct": Reconstruct,
+    "reversible": Reversible,
 }
 """The gradient methods, by name."""
 

@@ -13,13 +13,16 @@ from companion.gradients.recompute import (
     Accumulator,
     autocast_as,
     autocast_mode,
+    check_modes,
     check_params,
     differentiate,
     first_order,
+    modes,
     random_state,
     same_state,
     solve_with,
 )
+from companion.leapfrog import AsyncLeapfrog
 from companion.methods import TorchdiffeqSolver, get_solver
 from companion.schemes import advance
 from companion.solve import (
@@ -98,7 +101,14 @@ class Adjoint:
 
     def _backward_solver(self, forward: Solver) -> Solver:
         rtol, atol = 1e-7, 1e-9
-        if isinstance(forward, TorchdiffeqSolver):
+        if isinstance(forward, AsyncLeapfrog):
+            if self.method is None:
+                raise ValueError(
+                    "gradient: 'adjoint' has no backward solve by async_leapfrog; name one, as in "
+                    "Adjoint(method='midpoint'), or use gradient='reversible'"
+                )
+            method, steps = self.method, forward.steps
+        elif isinstance(forward, TorchdiffeqSolver):
             method, steps, rtol, atol = (
                 forward.method, forward.steps, forward.rtol, forward.atol,
             )  # fmt: skip
@@ -120,7 +130,7 @@ class _ContinuousAdjoint(torch.autograd.Function):
     def forward(
         ctx: Any, problem: Problem, backward: Solver, t: Tensor | None, y0: Tensor, *params: Tensor
     ) -> Tensor:
-        ctx.mode = autocast_mode(y0)
+        ctx.mode, ctx.modes = autocast_mode(y0), modes(problem.field)
         before = random_state(y0.device)
         with autocast_as(ctx.mode):
             ys = stacked(problem.solve())
@@ -138,6 +148,7 @@ class _ContinuousAdjoint(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
         ys, *params = ctx.saved_tensors
+        check_modes(ctx.problem.field, ctx.modes)
         sums = Accumulator(params, ctx.needs_input_grad[4:])
         field = ctx.problem.field.recomputation()
         problem = replace(ctx.problem, field=field)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,15 +15,18 @@ from companion.gradients.recompute import (
     RandomState,
     autocast_as,
     autocast_mode,
+    check_modes,
     check_params,
     differentiate,
     first_order,
+    modes,
     random_state,
     same_state,
     set_random_state,
     solve_with,
 )
-from companion.solve import FixedStep, Interval, Problem, States, intervals
+from companion.gradients.segments import Segment, fixed_step, segments
+from companion.solve import FixedStep, Interval, Problem, States
 
 __all__ = ["Checkpoint"]
 
@@ -93,7 +96,7 @@ class _Checkpointed(torch.autograd.Function):
     def forward(
         ctx: Any, problem: Problem, every: int, t: Tensor | None, y0: Tensor, *params: Tensor
     ) -> Tensor:
-        ctx.mode = autocast_mode(y0)
+        ctx.mode, ctx.modes = autocast_mode(y0), modes(problem.field)
         with autocast_as(ctx.mode):
             ys, starts, ctx.random = _forward_segments(problem, every)
         ctx.problem = replace(problem, y0=torch.empty(0))
@@ -107,17 +110,16 @@ class _Checkpointed(torch.autograd.Function):
     def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         starts, params = saved[: ctx.count], saved[ctx.count :]
+        check_modes(ctx.problem.field, ctx.modes)
         problem = replace(ctx.problem, field=ctx.problem.field.recomputation())
         sums = Accumulator(params, ctx.needs_input_grad[4:])
         times = None
         if ctx.needs_input_grad[2]:
             times = Accumulator(problem.t, [True] * len(problem.t))
         a = grad_ys[-1]
-        segments = list(_segments(problem, ctx.every))
+        parts = zip(segments(problem, ctx.every), starts, ctx.random, strict=True)
         with autocast_as(ctx.mode):
-            for segment, start, random in reversed(
-                list(zip(segments, starts, ctx.random, strict=True))
-            ):
+            for segment, start, random in reversed(list(parts)):
                 with _replayed(random, start.device):
                     a = _backward_segment(problem, segment, start, a, sums, times)
                 if segment.steps.start == 0:
@@ -126,29 +128,8 @@ class _Checkpointed(torch.autograd.Function):
         return None, None, grad_t, a, *sums.grads
 
 
-class _Segment(NamedTuple):
-    """Some steps of the interval from ``output`` to the next."""
-
-    output: int
-    interval: Interval
-    steps: range
-
-
-def _solver(problem: Problem) -> FixedStep:
-    assert isinstance(problem.solver, FixedStep)  # Checkpoint.solve refuses other solvers
-    return problem.solver
-
-
-def _segments(problem: Problem, every: int) -> Iterator[_Segment]:
-    """Yield the segments in order."""
-    solver = _solver(problem)
-    for i, interval in enumerate(intervals(problem.t)):
-        for first in range(0, solver.steps, every):
-            yield _Segment(i, interval, range(first, min(first + every, solver.steps)))
-
-
 def _run(problem: Problem, y: Tensor, interval: Interval, steps: range) -> Tensor:
-    solver = _solver(problem)
+    solver = fixed_step(problem)
     for n in steps:
         y = solver.step(problem.field, y, interval, n, problem.scale)
     return y
@@ -167,8 +148,8 @@ def _forward_segments(
     random: list[RandomState | None] = []
     first = random_state(y.device)
     state: RandomState | None = first
-    solver = _solver(problem)
-    for _, interval, steps in _segments(problem, every):
+    solver = fixed_step(problem)
+    for _, interval, steps in segments(problem, every):
         starts.append(y)
         random.append(state)
         y = _run(problem, y, interval, steps)
@@ -192,7 +173,7 @@ def _forward_segments(
 
 def _backward_segment(
     problem: Problem,
-    segment: _Segment,
+    segment: Segment,
     start: Tensor,
     a: Tensor,
     sums: Accumulator,
@@ -200,7 +181,7 @@ def _backward_segment(
 ) -> Tensor:
     """Recompute a segment with a graph; return ``a`` pulled back to its start."""
     output, interval, steps = segment
-    solver = _solver(problem)
+    solver = fixed_step(problem)
     stages = [solver.stage(interval, n, i) for n in steps for i in range(solver.scheme.stages)]
     indices = sums.select(sorted(set().union(*map(problem.field.uses, stages))))
     ends: list[Tensor] = []

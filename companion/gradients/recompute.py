@@ -18,9 +18,11 @@ __all__ = [
     "RandomState",
     "autocast_as",
     "autocast_mode",
+    "check_modes",
     "check_params",
     "differentiate",
     "first_order",
+    "modes",
     "needs_gradient",
     "random_state",
     "same_state",
@@ -72,6 +74,25 @@ def check_params(params: object) -> None:
         return
     if not isinstance(params, tuple | list) or not all(isinstance(p, Tensor) for p in params):
         raise TypeError(f"params: {params!r} is not allowed; pass a tuple of tensors")
+
+
+def modes(field: Field) -> tuple[bool, ...]:
+    """Return the training modes of all modules behind a field."""
+    return () if field.module is None else tuple(m.training for m in field.module.modules())
+
+
+def check_modes(field: Field, before: tuple[bool, ...]) -> None:
+    """Check that the modules behind a field are in the modes of the forward solve.
+
+    Raises:
+        ValueError: if they are not: batch norm or dropout would compute something else.
+    """
+    if modes(field) != before:
+        raise ValueError(
+            "gradient: the module was switched between train() and eval() after the forward solve, "
+            "which its backward pass has to repeat; switch after backward(), or use "
+            "gradient='backprop'"
+        )
 
 
 def differentiate(
