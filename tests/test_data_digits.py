@@ -34,6 +34,17 @@ def test_test_samples_do_not_set_the_scale():
     assert data.x_test.mean(0).abs().max() > 1e-3
 
 
+def test_black_is_where_a_blank_pixel_went():
+    data = load_digits(dtype=torch.float64, as_images=True)
+    pixels = torch.from_numpy(datasets.load_digits().images) / 16
+    stored = torch.cat([data.x_train, data.x_test])
+    raw = stored * data.deviation + data.mean
+    torch.testing.assert_close(raw.sum(), pixels.sum())
+    blank = raw.abs() < 1e-12
+    assert blank.sum() == (pixels == 0).sum()
+    torch.testing.assert_close(stored[blank], data.black.expand_as(stored)[blank])
+
+
 def test_images_are_the_same_pixels():
     flat, images = load_digits(), load_digits(as_images=True)
     assert images.x_train.shape == (1297, 1, 8, 8)

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from companion.data import Digits, load_digits
+from companion.data import load_digits
 from companion.experiments import Part
 from companion.experiments.s22_f3a import _claims, _test_error
 from companion.experiments.s22_f3a import s22_f3a as run
@@ -9,7 +11,6 @@ from companion.models import ResidualMLP
 from companion.train import seeded
 
 DIGITS = load_digits()
-DATA = (DIGITS.x_train, DIGITS.y_train, DIGITS.x_test, DIGITS.y_test)
 
 
 def test_deep_plain_networks_fail_and_scaled_ones_do_not():
@@ -32,7 +33,8 @@ def test_a_network_that_leaves_the_finite_numbers_counts_as_guessing():
     for scaled, expected in ((False, [0.9, 1.0]), (True, [pytest.approx(0.5, abs=0.5), 0.0])):
         with seeded(0):
             net = ResidualMLP(64, 10, width=8, hidden=16, layers=400, tied=True, scaled=scaled)
-        data = Digits(*(x[:64] for x in DATA), "")
+        names = ("x_train", "y_train", "x_test", "y_test")
+        data = replace(DIGITS, **{name: getattr(DIGITS, name)[:64] for name in names})
         assert _test_error(net, data, part, epochs=1, rate=0.05, seed=0) == expected
 
 

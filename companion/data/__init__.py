@@ -1,5 +1,23 @@
-"""Data sets: one file each."""
+"""Data sets, one file each, and what they share.
 
-from companion.data.digits import Digits, load_digits
+Every ``load_`` function returns :class:`Samples`. Those that come with a package need nothing;
+the others read the data folder: their first argument, ``--data`` on the command line, or the
+environment variable ``COMPANION_DATA``.
+"""
 
-__all__ = ["Digits", "load_digits"]
+from companion.data.augment import crop_and_flip
+from companion.data.cifar import load_cifar10, load_cifar100
+from companion.data.digits import load_digits
+from companion.data.mnist import load_mnist
+from companion.data.samples import Samples
+
+Digits = Samples
+
+__all__ = [
+    "Samples",
+    "crop_and_flip",
+    "load_cifar10",
+    "load_cifar100",
+    "load_digits",
+    "load_mnist",
+]

@@ -1,29 +1,10 @@
 """The handwritten digits that scikit-learn ships: 1797 grey images of 8 by 8 pixels."""
 
 import hashlib
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Digits:
-    """A fixed split of the digits.
-
-    Attributes:
-        x_train: standardised pixels, shape ``(n_train, 64)`` or ``(n_train, 1, 8, 8)``.
-        y_train: classes 0 to 9, shape ``(n_train,)``, int64.
-        x_test: as ``x_train``, for the test samples.
-        y_test: as ``y_train``, for the test samples.
-        sha256: hash of the pixels, the classes and the split.
-    """
-
-    x_train: Tensor
-    y_train: Tensor
-    x_test: Tensor
-    y_test: Tensor
-    sha256: str
+from companion.data.samples import Samples
 
 
 def load_digits(
@@ -33,7 +14,7 @@ def load_digits(
     as_images: bool = False,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> Digits:
+) -> Samples:
     r"""Return the digits, shuffled, split and standardised.
 
     Pixels $p \in [0, 16]$ become $(p/16 - \mu)/(\sigma + 0.1)$ with mean and standard
@@ -68,9 +49,15 @@ def load_digits(
     y = torch.from_numpy(classes).to(torch.int64)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     train, test = order[:-test_size], order[-test_size:]
-    mean, deviation = x[train].mean(0), x[train].std(0)
-    x = ((x - mean) / (deviation + 0.1)).to(device=device, dtype=dtype)
-    x, y = (x.reshape(-1, 1, 8, 8) if as_images else x), y.to(device)
+    mean, deviation = x[train].mean(0), x[train].std(0) + 0.1
+    shape = (1, 8, 8) if as_images else (64,)
+    x, mean, deviation = (
+        tensor.to(device=device, dtype=dtype).unflatten(-1, shape)
+        for tensor in ((x - mean) / deviation, mean, deviation)
+    )
+    y = y.to(device)
     parts = (pixels.astype("u1").tobytes(), classes.astype("u1").tobytes(), order.numpy().tobytes())
     sha256 = hashlib.sha256(b"".join(parts) + str(test_size).encode()).hexdigest()
-    return Digits(x[train], y[train], x[test], y[test], sha256)
+    return Samples(
+        x[train], y[train], x[test], y[test], mean, deviation, sha256, "shipped with scikit-learn"
+    )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from companion.data import Digits, load_digits
+from companion.data import Samples, load_digits
 from companion.experiments.registry import experiment
 from companion.experiments.running import Part, Run
 from companion.models import ResidualMLP
@@ -115,7 +115,7 @@ def _claims(errors: dict[str, NDArray[np.float64]], depths: tuple[int, ...]) -> 
 
 
 def _test_error(
-    model: nn.Module, data: Digits, part: Part, epochs: int, rate: float, seed: int
+    model: nn.Module, data: Samples, part: Part, epochs: int, rate: float, seed: int
 ) -> list[float]:
     """Train and return the test error and whether training diverged."""
 

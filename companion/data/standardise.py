@@ -1,0 +1,20 @@
+"""From bytes to numbers that a network can work with."""
+
+from torch import Tensor
+
+
+def standardised(pixels: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    r"""Return $(p - \mathrm{mean})/\mathrm{deviation}$ with $p$ the pixels over 255.
+
+    Args:
+        pixels: bytes, any shape that ``mean`` broadcasts against.
+        mean: to be subtracted; its type and device are the result's.
+        deviation: to be divided by.
+
+    Example:
+        >>> import torch
+        >>> mean, deviation = torch.tensor(0.5), torch.tensor(0.25)
+        >>> standardised(torch.tensor([0, 255], dtype=torch.uint8), mean, deviation)
+        tensor([-2.,  2.])
+    """
+    return pixels.to(mean.device).to(mean.dtype).div_(255).sub_(mean).div_(deviation)
