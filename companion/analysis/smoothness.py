@@ -1,0 +1,103 @@
+r"""How smooth in depth are a network's weights?
+
+Weights $\theta_0, \theta_1, \dots$ on a grid of $N$ cells are smooth in depth if neighbours differ
+by $O(1/N)$, as samples of one Lipschitz function do. Weights drawn independently differ by $O(1)$.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from companion.block import OdeBlock
+
+__all__ = ["DepthSmoothness", "Smoothness", "smoothness", "smoothness_of"]
+
+
+class Smoothness(NamedTuple):
+    r"""Three measures of the steps $\lVert\theta_{n+1} - \theta_n\rVert$ between neighbours.
+
+    Attributes:
+        slope: $N \max_n \lVert\theta_{n+1} - \theta_n\rVert$, bounded in $N$ for smooth weights.
+        variation: $\sum_n \lVert\theta_{n+1} - \theta_n\rVert$; one jump does not spoil it.
+        delta: $\Delta = \max_n \lVert\theta_{n+1} - \theta_n\rVert^2$, squared.
+    """
+
+    slope: float
+    variation: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class DepthSmoothness:
+    """The measures of all weights together and of each parameter.
+
+    Attributes:
+        total: of the weights of a layer as one vector.
+        parameters: of each parameter, by its name.
+    """
+
+    total: Smoothness
+    parameters: dict[str, Smoothness]
+
+
+def smoothness(block: OdeBlock) -> DepthSmoothness:
+    """Measure how smooth the weights of a block are in depth.
+
+    For piecewise-linear weights, the slope and the variation are those of the function of depth.
+
+    Raises:
+        ValueError: a block without parameters.
+
+    Example:
+        >>> from companion import PiecewiseConstant
+        >>> block = OdeBlock(torch.nn.Linear(2, 2), PiecewiseConstant(cells=4))
+        >>> smoothness(block).total  # one module, copied into every cell
+        Smoothness(slope=0.0, variation=0.0, delta=0.0)
+    """
+    return smoothness_of(dict(block.weights.named_parameters()), block.weights.basis.cells)
+
+
+@torch.no_grad()
+def smoothness_of(weights: Mapping[str, Tensor], cells: int) -> DepthSmoothness:
+    r"""Measure how smooth stacked weights are in depth.
+
+    Args:
+        weights: by name, tensors with the same number of entries along the leading axis, one a
+            layer or a node.
+        cells: the number $N$ of cells, $1/N$ the distance in depth between neighbours.
+
+    Raises:
+        ValueError: no weights, or stacks of different lengths.
+
+    Source:
+        Sander et al. 2022, Proposition 2 (slope) and Proposition 5 (delta).
+
+    Example:
+        >>> smoothness_of({"theta": torch.tensor([0.0, 3.0, 2.0])}, cells=3).total
+        Smoothness(slope=9.0, variation=4.0, delta=9.0)
+    """
+    if len({len(stack) for stack in weights.values()}) != 1:
+        lengths = {name: len(stack) for name, stack in weights.items()}
+        raise ValueError(f"weights: lengths {lengths} are not allowed; they must be equal")
+    squares = {name: _squared_steps(stack) for name, stack in weights.items()}
+    total = torch.stack(list(squares.values())).sum(0)
+    return DepthSmoothness(
+        _measures(total, cells), {name: _measures(s, cells) for name, s in squares.items()}
+    )
+
+
+def _squared_steps(stack: Tensor) -> Tensor:
+    """Return the squared distances between neighbours, in double precision."""
+    return stack.double().reshape(len(stack), -1).diff(dim=0).square().sum(dim=1)
+
+
+def _measures(squares: Tensor, cells: int) -> Smoothness:
+    if len(squares) == 0:  # a single set of weights, the same at every depth
+        return Smoothness(0.0, 0.0, 0.0)
+    largest = squares.max().item()
+    return Smoothness(cells * largest**0.5, squares.sqrt().sum().item(), largest)
