@@ -7,13 +7,29 @@ from fields import Tanh, gradients, largest_difference, randn
 from torch import nn
 
 from companion import Stats, odeint
-from companion.gradients import GRADIENTS, Adjoint, Backprop, Checkpoint, get_gradient
+from companion.gradients import (
+    GRADIENTS,
+    Adjoint,
+    Backprop,
+    Checkpoint,
+    Reconstruct,
+    Reversible,
+    get_gradient,
+)
 from companion.observe import fit_slope, saved_bytes
 from companion.schemes import SCHEMES
 
 FIXED = pytest.mark.parametrize("method", list(SCHEMES))
 EVERY = pytest.mark.parametrize("gradient", list(GRADIENTS))
 TIMES = [0.1, 0.6, 1.0]
+FIXED_ONLY = ("checkpoint", "reconstruct", "reversible")
+
+
+def method_for(gradient, method):
+    """Return the method under which a gradient is tested; skip what it refuses by design."""
+    if method == "dopri5" and gradient in FIXED_ONLY:
+        pytest.skip(f"{gradient} needs a fixed grid")
+    return "async_leapfrog" if gradient == "reversible" else method
 
 
 def by_value(solve, field, device, dtype=torch.float64, times=TIMES):
@@ -114,10 +130,11 @@ def test_every_method_meets_the_closed_form_of_a_linear_system(gradient, back, d
     """dL/dA of w . exp(A) y0 by differentiating the matrix exponential itself."""
     a = (randn(3, 3, device=device) / 2).requires_grad_()
     y0, w = randn(3, device=device, seed=2).requires_grad_(), randn(3, device=device, seed=3)
-    named = {"backprop": Backprop(), "checkpoint": Checkpoint(params=(a,)),
-             "adjoint": Adjoint(params=(a,))}[gradient]  # fmt: skip
+    make = GRADIENTS[gradient]
+    named = make() if make is Backprop else make(params=(a,))
     t = [1.0, 0.0] if back else [0.0, 1.0]
-    y = odeint(lambda t, y: a @ y, y0, t, method="rk4", steps=60, gradient=named)[-1]
+    method, steps = method_for(gradient, "rk4"), 6000 if gradient == "reversible" else 60
+    y = odeint(lambda t, y: a @ y, y0, t, method=method, steps=steps, gradient=named)[-1]
     found = gradients((w * y).sum(), [y0, a])
     expected = gradients((w * (torch.matrix_exp(-a if back else a) @ y0)).sum(), [y0, a])
     for one, other in zip(found, expected, strict=True):
@@ -253,14 +270,13 @@ def test_forward_and_backward_methods_may_be_of_different_kinds(forward, backwar
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_gradients_with_many_outputs_against_finite_differences(gradient, method, device, dtype):
     """Losses of different weight on all of seven outputs: every jump of the adjoint counts."""
-    if (gradient, method) == ("checkpoint", "dopri5"):
-        pytest.skip("checkpoint needs a fixed grid")
+    method = method_for(gradient, method)
     field = Tanh(device)
     t = torch.tensor([0.0, 0.1, 0.25, 0.7, 0.8, 1.3, 1.5], device=device, dtype=dtype)
     t.requires_grad_()
     y0 = randn(3, device=device).requires_grad_()
     weights = randn(7, 3, device=device, seed=7)
-    steps = 30 if gradient == "adjoint" else 5
+    steps = 30 if gradient in ("adjoint", "reconstruct") else 5
 
     def loss(y0, t):
         ys = odeint(
@@ -296,8 +312,8 @@ def test_a_loss_on_one_output_sees_only_what_came_before(gradient, device, dtype
     field = Switch()
     t = torch.tensor([0.0, 0.5, 2.0], device=device, dtype=dtype, requires_grad=True)
     ys = odeint(
-        field, torch.ones(1, device=device, dtype=dtype), t, method="rk4", steps=30,
-        gradient=gradient,
+        field, torch.ones(1, device=device, dtype=dtype), t, method=method_for(gradient, "rk4"),
+        steps=600 if gradient == "reversible" else 30, gradient=gradient,
     )  # fmt: skip
     early, late, times = gradients(ys[1].sum(), [field.early, field.late, t])
     growth = torch.tensor(0.5).exp().item()
@@ -380,7 +396,7 @@ def test_checkpoint_memory_is_one_state_every_few_steps(every, device):
 @EVERY
 def test_gradients_are_the_same_while_bytes_are_counted(gradient, device):
     """The counter's hooks must not cut the graph."""
-    keywords = {"method": "rk4", "steps": 4, "gradient": gradient}
+    keywords = {"method": method_for(gradient, "rk4"), "steps": 4, "gradient": gradient}
     expected = by_value(solver(**keywords), Tanh(device), device)
     with saved_bytes():
         found = by_value(solver(**keywords), Tanh(device), device)
@@ -407,8 +423,7 @@ class Twice(nn.Module):
 @EVERY
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_double_use_is_summed_unused_is_none_frozen_stays_frozen(gradient, method, device, dtype):
-    if (gradient, method) == ("checkpoint", "dopri5"):
-        pytest.skip("checkpoint needs a fixed grid")
+    method = method_for(gradient, method)
     found = {}
     for name in ("backprop", gradient):
         field = Twice(device, dtype)
@@ -422,14 +437,14 @@ def test_double_use_is_summed_unused_is_none_frozen_stays_frozen(gradient, metho
     assert found["backprop"].unused.grad is None
     unused = found[gradient].unused.grad
     assert unused is None or not unused.any()
-    if method == "rk4":
+    if method != "dopri5":
         assert unused is None
 
 
 @EVERY
 def test_only_what_is_wanted_is_differentiated(gradient, device, dtype):
     """y0 alone, one parameter alone, the times alone: each as in the full gradient."""
-    keywords = {"method": "rk4", "steps": 5, "gradient": gradient}
+    keywords = {"method": method_for(gradient, "rk4"), "steps": 5, "gradient": gradient}
     full = by_value(solver(**keywords), Tanh(device), device)
     for wanted in ("y0", "t", "w", "c"):
         field = Tanh(device)
@@ -448,7 +463,13 @@ def test_only_what_is_wanted_is_differentiated(gradient, device, dtype):
                 assert tensor.grad is None
 
 
-NAMED = pytest.mark.parametrize("make", [Checkpoint, Adjoint], ids=lambda c: c.__name__)
+NAMED = pytest.mark.parametrize(
+    "make", [Checkpoint, Adjoint, Reconstruct, Reversible], ids=lambda c: c.__name__
+)
+
+
+def method_of(make):
+    return "async_leapfrog" if make is Reversible else "rk4"
 
 
 @NAMED
@@ -460,7 +481,7 @@ def test_params_name_what_a_function_reads(make, device, dtype):
     def solve(gradient, w):
         return odeint(
             lambda t, y: torch.tanh(y @ w + bias), randn(2, 3, device=device), [0.0, 1.0],
-            method="rk4", steps=30, gradient=gradient,
+            method=method_of(make), steps=30, gradient=gradient,
         )[-1].sum()  # fmt: skip
 
     w = leaf.square()
@@ -477,14 +498,14 @@ def test_params_name_what_a_function_reads(make, device, dtype):
 def test_a_tensor_that_was_not_named_is_an_error(make, start, device, dtype):
     """Its gradient would be missing, or taken by plain backprop, without a word."""
     w = torch.ones(3, 3, device=device, dtype=dtype, requires_grad=True)
-    y0 = randn(2, 3, device=device).requires_grad_(start)
+    y0, method = randn(2, 3, device=device).requires_grad_(start), method_of(make)
     for hidden in (make(), make(params=(torch.ones(2, device=device, requires_grad=True),))):
         with pytest.raises(ValueError, match=r"gradient: func reads a tensor of shape \(3, 3\)"):
-            odeint(lambda t, y: y @ w, y0, [0.0, 1.0], method="rk4", gradient=hidden)
+            odeint(lambda t, y: y @ w, y0, [0.0, 1.0], method=method, gradient=hidden)
     with torch.no_grad():  # nothing is wanted, so nothing is missing
-        odeint(lambda t, y: y @ w, y0, [0.0, 1.0], method="rk4", gradient=make())
+        odeint(lambda t, y: y @ w, y0, [0.0, 1.0], method=method, gradient=make())
     w.requires_grad_(False)
-    odeint(lambda t, y: y @ w, y0, [0.0, 1.0], method="rk4", gradient=make())
+    odeint(lambda t, y: y @ w, y0, [0.0, 1.0], method=method, gradient=make())
 
 
 @NAMED
@@ -496,7 +517,7 @@ def test_a_module_that_reads_a_foreign_tensor_is_found_out_too(make, device, dty
             return super().forward(t, y) + outside.exp()
 
     with pytest.raises(ValueError, match=r"tensor of shape \(3,\)"):
-        odeint(Reads(device), randn(2, 3, device=device), [0.0, 1.0], method="rk4",
+        odeint(Reads(device), randn(2, 3, device=device), [0.0, 1.0], method=method_of(make),
                gradient=make())  # fmt: skip
 
 
@@ -525,7 +546,8 @@ def test_batch_norm_is_updated_by_the_forward_solve_only(gradient, train, device
     for name in ("backprop", gradient):
         field = Normed(device).train(train)
         y0 = randn(8, 3, device=device).requires_grad_()
-        ys = odeint(field, y0, [0.0, 0.5, 1.0], method="heun", steps=20, gradient=name)
+        method = method_for(gradient, "heun")
+        ys = odeint(field, y0, [0.0, 0.5, 1.0], method=method, steps=20, gradient=name)
         after_forward = {k: v.clone() for k, v in field.named_buffers()}
         grads = gradients(ys.square().sum(), [y0, *field.parameters()])
         for key, buffer in field.named_buffers():
@@ -533,10 +555,10 @@ def test_batch_norm_is_updated_by_the_forward_solve_only(gradient, train, device
         found[name] = (dict(field.named_buffers()), grads)
     for key, buffer in found["backprop"][0].items():
         assert torch.equal(found[gradient][0][key], buffer)
-    assert found[gradient][0]["norm.num_batches_tracked"].item() == (80 if train else 0)
-    assert largest_difference(found[gradient][1], found["backprop"][1]) < (
-        2e-2 if gradient == "adjoint" else 1e-10
-    )
+    calls = 42 if gradient == "reversible" else 80
+    assert found[gradient][0]["norm.num_batches_tracked"].item() == (calls if train else 0)
+    tolerance = {"adjoint": 2e-2, "reconstruct": 2e-3}.get(gradient, 1e-10)
+    assert largest_difference(found[gradient][1], found["backprop"][1]) < tolerance
 
 
 class Dropped(nn.Module):
@@ -624,8 +646,9 @@ def test_weights_used_again_under_the_same_autocast_get_their_gradients(gradient
         field, other = Linear(), Linear()
         with torch.autocast(device.type, dtype=torch.bfloat16):
             y0 = randn(2, 3, device=device, dtype=torch.float32)
-            odeint(other, y0, [0.0, 1.0], method="rk4", gradient=name)
-            ys = odeint(field, y0, [0.0, 1.0], method="rk4", steps=8, gradient=name)
+            method = method_for(gradient, "rk4")
+            odeint(other, y0, [0.0, 1.0], method=method, gradient=name)
+            ys = odeint(field, y0, [0.0, 1.0], method=method, steps=8, gradient=name)
             again = field(None, ys[-1]).float() + other(None, ys[-1]).float()
         found[name] = gradients(again.square().sum(), [field.w, other.w])
     for one, plain in zip(found[gradient], found["backprop"], strict=True):
@@ -650,7 +673,7 @@ def test_backprop_can_be_differentiated_twice(device, dtype):
 @NAMED
 def test_the_others_say_that_they_cannot_be(make, device, dtype):
     field, y0 = Tanh(device), randn(3, device=device).requires_grad_()
-    ys = odeint(field, y0, [0.0, 1.0], method="rk4", gradient=make())
+    ys = odeint(field, y0, [0.0, 1.0], method=method_of(make), gradient=make())
     # At once, not when the result is differentiated: a sum with other terms would hide it.
     with pytest.raises(ValueError, match=r"second derivatives.*gradient='backprop'"):
         torch.autograd.grad(ys.square().sum(), y0, create_graph=True)
@@ -659,7 +682,8 @@ def test_the_others_say_that_they_cannot_be(make, device, dtype):
 @EVERY
 def test_a_solve_can_be_differentiated_again_if_asked_to(gradient, device, dtype):
     field, y0 = Tanh(device), randn(3, device=device).requires_grad_()
-    ys = odeint(field, y0, [0.0, 1.0], method="rk4", steps=3, gradient=gradient)
+    method = method_for(gradient, "rk4")
+    ys = odeint(field, y0, [0.0, 1.0], method=method, steps=3, gradient=gradient)
     first = torch.autograd.grad(ys[-1].sum(), y0, retain_graph=True)
     second = torch.autograd.grad(ys[-1].sum(), y0)
     assert torch.equal(first[0], second[0])
@@ -669,7 +693,7 @@ def test_a_solve_can_be_differentiated_again_if_asked_to(gradient, device, dtype
 def test_parameters_changed_before_the_backward_pass_are_noticed(make, device, dtype):
     """The backward pass reads them again: after an optimiser's step it would read wrong ones."""
     field, y0 = Tanh(device), randn(3, device=device).requires_grad_()
-    ys = odeint(field, y0, [0.0, 1.0], method="rk4", gradient=make())
+    ys = odeint(field, y0, [0.0, 1.0], method=method_of(make), gradient=make())
     with torch.no_grad():
         field.w.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -680,5 +704,7 @@ def test_names_and_configured_methods():
     assert get_gradient("backprop") == Backprop()
     assert get_gradient("adjoint") == Adjoint()
     assert get_gradient("checkpoint") == Checkpoint(every=1)
+    assert get_gradient("reconstruct") == Reconstruct(rule="reverse")
+    assert get_gradient("reversible") == Reversible()
     configured = Adjoint(method="rk4", steps=50)
     assert get_gradient(configured) is configured

@@ -7,6 +7,7 @@ import torch
 import torchdiffeq
 
 from companion import odeint
+from companion.leapfrog import AsyncLeapfrog
 from companion.methods import ADAPTIVE, METHODS, MULTISTEP, SCIPY, TorchdiffeqSolver, get_solver
 from companion.schemes import SCHEMES
 from companion.solve import FixedStep, Stats
@@ -19,7 +20,8 @@ def solver(method="dopri5", steps=1, rtol=1e-7, atol=1e-9):
 
 
 def test_names_lead_to_their_solvers():
-    assert (*SCHEMES, *OTHERS) == METHODS
+    assert (*SCHEMES, "async_leapfrog", *OTHERS) == METHODS
+    assert solver("async_leapfrog", steps=7) == AsyncLeapfrog(7)
     for name in SCHEMES:
         assert solver(name, steps=7) == FixedStep(SCHEMES[name], 7)
     for name in OTHERS:

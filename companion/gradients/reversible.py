@@ -89,7 +89,7 @@ class _Reversed(torch.autograd.Function):
         solver = problem.solver
         assert isinstance(solver, AsyncLeapfrog)
         ctx.mode, ctx.modes = autocast_mode(y0), modes(problem.field)
-        states, velocities = [y0], []
+        states, velocities = [problem.y0], []
         with replayable(problem.field, y0.device) as field, autocast_as(ctx.mode):
             for i, interval in enumerate(intervals(problem.t)):
                 field.interval = i
