@@ -258,12 +258,12 @@ def test_an_unreadable_snapshot_is_named(tmp_path):
 
 def test_snapshots_keep_their_distance(tmp_path, monkeypatch):
     """With a clock that advances one second a look: written when 3 s are over, and at the end."""
-    from companion import train as module
+    from companion.train import fitting, loop
 
     clock = iter(range(1000))
     writes = []
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(module, "save_checkpoint", lambda path, state: writes.append(state))
+    monkeypatch.setattr(fitting.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(loop, "save_checkpoint", lambda path, state: writes.append(state))
     model, data = problem()
     train(model, data, epochs=2, snapshot=Snapshot(tmp_path / "a.pt", every=3.0))
     done = [(state["epoch"], state["position"]) for state in writes]

@@ -52,7 +52,7 @@ def load_digits(
     mean, deviation = x[train].mean(0), x[train].std(0) + 0.1
     shape = (1, 8, 8) if as_images else (64,)
     x, mean, deviation = (
-        tensor.to(device=device, dtype=dtype).unflatten(-1, shape)
+        tensor.to(device=device, dtype=dtype).reshape(*tensor.shape[:-1], *shape)
         for tensor in ((x - mean) / deviation, mean, deviation)
     )
     y = y.to(device)

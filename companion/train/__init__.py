@@ -1,0 +1,23 @@
+"""Training: a loop that can be killed at any step and resumed, on one device or several."""
+
+from companion.train.batches import Rows
+from companion.train.differences import differences
+from companion.train.evaluate import error_rate
+from companion.train.fitting import fit
+from companion.train.loop import History, Snapshot
+from companion.train.refined_state import split_optimiser_state
+from companion.train.schedules import cosine, step_decay
+from companion.train.seeding import seeded
+
+__all__ = [
+    "History",
+    "Rows",
+    "Snapshot",
+    "cosine",
+    "differences",
+    "error_rate",
+    "fit",
+    "seeded",
+    "split_optimiser_state",
+    "step_decay",
+]

@@ -1,0 +1,158 @@
+"""A training loop that can be killed at any step and resumed bit for bit."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from companion.train.batches import Augment, Rows, RowSource, TensorSource
+from companion.train.checks import check_type
+from companion.train.loop import History, Loop, Snapshot
+from companion.train.team import Team
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[..., Tensor],
+    data: Sequence[Tensor] | Rows,
+    *,
+    optimiser: Callable[[Iterable[nn.Parameter]], Optimizer],
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    schedule: Callable[[float], float] | None = None,
+    clip: float | None = None,
+    augment: Augment | None = None,
+    workers: int = 0,
+    parallel: bool = False,
+    on_epoch: Callable[[], Mapping[str, float]] | None = None,
+    snapshot: Snapshot | None = None,
+    report: Callable[[float], None] | None = None,
+) -> History:
+    r"""Train ``model`` in place on shuffled minibatches.
+
+    With a snapshot, the state of model, optimiser, shuffling and random generators is saved now
+    and then and at the end. A run that finds such a file continues from it, in the middle of an
+    epoch too, and ends with the same bits as one that was never interrupted. The file knows its
+    run: the names and shapes of the parameters, the optimiser as first made, the data, the
+    generator's state at the start, ``batch_size`` and ``clip``. The initial weights and the
+    functions ``loss``, ``schedule``, ``augment`` and ``on_epoch`` cannot be compared; keep them as
+    they were.
+    More ``epochs`` than before lengthen the run; a schedule then sees fractions of the new length.
+
+    With ``parallel``, all processes call this with the same arguments on models with the same
+    values. Each takes its share of every batch, gradients are averaged by
+    :class:`~torch.nn.parallel.DistributedDataParallel`, and only the first process writes
+    snapshots. Where no layer mixes the samples of a batch, as batch norm does, the result is that
+    of one process up to rounding.
+
+    Args:
+        model: the module to train.
+        loss: called as ``loss(model, *batch)``; returns the mean loss over the batch, a scalar.
+        data: tensors with one row per sample, all with the same number of rows; or samples that
+            are read when they are needed, such as :class:`companion.data.ImageFolder`.
+        optimiser: makes the optimiser from the parameters, such as
+            ``lambda p: torch.optim.SGD(p, lr=0.1)``.
+        epochs: number of passes over the data.
+        batch_size: rows per step; the last batch of an epoch may be smaller.
+        generator: CPU generator that draws the order of the rows and what ``augment`` needs; to
+            continue from a snapshot, seeded as at the start of the run.
+        schedule: factor on the learning rates, given the finished fraction of all steps in
+            $[0, 1)$.
+        clip: largest norm of the whole gradient, above 0, or ``None``.
+        augment: called as ``augment(x, generator)`` with the first tensor of each batch; returns
+            what to train on in its place. Not for samples that are read when needed.
+        workers: processes that read such samples; 0 reads them in this one.
+        parallel: whether the processes of ``torch.distributed`` train one model together.
+        on_epoch: called after each epoch; the numbers it returns join the history.
+        snapshot: where to keep the state, or ``None``.
+        report: called with the finished fraction after every epoch.
+
+    Returns:
+        The history, with ``"loss"`` and what ``on_epoch`` returned.
+
+    Raises:
+        TypeError: ``epochs``, ``batch_size``, ``workers``, ``generator``, ``clip`` or ``snapshot``
+            of another type.
+        ValueError: data of different lengths or none, ``epochs`` or ``batch_size`` below 1,
+            ``workers`` below 0, ``clip`` not above 0, a generator that is not on the CPU,
+            ``augment`` or ``workers`` with data they are not for, ``parallel`` in a process on its
+            own, or a snapshot that is unreadable or belongs to another run; the message says in
+            what they differ.
+
+    Example:
+        >>> from companion.train import seeded
+        >>> x = torch.linspace(-1, 1, 32).unsqueeze(1)
+        >>> with seeded(0):
+        ...     model = nn.Linear(1, 1)
+        >>> history = fit(model, lambda m, x, y: ((m(x) - y) ** 2).mean(), (x, 3 * x),
+        ...               optimiser=lambda p: torch.optim.SGD(p, lr=0.3), epochs=20, batch_size=8,
+        ...               generator=torch.Generator().manual_seed(0))
+        >>> len(history["loss"]), round(model.weight.item(), 2)
+        (20, 3.0)
+    """
+    _check_options(epochs, batch_size, workers, generator, clip, snapshot)
+    source = _source(model, data, augment, workers, generator)
+    team = Team.running() if parallel else Team()
+    loop = Loop(model, optimiser(model.parameters()), source, batch_size, clip, team)
+    if snapshot is not None:
+        loop.made_with = loop.fingerprint()
+        loop.resume(snapshot.path)
+    if loop.epoch > epochs:
+        raise ValueError(f"epochs must be at least the {loop.epoch} already done; got {epochs}")
+    network, saved_at = team.wrap(model), time.monotonic()
+    while loop.epoch < epochs:
+        for batch, rows, weight in loop.batches():
+            loop.set_rates(schedule, epochs)
+            loop.step(loss(network, *batch), rows, weight)
+            if snapshot is not None and time.monotonic() - saved_at >= snapshot.every:
+                loop.save(snapshot.path)
+                saved_at = time.monotonic()
+        loop.end_epoch(on_epoch)
+        if report is not None:
+            report(loop.epoch / epochs)
+    if snapshot is not None:
+        loop.save(snapshot.path)
+    del network
+    team.unwrapped()
+    return loop.history
+
+
+def _source(
+    model: nn.Module,
+    data: Sequence[Tensor] | Rows,
+    augment: Augment | None,
+    workers: int,
+    generator: torch.Generator,
+) -> TensorSource | RowSource:
+    if isinstance(data, Sequence):
+        if workers:
+            raise ValueError(f"workers must be 0 for tensors, which are in memory; got {workers}")
+        return TensorSource(data, augment, generator)
+    if augment is not None:
+        raise ValueError("augment must be None for samples that are read with their own changes")
+    return RowSource(data, workers, next(model.parameters()).device, generator)
+
+
+def _check_options(
+    epochs: int,
+    batch_size: int,
+    workers: int,
+    generator: torch.Generator,
+    clip: float | None,
+    snapshot: Snapshot | None,
+) -> None:
+    wanted = {"epochs": (epochs, 1), "batch_size": (batch_size, 1), "workers": (workers, 0)}
+    for name, (value, least) in wanted.items():
+        check_type(name, value, int)
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}; got {value}")
+    check_type("generator", generator, torch.Generator)
+    if generator.device.type != "cpu":
+        raise ValueError(f"generator must be on the CPU; got one on {generator.device}")
+    check_type("clip", clip, int, float, type(None))
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be above 0, or None; got {clip}")
+    check_type("snapshot", snapshot, Snapshot, type(None))

@@ -1,0 +1,182 @@
+"""The state of a training run, and the file it is kept in."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from companion.files import load_checkpoint, save_checkpoint
+from companion.train.batches import RowSource, TensorSource, kind, tensor_hash
+from companion.train.checks import check_type
+from companion.train.differences import differences
+from companion.train.team import Team
+
+History = dict[str, list[float]]
+"""One list per quantity, one entry per finished epoch; ``"loss"`` is the mean training loss."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where training keeps its state, and how often.
+
+    Attributes:
+        path: the checkpoint file. If it exists, training goes on from it.
+        every: seconds between two writes; 0 writes after every step.
+
+    Raises:
+        TypeError: ``path`` is not a :class:`~pathlib.Path`.
+        ValueError: ``every`` is negative.
+    """
+
+    path: Path
+    every: float = 30.0
+
+    def __post_init__(self) -> None:
+        check_type("path", self.path, Path)
+        check_type("every", self.every, int, float)
+        if not self.every >= 0:
+            raise ValueError(f"every must be at least 0 seconds; got {self.every}")
+
+
+@dataclass
+class Loop:
+    """The state of a training run; everything a checkpoint holds."""
+
+    model: nn.Module
+    optimiser: Optimizer
+    source: TensorSource | RowSource
+    batch_size: int
+    clip: float | None
+    team: Team
+    made_with: dict[str, Any] = field(default_factory=dict)
+    epoch: int = 0
+    position: int = 0
+    order: Tensor | None = None
+    total: Tensor | None = None
+    history: History = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rates = [float(group["lr"]) for group in self.optimiser.param_groups]
+
+    def batches(self) -> Iterator[tuple[list[Tensor], int, float]]:
+        """Yield what is left of the current epoch, in random order.
+
+        That is this process's share of each batch, the rows of the batch, and the weight of the
+        share's loss.
+        """
+        if self.order is None:
+            self.order = self.source.shuffled()
+        starts = range(self.position, len(self.order), self.batch_size)
+        rows = [self.order[start : start + self.batch_size] for start in starts]
+        batches = self.source.batches(rows, self.team)
+        for wanted, (batch, weight) in zip(rows, batches, strict=True):
+            self.position += len(wanted)
+            yield batch, len(wanted), weight
+
+    def set_rates(self, schedule: Callable[[float], float] | None, epochs: int) -> None:
+        """Set the learning rates for the next step."""
+        if schedule is None:
+            return
+        batches = -(-len(self.source) // self.batch_size)
+        step = self.epoch * batches + (self.position - 1) // self.batch_size
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * schedule(step / (epochs * batches))
+
+    def step(self, loss: Tensor, rows: int, weight: float) -> None:
+        """Take a step down the gradient of the mean loss over a batch of ``rows``."""
+        loss = loss * weight
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimiser.step()
+        term = self.team.sum(loss.detach() * (rows / self.team.size))
+        self.total = term if self.total is None else self.total + term
+
+    def end_epoch(self, on_epoch: Callable[[], Mapping[str, float]] | None) -> None:
+        """Add an epoch's numbers to the history."""
+        assert self.total is not None
+        self.team.agree(self.model)
+        numbers = {"loss": self.total.item() / len(self.source)}
+        if on_epoch is not None:
+            numbers |= on_epoch()
+        for name, value in numbers.items():
+            self.history.setdefault(name, []).append(float(value))
+        self.epoch, self.position, self.order, self.total = self.epoch + 1, 0, None, None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Describe, before the first step, what makes a run this one and no other."""
+        groups = [
+            {name: repr(value) for name, value in group.items() if name != "params"}
+            | {"parameters": len(group["params"])}
+            for group in self.optimiser.param_groups
+        ]
+        return {
+            "batch_size": self.batch_size,
+            "clip": self.clip,
+            "optimiser": type(self.optimiser).__name__,
+            "optimiser group": {str(i): group for i, group in enumerate(groups)},
+            "data": self.source.fingerprint(),
+            "generator": f"a state with hash {tensor_hash(self.source.generator.get_state())}",
+            "model": {name: kind(p) for name, p in self.model.named_parameters()},
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the state; of several processes, the first does."""
+        if self.team.rank > 0:
+            return
+        device = next(self.model.parameters()).device
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "rates": self.rates,
+            "made_with": self.made_with,
+            "epoch": self.epoch,
+            "position": self.position,
+            "order": self.order,
+            "total": self.total,
+            "history": self.history,
+            "generator": self.source.generator.get_state(),
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+        save_checkpoint(path, state)
+
+    def resume(self, path: Path) -> None:
+        """Take over the state stored at ``path``, if there is one."""
+        if not path.exists():
+            return
+        state = load_checkpoint(path)
+        try:
+            self._take(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"checkpoint {path} does not fit this run: {error}; give fit what the run began "
+                "with, or delete the file to start anew"
+            ) from error
+
+    def _take(self, state: dict[str, Any]) -> None:
+        if "made_with" not in state:
+            raise ValueError("it does not say which run it belongs to")
+        if differing := differences(state["made_with"], self.made_with):
+            raise ValueError("they differ in " + _listed(differing))
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.rates, self.order, self.history = state["rates"], state["order"], state["history"]
+        self.epoch, self.position = state["epoch"], state["position"]
+        device = next(self.model.parameters()).device
+        self.total = None if state["total"] is None else state["total"].to(device)
+        self.source.generator.set_state(state["generator"])
+        torch.set_rng_state(state["cpu"])
+        if state["cuda"] is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _listed(phrases: Sequence[str], most: int = 4) -> str:
+    """Join phrases by commas; a large model may differ in hundreds of them."""
+    rest = len(phrases) - most
+    return ", ".join(phrases[:most]) + (f" and {rest} more" if rest > 0 else "")
