@@ -169,8 +169,9 @@ class OdeBlock(nn.Module):
             :class:`PiecewiseLinear`.
         method: one of :data:`companion.methods.METHODS`. Adaptive methods solve cell by cell.
         steps: equal steps on $[0, 1]$ (in every cell, for the Adams methods).
-        gradient: ``"backprop"``, ``"checkpoint"``, ``"adjoint"``, or one of
-            :mod:`companion.gradients` configured.
+        gradient: a name from :data:`companion.gradients.GRADIENTS`, such as ``"backprop"`` or
+            ``"reconstruct"``, or a configured method, such as
+            :class:`~companion.gradients.Reconstruct`.
         scale: the factor $\varepsilon$ of the residual.
         time: whether the residual is called as ``residual(t, x)`` instead of ``residual(x)``.
         rtol: relative tolerance of adaptive methods.
@@ -280,17 +281,30 @@ class OdeBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the state at depth 1."""
         self._check_input(x)
-        solver = self._solver()
-        cells = self.weights.basis.cells
-        if isinstance(solver, OnGrid) and cells > 1:
-            self._check_backward(cells)
-            return self._solve(
-                x, DepthField(self.weights, self.time, self.gradient), (0.0, 1.0), solver
-            )
+        solver, cells = self._solver(), self.weights.basis.cells
+        if isinstance(solver, OnGrid):
+            return self._solve(self.problem(x))
         for cell in range(cells):
             field = DepthField(self.weights, self.time, self.gradient, cell)
-            x = self._solve(x, field, (cell / cells, (cell + 1) / cells), solver)
+            span = (cell / cells, (cell + 1) / cells)
+            x = self._solve(Problem(field, x, span, solver, self.scale))
         return x
+
+    def problem(self, x: Tensor) -> Problem:
+        """Return the initial value problem that takes ``x`` through all depths at once.
+
+        Raises:
+            ValueError: for a method without a fixed grid: there every cell is a problem.
+        """
+        solver, cells = self._solver(), self.weights.basis.cells
+        if not isinstance(solver, OnGrid):
+            raise ValueError(
+                f"method: {self.method!r} has no fixed grid of steps, and solves cell by cell"
+            )
+        if cells > 1:
+            self._check_backward(cells)
+        field = DepthField(self.weights, self.time, self.gradient, 0 if cells == 1 else None)
+        return Problem(field, x, (0.0, 1.0), solver, self.scale)
 
     def _check_backward(self, cells: int) -> None:
         """Refuse to go back over all cells at once with a solver that would step across knots."""
@@ -312,10 +326,7 @@ class OdeBlock(nn.Module):
         if x.dtype != param.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"x: {x.dtype} is not the dtype of the weights, {param.dtype}")
 
-    def _solve(
-        self, x: Tensor, field: DepthField, t: tuple[float, float], solver: Solver
-    ) -> Tensor:
-        problem = Problem(field, x, t, solver, self.scale)
+    def _solve(self, problem: Problem) -> Tensor:
         ys = self.gradient.solve(problem)
         if not torch.compiler.is_compiling():
             check_finite(ys, problem)

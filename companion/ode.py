@@ -54,9 +54,10 @@ def odeint(
         atol: absolute tolerance of adaptive methods.
         steps: number of equal steps between consecutive entries of ``t``, for methods on a fixed
             grid; others ignore it.
-        gradient: ``"backprop"``, ``"checkpoint"`` or ``"adjoint"``, or one of
-            :mod:`companion.gradients` configured. The last two find the parameters of a module;
-            for other tensors that ``func`` reads, pass ``params=`` to the configured method.
+        gradient: a name from :data:`companion.gradients.GRADIENTS`, or one of
+            :mod:`companion.gradients` configured. All but ``"backprop"`` find the parameters of a
+            module only; for other tensors that ``func`` reads, pass ``params=`` to the configured
+            method.
         stats: a :class:`companion.Stats` to count evaluations and steps in.
 
     Returns:
