@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from companion.basis import Constant, PiecewiseConstant
 from companion.block import OdeBlock
+from companion.gradients import Gradient
+from companion.models.layers import layer_weights
 
 
 class ResidualMLP(nn.Module):
@@ -14,7 +15,8 @@ class ResidualMLP(nn.Module):
 
     with $s = 1/N$ if scaled and $s = 1$ if not.
 
-    The layers are an Euler :class:`~companion.block.OdeBlock` with $N$ steps.
+    The layers are an :class:`~companion.block.OdeBlock` with $N$ steps, Euler's unless ``method``
+    says otherwise; :func:`~companion.models.layer_weights` gives untied layers their weights.
 
     Args:
         inputs: size of a sample.
@@ -24,12 +26,15 @@ class ResidualMLP(nn.Module):
         layers: number of layers $N$.
         tied: all layers share one set of weights, instead of one set each.
         scaled: use the factor $1/N$.
+        gain: factor on the initial weights of the layers.
+        method: the scheme of the block.
+        gradient: how the block is differentiated.
 
     Shapes:
         ``(batch, inputs)`` to ``(batch, classes)``.
 
     Source:
-        Sander et al. 2022, Eq. 1 and Fig. 3a (the rule); the sizes are ours.
+        Sander et al. 2022, Eq. 1, 8 and Fig. 3a (the rules); the sizes are ours.
 
     Example:
         >>> net = ResidualMLP(64, 10, width=8, hidden=16, layers=4, tied=True, scaled=True)
@@ -47,14 +52,18 @@ class ResidualMLP(nn.Module):
         layers: int,
         tied: bool,
         scaled: bool,
+        gain: float = 1.0,
+        method: str = "euler",
+        gradient: str | Gradient = "backprop",
     ) -> None:
         super().__init__()
         self.stem = nn.Linear(inputs, width)
         self.block = OdeBlock(
-            lambda: residual(width, hidden),
-            weights=Constant() if tied else PiecewiseConstant(cells=layers),
-            method="euler",
+            lambda: residual(width, hidden, gain),
+            weights=layer_weights(layers, method, tied),
+            method=method,
             steps=layers,
+            gradient=gradient,
             scale=1.0 if scaled else float(layers),
         )
         self.head = nn.Linear(width, classes)
@@ -65,11 +74,11 @@ class ResidualMLP(nn.Module):
         return logits
 
 
-def residual(width: int, hidden: int) -> nn.Sequential:
+def residual(width: int, hidden: int, gain: float = 1.0) -> nn.Sequential:
     r"""Return the perceptron of one layer.
 
     Weights are drawn from $\mathcal N(0, 2/\mathrm{width})$ and
-    $\mathcal N(0, 1/\mathrm{hidden})$; biases are zero.
+    $\mathcal N(0, 1/\mathrm{hidden})$, times ``gain``; biases are zero.
 
     Example:
         >>> residual(8, 16)(torch.zeros(2, 8)).abs().max().item()
@@ -77,8 +86,8 @@ def residual(width: int, hidden: int) -> nn.Sequential:
     """
     first, second = nn.Linear(width, hidden), nn.Linear(hidden, width)
     with torch.no_grad():
-        first.weight.normal_(0, (2 / width) ** 0.5)
-        second.weight.normal_(0, (1 / hidden) ** 0.5)
+        first.weight.normal_(0, gain * (2 / width) ** 0.5)
+        second.weight.normal_(0, gain * (1 / hidden) ** 0.5)
         first.bias.zero_()
         second.bias.zero_()
     return nn.Sequential(first, nn.ReLU(), second)
