@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "torchdiffeq")
+_PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "torchdiffeq", "pillow")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

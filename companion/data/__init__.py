@@ -8,16 +8,19 @@ environment variable ``COMPANION_DATA``.
 from companion.data.augment import crop_and_flip
 from companion.data.cifar import load_cifar10, load_cifar100
 from companion.data.digits import load_digits
+from companion.data.image_folder import ImageFolder, load_image_folder
 from companion.data.mnist import load_mnist
 from companion.data.samples import Samples
 
 Digits = Samples
 
 __all__ = [
+    "ImageFolder",
     "Samples",
     "crop_and_flip",
     "load_cifar10",
     "load_cifar100",
     "load_digits",
+    "load_image_folder",
     "load_mnist",
 ]
