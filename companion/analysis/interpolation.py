@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +21,8 @@ from companion.ode import odeint
 from companion.solve import time_like
 
 __all__ = [
-    "Constants",
     "Interpolation",
-    "constants",
+    "curvature",
     "euler_bound",
     "from_block",
     "from_field",
@@ -33,6 +31,7 @@ __all__ = [
     "residual_bound",
     "residual_interpolation",
     "solution",
+    "speed",
     "weight_interpolation",
 ]
 
@@ -240,43 +239,59 @@ def solution(field: Interpolation, x: Tensor, steps: int = 8) -> Tensor:
     return torch.stack([x, *(inside[-1] for inside in _pieces(field, x, steps))])
 
 
-class Constants(NamedTuple):
-    r"""What the bounds ask of a solution, for each sample; both of shape ``(batch,)``.
-
-    Attributes:
-        curvature: $C_N$, the largest $\lVert \ddot x \rVert$, with
-            $\ddot x = \partial_s \varphi + \partial_x \varphi\,[\varphi]$.
-        speed: $C_f$, the largest $\lVert f_n \rVert$ or $\lVert f_{n+1} \rVert$ along piece
-            $n$ of the solution.
-    """
-
-    curvature: Tensor
-    speed: Tensor
-
-
 @torch.no_grad()
-def constants(field: Interpolation, x: Tensor, steps: int = 8) -> Constants:
-    """Measure the constants of the bounds along the solution.
+def curvature(field: Interpolation, x: Tensor, steps: int = 8) -> Tensor:
+    r"""Return $C_N$, the largest $\lVert \ddot x \rVert$ along the solution from each state.
 
-    The maxima are over the points of the solver's grid, with both one-sided values at a node. They
-    can lie slightly below the suprema.
+    .. math:: \ddot x = \partial_s \varphi + \partial_x \varphi\,[\varphi]
+
+    The maximum is over the points of the solver's grid, with both one-sided values at a node. It
+    can lie slightly below the supremum.
 
     Args:
         field: the interpolation.
         x: initial states, one a row.
         steps: as for :func:`solution`.
 
+    Returns:
+        Shape ``(batch,)``.
+
     Example:
-        >>> constants(residual_interpolation([lambda x: x]), torch.ones(1, 1))
-        Constants(curvature=tensor([2.7183]), speed=tensor([2.7183]))
+        >>> curvature(residual_interpolation([lambda x: x]), torch.ones(1, 1))
+        tensor([2.7183])
     """
-    curvature, speed = x.new_zeros(len(x)), x.new_zeros(len(x))
+    largest = x.new_zeros(len(x))
     for n, inside in enumerate(_pieces(field, x, steps)):
         for k, state in enumerate(inside):
-            curvature = torch.maximum(curvature, _norm(_acceleration(field, n, k / steps, state)))
+            largest = torch.maximum(largest, _norm(_acceleration(field, n, k / steps, state)))
+    return largest
+
+
+@torch.no_grad()
+def speed(field: Interpolation, x: Tensor, steps: int = 8) -> Tensor:
+    r"""Return $C_f$, the largest $\lVert f_n \rVert$ or $\lVert f_{n+1} \rVert$ along piece $n$.
+
+    The maximum is over all pieces of the solution from each state, at the points of the solver's
+    grid.
+
+    Args:
+        field: the interpolation.
+        x: initial states, one a row.
+        steps: as for :func:`solution`.
+
+    Returns:
+        Shape ``(batch,)``.
+
+    Example:
+        >>> speed(residual_interpolation([lambda x: 0 * x + 2, lambda x: -x]), torch.zeros(1, 1))
+        tensor([2.])
+    """
+    largest = x.new_zeros(len(x))
+    for n, inside in enumerate(_pieces(field, x, steps)):
+        for state in inside:
             for end in (0.0, 1.0):
-                speed = torch.maximum(speed, _norm(field.piece(n, end, state)))
-    return Constants(curvature, speed)
+                largest = torch.maximum(largest, _norm(field.piece(n, end, state)))
+    return largest
 
 
 @torch.no_grad()

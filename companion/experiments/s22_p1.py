@@ -22,7 +22,7 @@ from torch import Tensor
 
 from companion.analysis.interpolation import (
     Interpolation,
-    constants,
+    curvature,
     euler_bound,
     from_field,
     network,
@@ -154,8 +154,7 @@ def _depth(layers: int) -> Tensor:
 def _compare(field: Interpolation, x: Tensor, expected: Tensor) -> tuple[float, float, float]:
     """Measure gap and curvature of a field that does not depend on the state."""
     gap = ode_distance(field, x, steps=1).squeeze(1).cpu()
-    curvature = constants(field, x, steps=1).curvature.item()
-    bound = euler_bound(curvature, 0.0, field.layers)[-1]
+    bound = euler_bound(curvature(field, x, steps=1).item(), 0.0, field.layers)[-1]
     return gap.max().item(), bound.item(), (gap - expected).abs().max().item()
 
 
@@ -176,13 +175,13 @@ def _generic(run: Run, depths: tuple[int, ...], fields: int, dimension: int) -> 
 
     finest = max(depths)
     exact = solution(from_field(field, finest), x, steps=4)
-    curvature = constants(from_field(field, finest), x, steps=1).curvature
+    largest = curvature(from_field(field, finest), x, steps=1)
     gaps, ratios = [], []
     for depth in depths:
         gap = (network(from_field(field, depth), x) - exact[:: finest // depth]).norm(dim=2)
         unit = euler_bound(1.0, 1.0, depth).to(run.device)
         gaps.append(gap.amax(0).tolist())
-        ratios.append((gap[1:] / (unit[1:, None] * curvature)).amax(0).tolist())
+        ratios.append((gap[1:] / (unit[1:, None] * largest)).amax(0).tolist())
     return {"gap_generic": gaps, "ratio_generic": ratios}
 
 
