@@ -1,9 +1,9 @@
 r"""FW8-T: do better gradients let shallower networks train without stored activations?
 
 Perceptrons learn scikit-learn's digits, as in the smoke tier of S22-F4, by every rule of this
-package. The layers start with Lipschitz constants $L$ that do not depend on the depth $N$. To go back
-through a layer is to solve $x = x_{n+1} - f_n(x)/N$, and the rules differ in the iterates of this
-map that they take. The iterates are certain to converge where $L/N < 1$.
+package. Their layers start with Lipschitz constants $L$ that do not depend on the depth $N$. To go
+back through a layer is to solve $x = x_{n+1} - f_n(x)/N$, and the rules differ in the iterates of
+this map that they take. The iterates are certain to converge where $L/N < 1$.
 """
 
 import math
