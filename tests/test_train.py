@@ -7,7 +7,15 @@ from torch import nn
 from companion.basis import PiecewiseConstant, PiecewiseLinear
 from companion.block import OdeBlock
 from companion.files import save_checkpoint
-from companion.train import Snapshot, fit, seeded, split_optimiser_state, step_decay
+from companion.train import (
+    Snapshot,
+    cosine,
+    error_rate,
+    fit,
+    seeded,
+    split_optimiser_state,
+    step_decay,
+)
 
 
 def mse(model, x, y):
@@ -62,6 +70,45 @@ def test_equals_a_loop_written_out():
     assert history["loss"] == pytest.approx(losses, rel=1e-14)
 
 
+def test_augmentation_changes_what_is_trained_on_and_nothing_else():
+    """It draws after the order of the epoch, batch by batch, and sees the first tensor only."""
+    model, (x, y) = problem()
+    other, start = copy.deepcopy(model), x.clone()
+    train(model, (x, y), epochs=2, augment=jitter)
+    assert torch.equal(x, start)
+
+    optimiser = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(2):
+        order = torch.randperm(20, generator=generator)
+        for rows in order.split(6):
+            optimiser.zero_grad()
+            mse(other, jitter(x[rows], generator), y[rows]).backward()
+            optimiser.step()
+    torch.testing.assert_close(weights(model), weights(other), rtol=0, atol=1e-15)
+
+
+def test_the_schedule_multiplies_every_groups_own_rate():
+    model, data = problem()
+    made = []
+
+    def optimiser(parameters):
+        made.append(two_groups(parameters))
+        return made[0]
+
+    train(model, data, epochs=2, optimiser=optimiser, schedule=lambda fraction: 1 - fraction)
+    assert [group["lr"] for group in made[0].param_groups] == pytest.approx([0.2 / 8, 0.1 / 8])
+
+
+def test_the_schedules_of_the_papers():
+    rate = step_decay(1 / 3, 2 / 3)
+    factors = [rate(step / (90 * 196)) for step in range(90 * 196)]
+    assert [factors.count(pytest.approx(f)) for f in (1.0, 0.1, 0.01)] == [30 * 196] * 3
+    assert cosine(0.0) == 1
+    assert cosine(1.0) == pytest.approx(0, abs=1e-15)
+    assert cosine(1 / 3) == pytest.approx(0.75)
+
+
 def test_the_schedule_sees_the_fraction_of_steps():
     model, data = problem()
     seen = []
@@ -97,13 +144,28 @@ def make_adam(parameters):
     return torch.optim.Adam(parameters, lr=0.01)
 
 
-@pytest.mark.parametrize("optimiser", [None, make_adam], ids=["sgd", "adam"])
+def two_groups(parameters):
+    first, *rest = parameters
+    return torch.optim.SGD([{"params": [first], "lr": 0.2}, {"params": rest}], 0.1, momentum=0.9)
+
+
+def jitter(x, generator):
+    return x + torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimiser": make_adam},
+        {"optimiser": two_groups, "schedule": cosine, "augment": jitter},
+    ],
+    ids=["sgd", "adam", "groups"],
+)
 @pytest.mark.parametrize("stop", range(1, 16))
-def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(tmp_path, stop, optimiser):
+def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(tmp_path, stop, options):
     """Also in the middle of an epoch, with dropout drawing from the global generator."""
-    options = {"schedule": step_decay(0.6), "clip": 1.0} | (
-        {"optimiser": optimiser} if optimiser else {}
-    )
+    options = {"schedule": step_decay(0.6), "clip": 1.0} | options
 
     def run(path, stop=None):
         model, data = problem(dropout=0.3)
@@ -165,11 +227,6 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 def sgd(rate, **options):
     return lambda p: torch.optim.SGD(p, lr=rate, **options)
-
-
-def two_groups(parameters):
-    first, *rest = parameters
-    return torch.optim.SGD([{"params": [first], "lr": 0.2}, {"params": rest}], 0.1, momentum=0.9)
 
 
 @pytest.mark.parametrize("epochs", [4, 5])
@@ -276,6 +333,10 @@ def test_snapshots_keep_their_distance(tmp_path, monkeypatch):
         ({"epochs": 0}, ValueError, "epochs must be at least 1; got 0"),
         ({"epochs": 2.0}, TypeError, r"epochs must be of type int; got 2\.0"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1; got 0"),
+        ({"workers": -1}, ValueError, "workers must be at least 0; got -1"),
+        ({"workers": 2}, ValueError, "workers must be 0 for tensors, which are in memory; got 2"),
+        ({"workers": 0.5}, TypeError, r"workers must be of type int; got 0\.5"),
+        ({"parallel": True}, ValueError, "parallel=True needs several processes.*torchrun"),
         ({"batch_size": 2.0}, TypeError, r"batch_size must be of type int; got 2\.0"),
         ({"batch_size": True}, TypeError, "batch_size must be of type int; got True"),
         ({"clip": -1.0}, ValueError, r"clip must be above 0, or None; got -1\.0"),
@@ -308,6 +369,145 @@ def test_data_of_different_lengths():
     model, (x, y) = problem()
     with pytest.raises(ValueError, match=r"equally many rows.*\[20, 19\]"):
         train(model, (x, y[1:]))
+
+
+class Noisy:
+    """Samples that are read when needed: a row, plus noise from the sample's seed."""
+
+    def __init__(self, x, y, noise):
+        self.x, self.y, self.noise, self.sha256 = x, y, noise, "a" * 64
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, key):
+        index, seed = key
+        draw = torch.randn(3, generator=torch.Generator().manual_seed(seed), dtype=self.x.dtype)
+        return self.x[index] + self.noise * draw, self.y[index]
+
+
+def test_samples_read_on_demand_train_as_tensors_do():
+    model, data = problem()
+    other = copy.deepcopy(model)
+    history = train(model, data, epochs=1)
+    assert train(other, Noisy(*data, noise=0.0), epochs=1) == history
+    assert torch.equal(weights(other), weights(model))
+
+
+def test_every_sample_gets_another_seed_in_every_epoch():
+    model, (x, y) = problem()
+    seen = []
+
+    def loss(model, x, y):
+        seen.append(x)
+        return mse(model, x, y)
+
+    fit(
+        model,
+        loss,
+        Noisy(torch.zeros_like(x), y, noise=1.0),
+        optimiser=sgd(0.1),
+        epochs=2,
+        batch_size=6,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert len(torch.cat(seen).unique(dim=0)) == 40
+
+
+def test_worker_processes_change_nothing():
+    results = []
+    for workers in (0, 2):
+        model, data = problem(dropout=0.3)
+        with seeded(1):
+            train(model, Noisy(*data, noise=1.0), epochs=2, workers=workers)
+        results.append(weights(model))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 7])
+def test_samples_read_on_demand_resume_to_the_same_bits(tmp_path, stop):
+    def run(path, stop=None):
+        model, data = problem(dropout=0.3)
+        calls = []
+
+        def loss(model, x, y):
+            calls.append(1)
+            if len(calls) == stop:
+                raise Killed
+            return mse(model, x, y)
+
+        with seeded(7):
+            history = fit(
+                model,
+                loss,
+                Noisy(*data, noise=1.0),
+                optimiser=sgd(0.1),
+                epochs=2,
+                batch_size=6,
+                generator=torch.Generator().manual_seed(5),
+                snapshot=path and Snapshot(path, every=0),
+            )
+        return weights(model), history
+
+    with pytest.raises(Killed):
+        run(tmp_path / "last.pt", stop)
+    resumed, unbroken = run(tmp_path / "last.pt"), run(None)
+    assert torch.equal(resumed[0], unbroken[0])
+    assert resumed[1] == unbroken[1]
+
+
+def test_a_snapshot_of_other_samples_is_refused(tmp_path):
+    model, data = problem()
+    snapshot = Snapshot(tmp_path / "last.pt")
+    train(model, Noisy(*data, noise=0.0), snapshot=snapshot)
+    others = Noisy(*data, noise=0.0)
+    others.sha256 = "b" * 64
+    with pytest.raises(ValueError, match=r"data\.0 \(20 samples with hash a+ there, 20.*b+ here"):
+        train(model, others, epochs=5, snapshot=snapshot)
+
+
+def test_samples_read_on_demand_refuse_what_is_for_tensors():
+    model, (x, y) = problem()
+    with pytest.raises(ValueError, match="augment must be None for samples that are read"):
+        train(model, Noisy(x, y, 0.0), augment=jitter)
+    with pytest.raises(ValueError, match="data must hold at least one sample"):
+        train(model, Noisy(x[:0], y[:0], 0.0))
+
+
+def classifier():
+    """Scores that only evaluation mode gets right, with one part that is in it already."""
+    layers = (nn.BatchNorm1d(3, affine=False), nn.Dropout(0.9), nn.Linear(3, 3, bias=False))
+    model = nn.Sequential(*layers).double()
+    model[0].running_mean[:] = torch.tensor([0.0, 0.0, 1.0])
+    model[2].weight.data = torch.eye(3, dtype=torch.float64)
+    model[1].eval()
+    return model
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+@pytest.mark.parametrize("on_demand", [False, True])
+def test_the_error_rate_is_that_of_the_model_in_evaluation_mode(batch_size, on_demand):
+    model = classifier()
+    scores = torch.tensor([[3.0, 1, 2], [1, 2, 2.5], [0, 1, 1.5], [0, 0, 9], [5, 0, 0]]).double()
+    classes = torch.tensor([0, 1, 2, 0, 0])  # the last score counts one less: 0, 1, 1, 2, 0
+    data = Noisy(scores, classes, 0.0) if on_demand else (scores, classes)
+    before = copy.deepcopy(model.state_dict())
+    assert error_rate(model, data, batch_size=batch_size) == pytest.approx(2 / 5)
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_the_error_rate_of_nothing():
+    with pytest.raises(ValueError, match="data must hold at least one sample"):
+        error_rate(classifier(), (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)))
+
+
+def test_modes_come_back_after_an_error():
+    model = classifier()
+    with pytest.raises(ValueError, match="expected 2D or 3D"):
+        error_rate(model, (torch.zeros(2), torch.zeros(2, dtype=torch.int64)))
+    assert model.training
 
 
 def test_seeded_leaves_the_global_state_alone():
