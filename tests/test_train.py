@@ -500,7 +500,7 @@ def test_the_error_rate_is_that_of_the_model_in_evaluation_mode(batch_size, on_d
 
 def test_the_error_rate_of_nothing():
     with pytest.raises(ValueError, match="data must hold at least one sample"):
-        error_rate(classifier(), (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)))
+        error_rate(classifier(), (torch.zeros(0, 3).double(), torch.zeros(0, dtype=torch.int64)))
 
 
 def test_modes_come_back_after_an_error():
