@@ -265,7 +265,7 @@ def write_resnet(model, x, kind, layers, rule, stem, sets=None):
             else:
                 x = x + (f / (count - 1) if rule == "scaled" else f)
         x = torch.relu(x)
-    return net, net.linear(x.mean((2, 3)), "head.2")
+    return net, net.linear(x.mean((2, 3)), "head")
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -373,6 +373,26 @@ def test_every_gradient_sees_the_same_loss_and_leaves_the_same_statistics(net):
         if gradient == "checkpoint":
             for name, value in exact.items():
                 torch.testing.assert_close(gradients[name], value, rtol=0, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "reconstruct"])
+def test_the_state_keeps_full_precision_under_autocast(gradient):
+    """Steps smaller than the spacing of half precision would be rounded away."""
+    with seeded(0):
+        models = [
+            (ResidualConvNet(3, images="digits", gradient=gradient), (1, 8, 8)),
+            (ResNet((3, 3), width=4, gradient=gradient), (3, 8, 8)),
+        ]
+    for net, shape in models:
+        seen = []
+        for block in ode_blocks(net):
+            block.register_forward_hook(lambda block, args, out: seen.extend([args[0], out]))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = net(torch.randn(2, *shape))
+        logits.float().sum().backward()
+        assert len(seen) == 2 * len(ode_blocks(net))
+        assert all(state.dtype == torch.float32 for state in seen)
+        assert all(p.grad is not None for p in net.parameters())
 
 
 # Transfer

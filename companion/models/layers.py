@@ -14,6 +14,7 @@ __all__ = [
     "basic_branch",
     "bottleneck_branch",
     "convolution",
+    "full_precision",
     "layer_weights",
     "pre_activation",
 ]
@@ -167,6 +168,19 @@ class PostActivation(nn.Module):
         for module in self.children():
             y = module(y)
         return torch.relu(x + y) - x
+
+
+def full_precision(x: Tensor, block: nn.Module) -> Tensor:
+    """Return a state in the dtype of a block's parameters.
+
+    Under autocast a stem hands on half precision, in which a deep network's small steps are lost.
+    The block keeps the state as it gets it; its convolutions stay in half precision.
+
+    Example:
+        >>> full_precision(torch.zeros(2, dtype=torch.bfloat16), nn.Linear(2, 2)).dtype
+        torch.float32
+    """
+    return x.to(next(block.parameters()).dtype)
 
 
 def _silence(branch: nn.Sequential) -> None:

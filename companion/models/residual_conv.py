@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from companion.block import OdeBlock
 from companion.gradients import Gradient
-from companion.models.layers import basic_branch, layer_weights, pre_activation
+from companion.models.layers import (
+    basic_branch,
+    full_precision,
+    layer_weights,
+    pre_activation,
+)
 
 __all__ = ["ResidualConvNet"]
 
@@ -107,5 +112,5 @@ class ResidualConvNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        logits: Tensor = self.head(self.block(self.stem(x)))
+        logits: Tensor = self.head(self.block(full_precision(self.stem(x), self.block)))
         return logits

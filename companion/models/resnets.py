@@ -16,6 +16,7 @@ from companion.models.layers import (
     basic_branch,
     bottleneck_branch,
     convolution,
+    full_precision,
     layer_weights,
     pre_activation,
 )
@@ -126,16 +127,14 @@ class ResNet(nn.Module):
             )
             stages.append(Stage(first, block))
         self.stages = nn.ModuleList(stages)
-        self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
-        )
+        self.head = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
-        logits: Tensor = self.head(x)
+        logits: Tensor = self.head(x.mean((2, 3)))
         return logits
 
 
@@ -153,7 +152,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the state after the stage; no entry is negative, in ``x`` neither."""
-        return torch.relu(self.block(self.first(x)))
+        return torch.relu(self.block(full_precision(self.first(x), self.block)))
 
 
 class FirstLayer(nn.Module):
