@@ -18,7 +18,7 @@ from companion.observe import count_nfe, fit_slope, saved_bytes
 from companion.schemes import SCHEMES
 
 FIXED = pytest.mark.parametrize("method", list(SCHEMES))
-EVERY = pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+EVERY = pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint", "reconstruct"])
 TRAIN = pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 
 
@@ -364,7 +364,7 @@ def test_tied_frozen_and_unused_parameters(gradient, device):
     assert torch.equal(out, y)
     y.sum().backward()
     out.sum().backward()
-    if gradient == "adjoint":
+    if gradient in ("adjoint", "reconstruct"):
         return  # its values differ by O(1 / N); tied weights are compared in the next test
     for name in ("a.weight", "b.weight", "b.bias"):
         expected = torch.stack([unit.get_parameter(name).grad for unit in units])
@@ -409,7 +409,7 @@ def test_batch_norm_sees_the_forward_sweep_only(gradient, method, device):
     assert counts.tolist() == [2 * SCHEMES[method].stages] * 2
 
 
-@pytest.mark.parametrize("gradient", ["checkpoint", "adjoint"])
+@pytest.mark.parametrize("gradient", ["checkpoint", "adjoint", "reconstruct"])
 def test_batch_norm_gradients_are_those_of_batch_statistics(gradient, device):
     """A recomputation in eval mode would use running statistics instead."""
     block = OdeBlock.from_modules(
@@ -746,6 +746,9 @@ def train_step(gradient, x):
     return model, lambda m: m(x).square().mean()
 
 
+DISTRIBUTED = ("backprop", "checkpoint", "adjoint", "reconstruct")
+
+
 def worker(rank, world, file, results):
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
@@ -753,7 +756,7 @@ def worker(rank, world, file, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     data = randn(8, 3, device="cpu")
-    for gradient in ("backprop", "checkpoint", "adjoint"):
+    for gradient in DISTRIBUTED:
         model, loss = train_step(gradient, data.chunk(world)[rank])
         model = DistributedDataParallel(model)
         loss(model).backward()
@@ -770,7 +773,7 @@ def test_distributed_gradients_are_the_mean_over_processes(tmp_path):
     world = 2
     torch.multiprocessing.spawn(worker, (world, tmp_path / "store", tmp_path), nprocs=world)
     data = randn(8, 3, device="cpu")
-    for gradient in ("backprop", "checkpoint", "adjoint"):
+    for gradient in DISTRIBUTED:
         model, loss = train_step(gradient, data)
         expected = gradients(loss(model), list(model.parameters()))
         for rank in range(world):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from companion import Constant, OdeBlock, PiecewiseConstant, PiecewiseLinear, odeint
-from companion.gradients import Adjoint, Checkpoint, get_gradient
+from companion.gradients import Adjoint, Checkpoint, Reconstruct, get_gradient
 from companion.observe import fit_slope, peak_memory
 
 
@@ -108,7 +108,7 @@ ROWS = [
     ("stats of a wrong type", lambda: solve(stats={}), TypeError, "stats", ["{}", "Stats"]),
     # --- gradients
     ("unknown gradient", lambda: solve(gradient="reverse"), ValueError, "gradient",
-     ["'reverse'", "backprop, adjoint, checkpoint"]),
+     ["'reverse'", "backprop, adjoint, checkpoint, reconstruct, reversible"]),
     ("gradient as a class", lambda: solve(gradient=Adjoint), TypeError, "gradient",
      ["Adjoint(...)"]),
     ("gradient None", lambda: get_gradient(None), TypeError, "gradient", ["None", "backprop"]),
@@ -134,6 +134,31 @@ ROWS = [
      ["0", "at least 1"]),
     ("adjoint of a negative tolerance", lambda: solve(gradient=Adjoint(rtol=-1.0)), ValueError,
      "rtol", ["-1.0"]),
+    ("unknown rule", lambda: Reconstruct(rule="forward"), ValueError, "rule",
+     ["'forward'", "reverse, corrected, predicted"]),
+    ("rule of a wrong type", lambda: Reconstruct(rule=2), ValueError, "rule", ["2"]),
+    ("order 5", lambda: Reconstruct("predicted", order=5), ValueError, "order", ["5", "3 or 4"]),
+    ("order True", lambda: Reconstruct("predicted", order=True), ValueError, "order", ["True"]),
+    ("order without a prediction", lambda: Reconstruct("corrected", order=2), ValueError, "order",
+     ["2", "'corrected'", "'predicted'"]),
+    ("negative sweeps", lambda: Reconstruct(sweeps=-1), ValueError, "sweeps", ["-1", "at least 0"]),
+    ("half a sweep", lambda: Reconstruct(sweeps=0.5), ValueError, "sweeps", ["0.5"]),
+    ("reconstruct every 0", lambda: Reconstruct(every=0), ValueError, "every", ["0", "None"]),
+    ("reconstruct without a grid", lambda: solve(method="dopri5", gradient="reconstruct"),
+     ValueError, "gradient", ["'reconstruct'", "'reversible'", "'adjoint'"]),
+    ("reconstruct the leapfrog", lambda: solve(method="async_leapfrog", gradient="reconstruct"),
+     ValueError, "gradient", ["'reversible'"]),
+    ("reversible with another method", lambda: solve(method="rk4", gradient="reversible"),
+     ValueError, "gradient", ["'async_leapfrog'", "'reconstruct'"]),
+    ("checkpoint of the leapfrog", lambda: solve(method="async_leapfrog", gradient="checkpoint"),
+     ValueError, "gradient", ["'checkpoint'", "'backprop'"]),
+    ("adjoint by the leapfrog", lambda: solve(method="async_leapfrog", gradient="adjoint"),
+     ValueError, "gradient", ["Adjoint(method='midpoint')", "'reversible'"]),
+    ("prediction with synchronised batch norm",
+     lambda: run(residual=nn.SyncBatchNorm(2), gradient=Reconstruct("predicted")),
+     ValueError, "gradient", ["synchronised", "rule='corrected'"]),
+    ("problem of an adaptive block", lambda: block(method="dopri5").problem(torch.ones(3, 2)),
+     ValueError, "method", ["'dopri5'", "fixed grid"]),
     ("adjoint of dropout", lambda: run(residual=nn.Dropout(), x=torch.ones(2, requires_grad=True),
                                        gradient="adjoint"),
      ValueError, "gradient", ["random", "'checkpoint'"]),

@@ -64,8 +64,8 @@ class Reconstruct:
         rule: one of ``"reverse"``, ``"corrected"`` and ``"predicted"``.
         order: order $p$ of the prediction, 1 to 4; $p = 1$ repeats the last value.
         sweeps: further sweeps before the evaluation with a graph.
-        every: store the true state every so many steps, to stop errors from growing; ``None``
-            for none. The ends of all intervals are stored anyway.
+        every: store the true state before every so many steps: errors start anew there, and those
+            steps' gradients are exact. ``None`` stores the solve's outputs alone.
         params: tensors to differentiate besides the state and a module's own parameters. A field
             that reads others is refused, as far as its first evaluation shows.
 
@@ -153,15 +153,17 @@ class _Reconstructed(torch.autograd.Function):
         with replayable(problem.field, y0.device) as field, autocast_as(ctx.mode):
             ys, ends = _forward(problem, field, every)
         ctx.problem = replace(problem, field=field, y0=torch.empty(0))
-        ctx.rule, ctx.every, ctx.count = rule, every, len(ends)
-        ctx.save_for_backward(*ends, *params)
+        starts = [] if rule.every is None else [problem.y0, *ends[:-1]]
+        ctx.rule, ctx.every, ctx.counts = rule, every, (len(starts), len(ends))
+        ctx.save_for_backward(*starts, *ends, *params)
         return ys
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        ends, params = saved[: ctx.count], saved[ctx.count :]
+        saved, (i, k) = ctx.saved_tensors, ctx.counts
+        ends, params = saved[i : i + k], saved[i + k :]
+        starts = saved[:i] or (None,) * k
         check_modes(ctx.problem.field, ctx.modes)
         field = ctx.problem.field.recomputation()
         problem = replace(ctx.problem, field=field)
@@ -170,14 +172,14 @@ class _Reconstructed(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             times = Accumulator(problem.t, [True] * len(problem.t))
         sweep = ctx.rule.sweep(problem, times is not None)
-        parts = zip(segments(problem, ctx.every), ends, strict=True)
+        parts = zip(segments(problem, ctx.every), starts, ends, strict=True)
         a = grad_ys[-1]
         with replaying(grad_ys.device), autocast_as(ctx.mode):
-            for segment, end in reversed(list(parts)):
+            for segment, start, end in reversed(list(parts)):
                 field.interval = segment.output
                 if segment.steps.stop == fixed_step(problem).steps:
                     sweep.start_interval()
-                a = _backward(sweep, segment, end, a, sums, times)
+                a = _backward(sweep, segment, start, end, a, sums, times)
                 if segment.steps.start == 0:
                     a = a + grad_ys[segment.output]
         grad_t = None if times is None else torch.stack(times.filled())
@@ -203,14 +205,16 @@ def _forward(problem: Problem, field: SeededField, every: int) -> tuple[Tensor, 
 def _backward(
     sweep: ReverseSweep,
     segment: Segment,
+    start: Tensor | None,
     end: Tensor,
     a: Tensor,
     sums: Accumulator,
     times: Accumulator | None,
 ) -> Tensor:
-    """Go back through a segment; return ``a`` pulled back to its start."""
+    """Go back through a segment from ``end``; return ``a`` pulled back to its start."""
     for n in reversed(segment.steps):
-        layer = sweep.back(segment.interval, n, end)
+        known = start if n == segment.steps.start else None
+        layer = sweep.back(segment.interval, n, end, known)
         indices = sums.select(sweep.uses(segment.interval, n))
         a = _pulled_back(layer, a, indices, segment.output, sums, times)
         end = layer.state

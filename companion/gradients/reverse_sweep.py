@@ -23,7 +23,7 @@ RULES = ("reverse", "corrected", "predicted")
 """How the input of a layer is found; see :class:`companion.gradients.Reconstruct`."""
 
 TRUST = 8.0
-"""A prediction is kept if it is at most this many times worse than one more sweep would be."""
+"""A prediction is kept if it is at most this many times worse than a sweep in its place."""
 
 
 class Layer(NamedTuple):
@@ -60,8 +60,12 @@ class ReverseSweep:
         """Forget the layers seen so far: the next step has another size."""
         self.history = []
 
-    def back(self, interval: Interval, n: int, end: Tensor) -> Layer:
-        """Go back from the state ``end`` after step ``n`` to that before it."""
+    def back(self, interval: Interval, n: int, end: Tensor, start: Tensor | None = None) -> Layer:
+        """Go back from the state ``end`` after step ``n``, to ``start`` if that is known."""
+        if start is not None:
+            layer = self._evaluated(interval, n, start)
+            self._remember(layer.increment.detach())
+            return layer
         if self.rule == "predicted":
             return self._predicted(interval, n, end)
         assumed = self._reversed(interval, n, end)
@@ -88,19 +92,27 @@ class ReverseSweep:
         layer = self._evaluated(interval, n, end - assumed)
         increment = layer.increment.detach()
         mismatch = self._learn(increment, assumed, mismatch)
-        if mismatch > TRUST * self.contraction * torch.linalg.vector_norm(increment):
+        swept = self.contraction ** (1 + self.sweeps)
+        if mismatch > TRUST * swept * torch.linalg.vector_norm(increment):
             assumed = increment
             layer = self._evaluated(interval, n, end - assumed)
             increment = layer.increment.detach()
             self._learn(increment, assumed, mismatch)
-        self.history = [increment, *self.history[: self.order - 1]]
+        self._remember(increment)
         return layer._replace(state=end - increment)
 
+    def _remember(self, increment: Tensor) -> None:
+        if self.rule == "predicted":
+            self.history = [increment, *self.history[: self.order - 1]]
+
     def _learn(self, increment: Tensor, assumed: Tensor, before: Tensor | None) -> Tensor:
-        """Return the mismatch of an assumed increment; after a sweep, note how it contracted."""
+        """Return the mismatch of an assumed increment; after a sweep, note the contraction.
+
+        The largest seen is kept: an estimate of ``h`` times the field's Lipschitz constant.
+        """
         mismatch: Tensor = torch.linalg.vector_norm(increment - assumed)
         if before is not None and before > 0:
-            self.contraction = float(mismatch / before)
+            self.contraction = max(self.contraction, float(mismatch / before))
         return mismatch
 
     def _extrapolated(self, like: Tensor) -> Tensor:
