@@ -12,14 +12,12 @@ Our bound for the residual interpolation holds for all of them.
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 from companion.analysis.interpolation import (
     from_block,
@@ -33,12 +31,12 @@ from companion.analysis.interpolation import (
 )
 from companion.analysis.smoothness import smoothness
 from companion.data import load_digits
+from companion.experiments.ode_distance_common import error_of, train_perceptron
 from companion.experiments.registry import experiment
 from companion.experiments.running import Part, Run
 from companion.models import ResidualMLP
 from companion.observe import fit_slope
 from companion.results import Claim, Findings
-from companion.train import fit, seeded, step_decay
 
 FAMILIES = ("smooth", "zigzag", "iid")
 STARTS = ("equal", "independent")
@@ -53,10 +51,10 @@ _MEASURES = ("slope", "variation", "moved", *KINDS, "error", "error_residual", "
     claims=("CL49", "S22-X4"),
     tiers={
         "smoke": {
-            "depths": (8, 16, 32, 64),
+            "depths": (8, 16, 32, 64, 128),
             "copies": 20,
             "dimension": 8,
-            "trained_depths": (4, 8, 16, 32, 64),
+            "trained_depths": (4, 8, 16, 32),
             "seeds": 3,
             "epochs": 6,
         },
@@ -96,7 +94,10 @@ def s22_d1(
     def measure(part: Part, what: str, depth: int, seed: int) -> dict[str, Any]:
         if what in FAMILIES:
             return _random(what, depth, copies, dimension, seed, run.device)
-        net = _train(part, what, depth, seed, epochs, data.x_train, data.y_train)
+        net = train_perceptron(
+            part, data.x_train, data.y_train,
+            layers=depth, scaled=True, equal=what == "equal", seed=seed, epochs=epochs,
+        )  # fmt: skip
         return _describe(net.double(), data.x_test.double(), data.y_test)
 
     parts = {f"{name}, {n} layers": (name, n, run.seed) for name in FAMILIES for n in depths}
@@ -168,46 +169,6 @@ def _draw(
     return (mean + deviation) / dimension**0.5, x
 
 
-def _train(
-    part: Part, start: str, layers: int, seed: int, epochs: int, x: Tensor, y: Tensor
-) -> ResidualMLP:
-    """Train a perceptron with N layers; a layer's rate is N times that of stem and head.
-
-    A layer's gradient is of size 1/N. So the factor N keeps the pace of its weights, as in the
-    rescaled gradient flow of Sander et al. 2022, Section 3.2.
-    """
-    with seeded(seed):
-        net = ResidualMLP(64, 10, width=8, hidden=16, layers=layers, tied=False, scaled=True)
-    if start == "equal":
-        with torch.no_grad():
-            for weight in net.block.parameters():
-                weight.copy_(weight[:1].expand_as(weight).clone())
-    net = net.to(x.device)
-    rate = 0.05
-
-    def optimiser(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        groups: list[dict[str, Any]] = [
-            {"params": [*net.stem.parameters(), *net.head.parameters()]},
-            {"params": [*net.block.parameters()], "lr": rate * layers},
-        ]
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9)
-
-    fit(
-        net,
-        lambda net, x, y: cross_entropy(net(x), y),
-        (x, y),
-        optimiser=optimiser,
-        epochs=epochs,
-        batch_size=64,
-        generator=torch.Generator().manual_seed(seed),
-        schedule=step_decay(0.7),
-        clip=5.0,
-        snapshot=part.snapshot,
-        report=part.report,
-    )
-    return net
-
-
 @torch.no_grad()
 def _describe(net: ResidualMLP, x: Tensor, y: Tensor) -> dict[str, float]:
     """Measure a trained network in double precision, and swap its layers for its ODEs."""
@@ -217,16 +178,12 @@ def _describe(net: ResidualMLP, x: Tensor, y: Tensor) -> dict[str, float]:
     states = network(fields["residual"], first)
     moved = (states[-1] - first).norm(dim=1).mean().item()
     found = {"slope": smooth.slope, "variation": smooth.variation, "moved": moved}
-    found["error"] = _error(net.head(states[-1]), y)
+    found["error"] = error_of(net.head(states[-1]), y)
     for kind, field in fields.items():
         nodes = solution(field, first)
         found[kind] = (states - nodes).norm(dim=2).amax(0).mean().item() / moved
-        found[f"error_{kind}"] = _error(net.head(nodes[-1]), y)
+        found[f"error_{kind}"] = error_of(net.head(nodes[-1]), y)
     return found
-
-
-def _error(logits: Tensor, y: Tensor) -> float:
-    return (logits.argmax(1) != y).double().mean().item()
 
 
 def _scalars(
