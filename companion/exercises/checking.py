@@ -12,6 +12,10 @@ __all__ = ["Exercise", "WrongAnswer"]
 class WrongAnswer(Exception):
     """An answer was checked and is not right; the message is a hint, not the solution."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Tell IPython to show the hint instead of a traceback through the checker."""
+        return [f"Not yet: {self}"]
+
 
 @dataclass(frozen=True)
 class Exercise:
