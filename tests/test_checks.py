@@ -1,6 +1,8 @@
 """Tensors unseen, second derivatives, gradients inside fields, modules that differ."""
 
 import pytest
+import gc
+
 import torch
 import torch.utils.checkpoint
 from torch import nn
@@ -183,3 +185,20 @@ def test_inside_torchs_own_checkpoint(gradient, device):
     torch.utils.checkpoint.checkpoint(view, x, use_reentrant=False).sum().backward()
     for p, grad in zip(block.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "adjoint", "reconstruct"])
+def test_the_graph_of_the_first_evaluation_is_freed(gradient, device):
+    """Operations that save their own result (ReLU, tanh) once kept themselves alive for good."""
+    block = OdeBlock(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Tanh()), gradient=gradient)
+    block, x = block.to(device), torch.ones(2, 3, device=device, requires_grad=True)
+
+    def alive():
+        gc.collect()
+        return sum(type(item) is torch.Tensor for item in gc.get_objects())
+
+    block(x)
+    before = alive()
+    for _ in range(20):
+        block(x)
+    assert alive() - before < 10
