@@ -35,8 +35,8 @@ def first_evaluation(
     """
     if params is None:
         return _checked(evaluate, y, argument)
-    # This graph is dropped at once; hooks of its own keep it out of counts of saved bytes. They keep
-    # detached tensors: an operation that saves its own result would otherwise keep itself alive.
+    # This graph is dropped at once; hooks of its own keep it out of counts of saved bytes. They
+    # store detached tensors: an operation that saves its own result would keep itself alive.
     with torch.enable_grad(), saved_tensors_hooks(lambda x: x.detach(), lambda x: x):
         leaf = torch.zeros_like(y, requires_grad=True)
         value = _checked(evaluate, y + leaf, argument)

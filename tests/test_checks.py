@@ -1,8 +1,8 @@
 """Tensors unseen, second derivatives, gradients inside fields, modules that differ."""
 
-import pytest
 import gc
 
+import pytest
 import torch
 import torch.utils.checkpoint
 from torch import nn

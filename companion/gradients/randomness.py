@@ -39,7 +39,7 @@ class SeededField:
         """Evaluate the field with the random numbers of the stage's place."""
         if self.base is None:
             return self.field(stage, y)
-        torch.manual_seed(self._seed(self.base, stage))
+        _seed(self._place(self.base, stage), y.device)
         if not self._first:
             return self.field(stage, y)
         self._first = False
@@ -60,7 +60,7 @@ class SeededField:
         again._first = False
         return again
 
-    def _seed(self, base: int, stage: Stage) -> int:
+    def _place(self, base: int, stage: Stage) -> int:
         assert stage.c is not None  # only fixed grids have places to seed
         place = self.interval * stage.steps + stage.step
         return base + 12 * place + int(12 * stage.c)  # the schemes' fractions are twelfths
@@ -88,3 +88,11 @@ def replayable(field: Field, device: torch.device) -> Iterator[SeededField]:
 def replaying(device: torch.device) -> AbstractContextManager[None]:
     """Return a context that leaves the generators of ``device`` and the CPU as they were."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generators of ``device`` and the CPU; those of other devices are left alone."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
