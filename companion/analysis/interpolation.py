@@ -344,7 +344,7 @@ def euler_bound(curvature: float, lipschitz: float, layers: int) -> Tensor:
         >>> euler_bound(curvature=1.0, lipschitz=0.0, layers=2)
         tensor([0.0000, 0.1250, 0.2500], dtype=torch.float64)
     """
-    return curvature / (2 * layers) * _growth(curvature, lipschitz, layers)
+    return _growth(curvature, lipschitz, layers) * curvature / (2 * layers)
 
 
 def residual_bound(speed: float, lipschitz: float, layers: int) -> Tensor:
@@ -370,7 +370,7 @@ def residual_bound(speed: float, lipschitz: float, layers: int) -> Tensor:
         >>> residual_bound(speed=1.0, lipschitz=0.0, layers=2)
         tensor([0.0000, 0.5000, 0.5000], dtype=torch.float64)
     """
-    bound = speed / layers * (1 + 2 * lipschitz * _growth(speed, lipschitz, layers))
+    bound = (1 + 2 * lipschitz * _growth(speed, lipschitz, layers)) * speed / layers
     bound[0] = 0
     return bound
 
