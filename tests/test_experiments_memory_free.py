@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from companion.exercises import WrongAnswer
+from companion.exercises.memory_free import CONTRIBUTIONS, JUMPS, QUIET, ROUND_TRIP
 from companion.experiments import run
 from companion.experiments.reverse_common import (
     FAMILIES,
@@ -213,3 +215,50 @@ def test_relative_errors_leave_biases_out_and_square():
 def test_networks_sweep_back_by_the_paper_s_rule():
     """The rule under test is the default of the companion, not a better one."""
     assert Reconstruct() == Reconstruct(rule="reverse", order=1, sweeps=0, every=None)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "mistake", "hint"),
+    [
+        (ROUND_TRIP, "orders of the schemes", "odd powers cancel"),
+        (ROUND_TRIP, "Euler comes back too large", "too large"),
+        (ROUND_TRIP, "a product is forgotten", "all products"),
+        (ROUND_TRIP, "powers alone", "pair"),
+        (CONTRIBUTIONS, "the first slope does not move y", "for x_n"),
+        (CONTRIBUTIONS, "only the weights forget that y moves", "for theta_n is"),
+        (CONTRIBUTIONS, "an extra factor for the later weights", "nothing comes after"),
+        (QUIET, "statistics move", "buffer 1.running_mean"),
+        (QUIET, "eval mode", "another function"),
+        (QUIET, "eval mode for the gradient", "in training mode"),
+        (QUIET, "momentum zero", "num_batches_tracked"),
+        (QUIET, "left in eval mode", "left in eval"),
+        (QUIET, "differentiated at the end", "differentiate start"),
+        (JUMPS, "a zigzag of the field", r"N\^-"),
+        (JUMPS, "unrelated layers", r"N\^-"),
+        (JUMPS, "tied", "jump of the weights is only 0"),
+        (JUMPS, "smooth", "jump of the weights is only 0.0"),
+        (JUMPS, "a field of zero", "moves by 0"),
+        (JUMPS, "one set too few", "17 nodes"),
+    ],
+)
+def test_hint_names_the_mistake(exercise, mistake, hint):
+    with pytest.raises(WrongAnswer, match=hint):
+        exercise.check(exercise.wrong[mistake])
+
+
+def test_open_exercise_takes_other_right_answers():
+    """Hidden units permuted; a field that never sees what it adds."""
+    generator = torch.Generator().manual_seed(0)
+    A, W = torch.randn(2, 8, 4, generator=generator, dtype=F64) / 2
+
+    def permuted(steps):
+        orders = [torch.arange(8) if n % 2 else torch.arange(8).flip(0) for n in range(steps + 1)]
+        return [(A.T[:, order], W[order]) for order in orders]
+
+    def unseen(steps):
+        into = torch.tensor([[0.0], [2.0]], dtype=F64)
+        seen = torch.tensor([[1.0, 0.0]], dtype=F64)
+        return [((-1) ** n * into, (1 + n % 2) * seen) for n in range(steps + 1)]
+
+    assert "falls like" in JUMPS.check(permuted)
+    assert "exactly" in JUMPS.check(unseen)

@@ -231,7 +231,7 @@ def test_the_defect_is_the_identity_of_the_proof():
 
 
 def test_both_ends_of_the_product_bound_are_attained():
-    """x' = theta x: without a jump a^4 h^3/4 |x|, with jumps alone jump^2 h/4 |x| at the least h."""
+    """x' = theta x: a^4 h^3/4 |x| without a jump, jump^2 h/4 |x| with jumps alone."""
     a, x, h = 0.8, 1.3, 0.1
     point = torch.tensor([x], dtype=F64)
     tied = defect(lambda x: a * x, lambda x: a * x, point, h).item()
