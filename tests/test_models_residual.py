@@ -385,8 +385,12 @@ def test_the_state_keeps_full_precision_under_autocast(gradient):
         ]
     for net, shape in models:
         seen = []
+
+        def record(block, args, out, seen=seen):
+            seen.extend([args[0], out])
+
         for block in ode_blocks(net):
-            block.register_forward_hook(lambda block, args, out: seen.extend([args[0], out]))
+            block.register_forward_hook(record)
         with torch.autocast("cpu", torch.bfloat16):
             logits = net(torch.randn(2, *shape))
         logits.float().sum().backward()
