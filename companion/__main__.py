@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from companion.data.official import VARIABLE
 from companion.experiments import experiments, find
-from companion.experiments.running import holds_parts
+from companion.experiments.running import close_folder, holds_parts
 from companion.machine import resolve_device
 from companion.results import Result
-from companion.train import differences
+from companion.train import Team, connected, differences
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "list":
             _list()
         else:
-            _run(options)
+            with connected() as team:
+                _run(options, team)
     except (ValueError, TypeError) as error:
         print(f"companion: error: {error}", file=sys.stderr)
         return 2
@@ -49,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0, help="seed of the whole run")
     run.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     run.add_argument("--out", type=Path, default=Path("runs"), help="folder for the result")
-    run.add_argument("--data", type=Path, help="folder with data sets that must be fetched first")
+    run.add_argument("--data", type=Path, help=f"folder with data sets (default: {VARIABLE})")
     run.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
     run.add_argument("--every", type=float, default=30.0, help="seconds between two checkpoints")
     run.add_argument(
@@ -70,27 +72,30 @@ def _list() -> None:
             print(f"    {tier}: " + ", ".join(f"{name}={value}" for name, value in values.items()))
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, team: Team) -> None:
     entry = find(options.id)
     target = options.out / f"{entry.id}.{options.tier}.json"
     parts = options.out / f"{entry.id}.{options.tier}.parts"
     overrides = dict(_assignment(text) for text in options.set)
+    device = _own_device(options.device, team)
     with _deterministic():
         identity = entry.identity(
             options.tier,
             options.seed,
-            resolve_device(options.device),
+            resolve_device(device),
             entry.parameters(options.tier, **overrides),
         )
         _check_out(options.out, target)
         if options.resume and _finished(target, parts, identity["provenance"]):
-            print(f"{target} is complete: this run is finished")
+            if team.rank == 0:
+                close_folder(parts, identity)
+                print(f"{target} is complete: this run is finished")
             return
-        with _progress(entry.id) as report:
+        with _progress(entry.id, shown=team.rank == 0) as report:
             result = entry(
                 tier=options.tier,
                 seed=options.seed,
-                device=options.device,
+                device=device,
                 folder=parts,
                 resume=options.resume,
                 every=options.every,
@@ -98,7 +103,20 @@ def _run(options: argparse.Namespace) -> None:
                 data=options.data,
                 **overrides,
             )
-    result.save(target)
+    if team.rank == 0:
+        result.save(target)
+        close_folder(parts, identity)  # only now: a kill in between loses nothing
+        _show(result, target)
+
+
+def _own_device(device: str, team: Team) -> str:
+    """Return the device of this process: of several, each takes the GPU it was given."""
+    if device != "cuda" or team.size == 1 or not torch.cuda.is_available():
+        return device
+    return f"cuda:{torch.cuda.current_device()}"
+
+
+def _show(result: Result, target: Path) -> None:
     for claim in result.claims:
         verdict = "holds" if claim.holds else "MISSES"
         print(f"{claim.id} {verdict}: {claim.text}: {claim.observed:.4g}")
@@ -160,13 +178,12 @@ def _deterministic() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Any]:
-    """Yield a callback that moves a progress bar on stderr."""
+def _progress(title: str, shown: bool) -> Iterator[Any]:
+    """Yield a callback that moves a progress bar on stderr, if it is to be shown."""
     from tqdm import tqdm  # only the command line shows a bar
 
-    with tqdm(
-        total=100.0, desc=title, bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-    ) as bar:
+    layout = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=100.0, desc=title, bar_format=layout, disable=not shown) as bar:
 
         def report(fraction: float, part: str) -> None:
             bar.set_postfix_str(part, refresh=False)

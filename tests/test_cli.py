@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,6 +179,55 @@ def test_resume_leaves_the_same_finished_run_alone(tmp_path, capsys, squares):
     assert run_squares(tmp_path, "--resume") == 0
     assert "X.smoke.json is complete" in capsys.readouterr().out
     assert squares["computed"] == []
+    assert contents(tmp_path) == before
+
+
+def test_the_parts_are_kept_until_the_result_is_saved(tmp_path, capsys, squares, monkeypatch):
+    """A kill just before, in the middle of or just after saving loses nothing."""
+    save, parts = Result.save, tmp_path / "X.smoke.parts"
+
+    def killed_before(result, path):
+        raise KeyboardInterrupt
+
+    def killed_after(result, path):
+        assert len(list(parts.glob("*.json"))) == 4
+        save(result, path)
+        raise KeyboardInterrupt
+
+    for killed in (killed_before, killed_after):
+        monkeypatch.setattr(Result, "save", killed)
+        assert run_squares(tmp_path, "--resume") == 130
+    assert squares["computed"] == [0, 1, 2]
+    saved = (tmp_path / "X.smoke.json").read_bytes()
+    monkeypatch.setattr(Result, "save", save)
+    assert run_squares(tmp_path, "--resume") == 0
+    assert "X.smoke.json is complete" in capsys.readouterr().out
+    assert contents(tmp_path) == {tmp_path / "X.smoke.json": saved}
+    assert squares["computed"] == [0, 1, 2]
+
+
+def test_a_kill_while_the_parts_are_removed_leaves_a_run_to_resume(tmp_path, squares, monkeypatch):
+    unlink, removed = Path.unlink, []
+
+    def killed_at_the_second(path, **options):
+        if path.suffix == ".json" and len(removed) == 1:
+            raise KeyboardInterrupt
+        unlink(path, **options)
+        removed.extend([path] if path.suffix == ".json" else [])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed_at_the_second)
+        assert run_squares(tmp_path) == 130
+    assert (tmp_path / "X.smoke.parts" / "run.json").exists()
+    assert run_squares(tmp_path, "--resume") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["X.smoke.json"]
+
+
+def test_a_finished_run_leaves_the_parts_of_another_alone(tmp_path, squares):
+    run_squares(tmp_path)
+    interrupt(squares, tmp_path, "--seed", "1")
+    before = contents(tmp_path)
+    assert run_squares(tmp_path, "--resume") == 0
     assert contents(tmp_path) == before
 
 

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import torch
 
 from companion.experiments import Part
 from companion.experiments.running import Run, open_folder
@@ -88,6 +90,52 @@ def test_finished_parts_are_not_computed_again(tmp_path):
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_part_has_the_same_value_computed_and_read(tmp_path):
+    """Whatever JSON makes of it: tuples become lists, keys become strings."""
+
+    def compute(part, x):
+        return {x: (x, np.float64(x) / 3, float("inf"))}
+
+    for folder in (None, tmp_path / "parts", tmp_path / "parts"):
+        run = Run(0, "cpu", folder, 30.0, lambda fraction, name: None, None)
+        assert run.map(compute, {"a": (1,)}) == {"a": {"1": [1, 1 / 3, float("inf")]}}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_part_must_return_plain_values(tmp_path, keep):
+    run = Run(0, "cpu", tmp_path if keep else None, 30.0, lambda fraction, name: None, None)
+    with pytest.raises(TypeError, match=r"part 'a' must return numbers.*Tensor"):
+        run.map(lambda part: torch.zeros(1), {"a": ()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_the_parts_that_were_stored(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        squares(tmp_path / "parts", False, {"seed": 0}, fail_at=2)
+    seen = []
+    run = Run(
+        0,
+        "cpu",
+        tmp_path / "parts",
+        30.0,
+        lambda fraction, name: seen.append((fraction, name)),
+        None,
+    )
+
+    def compute(part, x):
+        part.report(0.5)
+        return x
+
+    run.map(compute, {f"x = {x}": (x,) for x in range(4)})
+    assert seen == [
+        (0.5, "x = 2"),
+        (0.625, "x = 2"),
+        (0.75, "x = 3"),
+        (0.875, "x = 3"),
+        (1.0, "done"),
+    ]
 
 
 def test_without_resume_the_parts_are_refused_and_kept(tmp_path):

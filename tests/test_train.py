@@ -336,7 +336,7 @@ def test_snapshots_keep_their_distance(tmp_path, monkeypatch):
         ({"workers": -1}, ValueError, "workers must be at least 0; got -1"),
         ({"workers": 2}, ValueError, "workers must be 0 for tensors, which are in memory; got 2"),
         ({"workers": 0.5}, TypeError, r"workers must be of type int; got 0\.5"),
-        ({"parallel": True}, ValueError, "parallel=True needs several processes.*torchrun"),
+        ({"parallel": True}, ValueError, "parallel=True needs processes.*torchrun"),
         ({"batch_size": 2.0}, TypeError, r"batch_size must be of type int; got 2\.0"),
         ({"batch_size": True}, TypeError, "batch_size must be of type int; got True"),
         ({"clip": -1.0}, ValueError, r"clip must be above 0, or None; got -1\.0"),

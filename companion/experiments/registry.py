@@ -4,7 +4,6 @@ import functools
 import importlib
 import inspect
 import pkgutil
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from companion.experiments.running import Report, Run, open_folder
 from companion.machine import device_name, package_versions, resolve_device
 from companion.results import SCHEMA, Findings, Provenance, Result, frozen
 from companion.sources import source_hash
+from companion.train import Team
 
 TIERS = ("smoke", "full")
 
@@ -67,20 +67,23 @@ class Experiment:
             tier: ``"smoke"`` or ``"full"``.
             seed: seed of the whole run, from 0 to $2^{63} - 1$.
             device: where to compute: the CPU or a CUDA device.
-            folder: where to keep finished parts and snapshots while the run lasts; ``None``
-                keeps nothing. It is removed at the end.
+            folder: where to keep finished parts and snapshots; ``None`` keeps nothing. It stays,
+                so that nothing is lost before the result is saved
+                (:func:`~companion.experiments.running.close_folder` removes it). Several
+                processes, on one machine or more, need one that all of them see.
             resume: continue from what ``folder`` holds.
             every: longest time in seconds between two snapshots, at most 60.
             report: called with the finished fraction and the name of the part at work.
-            data: folder with data sets that do not come with the package.
+            data: folder with data sets that do not come with the package; ``None`` takes the one
+                that the environment variable ``COMPANION_DATA`` names.
             **overrides: parameters that differ from the tier's.
 
         Returns:
             The result with its provenance.
 
         Raises:
-            ValueError: unknown tier, parameter or device, ``seed`` or ``every`` out of range, or a
-                folder with parts that this run must not go on from.
+            ValueError: unknown tier, parameter or device, ``seed`` or ``every`` out of range, a
+                folder with parts that this run must not go on from, or none for several processes.
             TypeError: a parameter of another type than the tier's.
         """
         parameters = self.parameters(tier, **overrides)
@@ -88,11 +91,17 @@ class Experiment:
             raise ValueError(f"every must lie between 0 and 60 seconds; got {every}")
         place = resolve_device(device)
         identity = self.identity(tier, seed, place, parameters)
-        if folder is not None:
+        team = Team.running()
+        if folder is not None and team.rank == 0:
             open_folder(folder, identity, resume)
+        if folder is None and team.size > 1:
+            raise ValueError(f"folder must be given, for {team.size} processes to share; got None")
+        team.wait()
         start = time.perf_counter()
         with _threads(identity["provenance"]["threads"]):
-            findings = self.function(Run(seed, place, folder, every, report, data), **parameters)
+            findings = self.function(
+                Run(seed, place, folder, every, report, data, team), **parameters
+            )
         self._check_claims(findings)
         provenance = Provenance(
             **identity["provenance"],
@@ -100,8 +109,6 @@ class Experiment:
             seconds=round(time.perf_counter() - start, 3),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        if folder is not None:
-            shutil.rmtree(folder)
         return Result(self.id, findings, provenance)
 
     def parameters(self, tier: str, **overrides: Any) -> dict[str, Any]:

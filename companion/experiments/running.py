@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from companion.files import replacing
 from companion.results import decode, encode
-from companion.train import Snapshot, differences
+from companion.train import Snapshot, Team, differences
 
 Report = Callable[[float, str], None]
 """Receives the finished fraction of the whole run and the name of the part at work."""
@@ -25,10 +26,12 @@ class Part:
         snapshot: where and how often training should save its state, or ``None`` for never;
             pass it on to :func:`companion.train.fit`.
         report: takes the finished fraction of this part; pass it on as well.
+        parallel: whether several processes work on this part together; pass it on as well.
     """
 
     snapshot: Snapshot | None
     report: Callable[[float], None]
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Run:
         every: longest time in seconds between two snapshots.
         report: progress callback.
         data: folder with data sets that do not come with the package, or ``None``.
+        team: the processes that share the run.
     """
 
     seed: int
@@ -50,51 +54,90 @@ class Run:
     every: float
     report: Report
     data: Path | None
+    team: Team = field(default_factory=Team)
 
     def map(
-        self, compute: Callable[..., Any], parts: Mapping[str, tuple[Any, ...]]
+        self,
+        compute: Callable[..., Any],
+        parts: Mapping[str, tuple[Any, ...]],
+        *,
+        together: bool = False,
     ) -> dict[str, Any]:
         """Return ``{name: compute(part, *arguments)}``, skipping the parts that are stored.
+
+        Several processes divide the parts among themselves, and each gets all values.
 
         Args:
             compute: gets a :class:`Part` and the arguments of one part; returns numbers, in
                 nested lists and dicts if need be. It must depend on nothing but its arguments.
             parts: the arguments of every part, by a unique name.
+            together: whether all processes compute each part, sharing the work inside it; only
+                the first one's values are kept.
+
+        Raises:
+            TypeError: a part returned something else than numbers, strings, lists and dicts.
 
         Example:
             >>> run = Run(0, torch.device("cpu"), None, 30.0, lambda fraction, name: None, None)
             >>> run.map(lambda part, x: x * x, {"two": (2,), "three": (3,)})
             {'two': 4, 'three': 9}
         """
-        results = {}
-        for index, (name, arguments) in enumerate(parts.items()):
+        pending = [name for name in parts if not self._finished(name)]
+        self.team.wait()  # nobody finishes a part before all have seen what is to be done
+        mine = pending if together else pending[self.team.rank :: self.team.size]
+        values = {}
+        for index, name in enumerate(mine):
 
             def report(fraction: float, index: int = index, name: str = name) -> None:
-                self.report((index + fraction) / len(parts), name)
+                done = len(pending) * (index + fraction) / len(mine)
+                self.report(1 - (len(pending) - done) / len(parts), name)
 
             report(0.0)
-            results[name] = self._part(name, compute, arguments, report)
+            values[name] = self._compute(name, compute, parts[name], report, together)
+        self.team.wait()
         self.report(1.0, "done")
-        return results
+        kept = values if self.team.size == 1 else {}
+        return {name: kept[name] if name in kept else self._stored(name) for name in parts}
 
-    def _part(
+    def _compute(
         self,
         name: str,
         compute: Callable[..., Any],
         arguments: tuple[Any, ...],
         report: Callable[[float], None],
+        together: bool,
     ) -> Any:
+        parallel = together and self.team.size > 1
         if self.folder is None:
-            return compute(Part(None, report), *arguments)
-        stem = hashlib.sha256(name.encode()).hexdigest()[:16]
-        finished, snapshot = self.folder / f"{stem}.json", self.folder / f"{stem}.pt"
-        if finished.exists():
-            return decode(_read(finished)["value"])
-        value = compute(Part(Snapshot(snapshot, self.every), report), *arguments)
-        with replacing(finished) as temporary:
-            temporary.write_text(json.dumps({"part": name, "value": encode(value)}))
-        snapshot.unlink(missing_ok=True)
-        return value
+            return decode(json.loads(_spelled(name, compute(Part(None, report), *arguments))))
+        path = self._path(name, ".pt")
+        value = compute(Part(Snapshot(path, self.every), report, parallel), *arguments)
+        text = _spelled(name, value)
+        if not parallel or self.team.rank == 0:
+            with replacing(self._path(name, ".json")) as temporary:
+                temporary.write_text(f'{{"part": {json.dumps(name)}, "value": {text}}}')
+            path.unlink(missing_ok=True)
+        return decode(json.loads(text))
+
+    def _finished(self, name: str) -> bool:
+        return self.folder is not None and self._path(name, ".json").exists()
+
+    def _stored(self, name: str) -> Any:
+        return decode(_read(self._path(name, ".json"))["value"])
+
+    def _path(self, name: str, suffix: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{suffix}"
+
+
+def _spelled(name: str, value: Any) -> str:
+    """Return a part's value as JSON, so that it is the same whether it was stored or not."""
+    try:
+        return json.dumps(encode(value), allow_nan=False)
+    except TypeError as error:
+        raise TypeError(
+            f"part {name!r} must return numbers, strings, lists and dicts: {error}"
+        ) from error
 
 
 def open_folder(folder: Path, identity: Mapping[str, Any], resume: bool) -> None:
@@ -128,6 +171,22 @@ def open_folder(folder: Path, identity: Mapping[str, Any], resume: bool) -> None
         return
     with replacing(marker) as temporary:
         temporary.write_text(json.dumps(wanted, indent=1))
+
+
+def close_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Remove the parts of a run whose result is saved; those of another run stay.
+
+    Args:
+        folder: the folder.
+        identity: what :func:`open_folder` was given.
+    """
+    marker = folder / "run.json"
+    if not marker.exists() or differences(_read(marker), json.loads(json.dumps(encode(identity)))):
+        return
+    for path in folder.iterdir():
+        if path != marker:  # it goes last: without it nobody knows whose the others are
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def holds_parts(folder: Path) -> bool:

@@ -8,11 +8,14 @@ from companion.train.loop import History, Snapshot
 from companion.train.refined_state import split_optimiser_state
 from companion.train.schedules import cosine, step_decay
 from companion.train.seeding import seeded
+from companion.train.team import Team, connected
 
 __all__ = [
     "History",
     "Rows",
     "Snapshot",
+    "Team",
+    "connected",
     "cosine",
     "differences",
     "error_rate",

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -95,6 +96,11 @@ def fit(
     """
     _check_options(epochs, batch_size, workers, generator, clip, snapshot)
     source = _source(model, data, augment, workers, generator)
+    if parallel and not dist.is_initialized():
+        raise ValueError(
+            "parallel=True needs processes that torch.distributed has connected: start them with "
+            "torchrun"
+        )
     team = Team.running() if parallel else Team()
     loop = Loop(model, optimiser(model.parameters()), source, batch_size, clip, team)
     if snapshot is not None:
@@ -116,7 +122,7 @@ def fit(
     if snapshot is not None:
         loop.save(snapshot.path)
     del network
-    team.unwrapped()
+    team.wait()
     return loop.history
 
 

@@ -1,8 +1,13 @@
 """Several processes that train one model together."""
 
 import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -22,16 +27,14 @@ class Team:
 
     @classmethod
     def running(cls) -> "Team":
-        """Return the team of ``torch.distributed``.
+        """Return the team that ``torch.distributed`` has connected; a process on its own is one.
 
-        Raises:
-            ValueError: it is not initialised.
+        Example:
+            >>> Team.running()
+            Team(rank=0, size=1)
         """
         if not (dist.is_available() and dist.is_initialized()):
-            raise ValueError(
-                "parallel=True needs several processes that torch.distributed has connected: start "
-                "them with torchrun"
-            )
+            return cls()
         return cls(dist.get_rank(), dist.get_world_size())
 
     def share(self, rows: Tensor) -> tuple[Tensor, float]:
@@ -41,7 +44,6 @@ class Team:
         the batch. A process without a row gets one whose weight is 0, as all must take part.
 
         Example:
-            >>> import torch
             >>> Team(1, 2).share(torch.arange(5))
             (tensor([1, 3]), 0.8)
         """
@@ -71,11 +73,36 @@ class Team:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
-    def unwrapped(self) -> None:
-        """Wait until no process holds its wrapped network; drop this one's before.
-
-        A process that exits while the wrapper is alive may abort.
-        """
+    def wait(self) -> None:
+        """Wait until every process has come to this point."""
         if self.size > 1:
-            gc.collect()
+            gc.collect()  # a process that exits while a wrapped network is alive may abort
             dist.barrier()
+
+
+@contextmanager
+def connected() -> Iterator[Team]:
+    """Connect the processes that ``torchrun`` started, and part them at the end.
+
+    Tensors on the CPU travel by gloo, those on a GPU by NCCL. The processes of one machine go round
+    its GPUs. One that waits does so for as long as the others need.
+
+    Example:
+        >>> with connected() as team:
+        ...     team.size
+        1
+    """
+    if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+        yield Team()
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    dist.init_process_group(backend, timeout=timedelta(days=30))
+    try:
+        team = Team.running()
+        yield team
+        team.wait()
+    finally:
+        dist.destroy_process_group()
