@@ -10,6 +10,7 @@ line on both sides of the threshold. Here the threshold is approached in two oth
   both orientations is not injective, in any dimension.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion.analysis.interpolation import from_block
+from companion.analysis.interpolation import Interpolation, from_block
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
 from companion.data import load_digits
@@ -161,7 +162,7 @@ def _digits_net(net: ResidualMLP, x: Tensor, y: Tensor) -> dict[str, Any]:
         first = net.stem(x)
         states = euler_states(block, first)
         logits = net.head(states[-1])
-    field, step = from_block(block, "residual"), 1 / block.steps
+    field, step = from_block(block, "weight"), 1 / block.steps
     bound = (block.scale * step * perceptron_lipschitz(block)).tolist()
     folds, narrow, wide = [], [], []
     for n, state in enumerate(states[:-1]):
@@ -174,7 +175,7 @@ def _digits_net(net: ResidualMLP, x: Tensor, y: Tensor) -> dict[str, Any]:
         wide.append(stretch.max().item())
     inverse = float("nan")
     if max(bound) < 1:
-        inverse = (_recover(field.piece, block.steps, states[-1]) - first).abs().max().item()
+        inverse = (_recover(field, max(bound), states[-1]) - first).abs().max().item()
     return {
         "error": error_of(logits, y), "inverse": inverse, "bound": bound,
         "folds": folds, "narrow": narrow, "wide": wide,
@@ -224,14 +225,16 @@ def jacobians(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _recover(piece: Callable[[int, float, Tensor], Tensor], layers: int, x: Tensor) -> Tensor:
-    """Go back through all layers; each is inverted by iterating x <- y - f(x) / N."""
-    for n in reversed(range(layers)):
+def _recover(field: Interpolation, bound: float, x: Tensor) -> Tensor:
+    """Go back through all layers; each is inverted by iterating x <- y - f(x) / N.
+
+    An iteration contracts by ``bound``; there are enough of them for the last digit.
+    """
+    iterations = math.ceil(math.log(1e-17) / math.log(bound))
+    for n in reversed(range(field.layers)):
         after = x
-        for _ in range(2000):
-            before, x = x, after - piece(n, 0.0, x) / layers
-            if torch.equal(before, x):
-                break
+        for _ in range(iterations):
+            x = after - field.piece(n, 0.0, x) / field.layers
     return x
 
 
