@@ -165,17 +165,21 @@ def test_every_layer_is_drawn_anew_and_starts_as_the_identity():
 # Heun and running statistics
 
 
-def test_heun_s_sets_lie_in_cells_of_their_own():
-    """The same function as with nodes, to the bit, where no norm keeps statistics."""
-    modules = [nn.Linear(3, 3) for _ in range(8)]
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "reconstruct", "adjoint"])
+def test_heun_s_sets_lie_in_cells_of_their_own(gradient):
+    """The same function and gradients as with nodes, to the bit, without running statistics."""
+    modules = [nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(8)]
     x = torch.randn(4, 3)
     for layers in range(1, 8):
-        sets = modules[: layers + 1]
-        cells, nodes = (
-            OdeBlock.from_modules(sets, weights=basis, method="heun", steps=layers)
-            for basis in (layer_weights(layers, "heun"), PiecewiseLinear(layers))
-        )
-        assert torch.equal(cells(x), nodes(x))
+        results = []
+        for basis in (layer_weights(layers, "heun"), PiecewiseLinear(layers)):
+            block = OdeBlock.from_modules(
+                modules[: layers + 1], weights=basis, method="heun", steps=layers, gradient=gradient
+            )
+            y = block(x)
+            y.square().sum().backward()
+            results.append([y, *(p.grad for p in block.parameters())])
+        assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def test_heun_s_statistics_belong_to_the_parameters_that_made_them():
@@ -373,6 +377,20 @@ def test_every_gradient_sees_the_same_loss_and_leaves_the_same_statistics(net):
         if gradient == "checkpoint":
             for name, value in exact.items():
                 torch.testing.assert_close(gradients[name], value, rtol=0, atol=1e-12, msg=name)
+
+
+def test_the_reversible_scheme_has_exact_gradients_here_too():
+    with seeded(3):
+        model = ResNet((3, 5), width=4, method="async_leapfrog")
+    scrambled(model)
+    x, y = images(6, 3, 8, 8), torch.arange(6)
+    loss, exact, buffers = stepped(model, "backprop", x, y)
+    other, gradients, others = stepped(model, "reversible", x, y)
+    assert other == loss
+    for name, value in exact.items():
+        torch.testing.assert_close(gradients[name], value, rtol=0, atol=1e-10, msg=name)
+    for name, buffer in buffers.items():
+        assert torch.equal(others[name], buffer), name
 
 
 @pytest.mark.parametrize("gradient", ["backprop", "reconstruct"])
