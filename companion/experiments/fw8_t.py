@@ -128,7 +128,7 @@ def steepest(net: ResidualMLP, x: Tensor) -> float:
 
 def enough(study: Study, rule: str) -> float:
     """Return the shallowest depth at which a rule does as well as backprop."""
-    good = [depth for depth in study.depths if study.excess(rule, depth) <= _CLOSE]
+    good = [depth for depth in study.depths if study.excess(rule, depth) < _CLOSE + 1e-9]
     return float(min(good, default=math.inf))
 
 
