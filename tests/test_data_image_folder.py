@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from companion.data import ImageFolder, load_image_folder
 from companion.data.image_folder import middle_box, random_box
+from companion.train import error_rate, fit, seeded
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 DEVIATION = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -161,3 +163,27 @@ def test_a_cut_image_is_named(root, keep):
     folder.paths[0].write_bytes(whole[: int(keep * len(whole)) if keep < 1 else keep])
     with pytest.raises(ValueError, match=r"image file .*0\.png cannot be read"):
         folder[0, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_network_learns_from_a_folder(tmp_path, workers):
+    """Two classes that differ in their colours, through the training loop and its error rate."""
+    for part, number in (("train", 6), ("val", 3)):
+        write(tmp_path, part, sizes=SIZES * (number // 3))
+        for path in (tmp_path / part / "bee").iterdir():
+            Image.open(path).point(lambda value: value // 2).save(path)
+    train, val = load_image_folder(tmp_path, size=8)
+    with seeded(0):
+        model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    assert error_rate(model, val, batch_size=4, workers=workers) > 0
+    fit(
+        model,
+        lambda net, x, y: nn.functional.cross_entropy(net(x), y),
+        train,
+        optimiser=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
+        epochs=4,
+        batch_size=4,
+        generator=torch.Generator().manual_seed(0),
+        workers=workers,
+    )
+    assert error_rate(model, val, batch_size=4, workers=workers) == 0

@@ -18,7 +18,7 @@ def crop_and_flip(
         generator: draws places and flips, independently for each image.
         padding: pixels added on every side, at least 0.
         fill: what they hold, such as the ``black`` of
-            :class:`~companion.data.samples.Samples`; broadcasts against a padded image.
+            :class:`~companion.data.Samples`; broadcasts against a padded image.
 
     Returns:
         New images of the shape of ``x``.

@@ -69,7 +69,8 @@ def load_cifar10(
         device: of all tensors; in float32 the pixels take 0.74 GB.
 
     Raises:
-        ValueError: as :func:`~companion.data.official.read_published`; or a class above 9.
+        ValueError: no data folder; files missing, damaged or of another size than the official
+            ones; a class above 9; or the set is absent and cannot be downloaded.
 
     Source:
         A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.

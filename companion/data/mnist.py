@@ -69,7 +69,8 @@ def load_mnist(
         device: of all tensors.
 
     Raises:
-        ValueError: as :func:`~companion.data.official.read_published`; or a file is no idx file.
+        ValueError: no data folder; files missing, damaged or of another size than the official
+            ones; a file that is no idx file; or the set is absent and cannot be downloaded.
 
     Source:
         Y. LeCun, C. Cortes and C. Burges, The MNIST database of handwritten digits, 1998.

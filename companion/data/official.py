@@ -57,7 +57,7 @@ class Content:
     """What the files of a data set hold.
 
     Attributes:
-        files: the bytes of every file, unpacked, in the order of :class:`Published`.
+        files: the bytes of every file, unpacked, in the order of the catalogue.
         sha256: hash of the files' hashes.
         official: whether every file is the official one, bit for bit.
     """

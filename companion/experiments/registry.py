@@ -67,10 +67,9 @@ class Experiment:
             tier: ``"smoke"`` or ``"full"``.
             seed: seed of the whole run, from 0 to $2^{63} - 1$.
             device: where to compute: the CPU or a CUDA device.
-            folder: where to keep finished parts and snapshots; ``None`` keeps nothing. It stays,
-                so that nothing is lost before the result is saved
-                (:func:`~companion.experiments.running.close_folder` removes it). Several
-                processes, on one machine or more, need one that all of them see.
+            folder: where to keep finished parts and snapshots; ``None`` keeps nothing. It stays, so
+                that nothing is lost before the result is saved; remove it then. Several processes
+                need one that all of them see.
             resume: continue from what ``folder`` holds.
             every: longest time in seconds between two snapshots, at most 60.
             report: called with the finished fraction and the name of the part at work.
