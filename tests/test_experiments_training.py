@@ -24,6 +24,7 @@ from companion.gradients import Backprop, Reconstruct, Reversible
 from companion.models import ResNet, train_only
 
 DIGITS = load_digits()
+MEMORY_FREE = ("reverse", "corrected", "predicted")
 QUIET = Part(None, lambda fraction: None)
 
 
@@ -253,6 +254,7 @@ def test_fw8_t_compares_all_rules():
     }
     assert result["enough_backprop"] == 2
     assert result["enough_reverse"] == 16
+    assert result["median_reverse_16"] == result["error_reverse"][1, 0]
     assert result["contraction"].shape == (2, 1)
     assert result["contraction_2"] > 2 > 1 > result["contraction_16"]
     assert result.claims[2].holds
@@ -287,16 +289,16 @@ def test_transfer_keeps_the_function_and_tuning_improves_it(monkeypatch):
     assert shown["error"] == pytest.approx(wrong, rel=1e-12)
     loss = cross_entropy(tied(DIGITS.x_train), DIGITS.y_train).item()
     assert shown["loss"] == pytest.approx(loss, rel=1e-5)
-    assert result["loss_reverse"][0] < 0.9 * result["transfer_loss"][1, 0]
-    assert result["loss_reverse"][0] != result["loss_backprop"][0]
-    assert result["loss_corrected"][0] == pytest.approx(result["loss_backprop"][0], rel=1e-2)
+    assert result["loss_reverse"][0] < 0.95 * result["transfer_loss"][1, 0]
+    off = [abs(result[f"loss_{rule}"][0] / result["loss_backprop"][0] - 1) for rule in MEMORY_FREE]
+    assert 0.1 > off[0] > 2 * max(off[1:])  # the paper's rule is further off than ours
 
 
 def test_memory_of_tuning_does_not_grow_with_depth():
     small, large = (
         run("S22-T2", depths=(2, depth), seeds=1, epochs=1, tuning_epochs=1) for depth in (8, 16)
     )
-    for rule in ("reverse", "corrected", "predicted"):
+    for rule in MEMORY_FREE:
         assert small[f"bytes_{rule}"] == large[f"bytes_{rule}"] < small["bytes_backprop"] / 2
     assert (
         large["bytes_backprop"] - small["bytes_backprop"] > 8 * 64 * 16 * 4

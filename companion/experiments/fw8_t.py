@@ -75,10 +75,10 @@ def fw8_t(
 
     Curves: ``depths``; for each rule ``error_RULE`` and ``diverged_RULE`` of shape
     ``(depths, seeds)``; ``contraction``, of the same shape: the largest $L/N$ over the layers of
-    the network that backprop starts from. Scalars: ``error_RULE_DEPTH``, the means over seeds;
-    ``enough_RULE``, the shallowest depth whose mean is at most 0.02 above that of backprop with
-    the same scheme (Euler's for ``reversible``), infinite if none is; ``contraction_DEPTH``, the
-    means over seeds.
+    the network that backprop starts from. Scalars: ``error_RULE_DEPTH`` and
+    ``median_RULE_DEPTH``, the means and medians over seeds; ``enough_RULE``, the shallowest depth
+    whose mean is at most 0.02 above that of backprop with the same scheme (Euler's for
+    ``reversible``), infinite if none is; ``contraction_DEPTH``, the means over seeds.
     """
     data = load_digits(device=run.device)
 
@@ -98,10 +98,19 @@ def fw8_t(
         ]
     )
     curves = study.curves() | {"contraction": contraction}
-    mean = contraction.mean(axis=1)
-    scalars = study.scalars() | {f"enough_{rule}": enough(study, rule) for rule in rules}
-    scalars |= {f"contraction_{depth}": x for depth, x in zip(depths, mean, strict=True)}
-    return Findings(scalars, curves, _claims(study, mean), data.provenance)
+    scalars = _scalars(study, contraction)
+    return Findings(scalars, curves, _claims(study, contraction.mean(axis=1)), data.provenance)
+
+
+def _scalars(study: Study, contraction: NDArray[np.float64]) -> dict[str, float]:
+    scalars = study.scalars()
+    for rule, errors in study.errors.items():
+        scalars[f"enough_{rule}"] = enough(study, rule)
+        for depth, row in zip(study.depths, errors, strict=True):
+            scalars[f"median_{rule}_{depth}"] = float(np.median(row))
+    for depth, row in zip(study.depths, contraction, strict=True):
+        scalars[f"contraction_{depth}"] = float(row.mean())
+    return scalars
 
 
 @torch.no_grad()
