@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -121,21 +123,39 @@ def test_autocast_changes_only_digits_of_the_numbers():
     np.testing.assert_allclose(rounded, plain, rtol=0.02)
 
 
-def test_image_folders_train_through_the_command_line(imagenet, tmp_path):
-    """Images of 224 pixels in classes of the folder's number, with ImageNet's stem."""
+def image_run(imagenet, out):
+    """Arguments of the command line for a tiny network on an image folder."""
     settings = {**TINY, "dataset": '"imagenet"', "kind": '"basic"', "layers": "[2, 3]"}
-    arguments = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    out = tmp_path / "out"
-    status = main(
-        ["run", "S22-T1", "--tier", "full", "--data", str(imagenet), "--out", str(out), *arguments]
-    )
-    assert status == 0
-    found = Result.load(out / "S22-T1.full.json")
+    changes = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    places = ["--data", str(imagenet), "--out", str(out)]
+    return ["run", "S22-T1", "--tier", "full", *places, *changes]
+
+
+def test_image_folders_train_through_the_command_line(imagenet, tmp_path):
+    """Images of 224 pixels in as many classes as the folder has, with ImageNet's stem."""
+    assert main(image_run(imagenet, tmp_path / "out")) == 0
+    found = Result.load(tmp_path / "out" / "S22-T1.full.json")
     train, val = load_image_folder(imagenet)
     assert found.findings.data == f"{train.sha256} {val.sha256}"
     for rule in ("original", "scaled"):
         assert found[f"error_{rule}"][0] in (0.0, 0.25, 0.5, 0.75, 1.0)
         assert found[f"loss_{rule}"][0, 0] == pytest.approx(math.log(2), abs=0.7)
+
+
+@pytest.mark.slow
+def test_processes_share_the_batches_of_an_image_folder(imagenet, tmp_path):
+    """Each norm sees its own half of a batch, so the loss is near that of one process, no more."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command = [*launch, "-m", "companion", *image_run(imagenet, tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(image_run(imagenet, tmp_path / "one")) == 0
+    two, one = (
+        Result.load(tmp_path / name / "S22-T1.full.json")["loss_scaled"][0, 0]
+        for name in ("two", "one")
+    )
+    assert two != one
+    assert two == pytest.approx(one, rel=0.3)
 
 
 def test_recipes_are_the_paper_s():

@@ -6,7 +6,8 @@ layer $\mathrm{relu}(x + F(x))$ and once with $x + \frac1N f(x)$ in every stage.
 scikit-learn's digits, also with $x + f(x)$: the same layer without the factor.
 
 ImageNet: ``--set dataset='"imagenet"' --set epochs=100 --set seeds=1`` with a data folder that
-holds ``imagenet/train/CLASS/*.JPEG`` and ``imagenet/val/CLASS/*.JPEG``.
+holds ``imagenet/train/CLASS/*.JPEG`` and ``imagenet/val/CLASS/*.JPEG``. Under ``torchrun`` the
+processes then share every batch, and each norm sees its process's share.
 """
 
 import os
@@ -149,7 +150,8 @@ def s22_t1(
     parts = {
         f"{rule}, seed {seed}": (rule, run.seed + seed) for rule in rules for seed in range(seeds)
     }
-    rows = list(run.map(train, parts).values())
+    # ImageNet trains for days: several processes share one network, not the list of them.
+    rows = list(run.map(train, parts, together=dataset == "imagenet").values())
     table = {rule: rows[k * seeds : (k + 1) * seeds] for k, rule in enumerate(rules)}
     curves: dict[str, Any] = {}
     for rule, found in table.items():
@@ -180,6 +182,8 @@ def _trained(
     """Train; return the test error and whether the state stopped being finite, and the losses."""
 
     def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if autocast:  # convolutions in half precision read a pixel's channels side by side
+            x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
             logits = net(x)
         return cross_entropy(logits.float(), y)
@@ -187,7 +191,8 @@ def _trained(
     def optimiser(parameters: Iterable[nn.Parameter]) -> Optimizer:
         return SGD(parameters, lr=0.1, momentum=0.9, weight_decay=recipe.decay)
 
-    workers = 0 if isinstance(data.train, tuple) else min(16, os.cpu_count() or 1)
+    own = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine, from torchrun
+    workers = 0 if isinstance(data.train, tuple) else min(16, (os.cpu_count() or 1) // own)
     try:
         history = fit(
             net, loss, data.train,
@@ -198,6 +203,7 @@ def _trained(
             schedule=recipe.schedule,
             augment=data.augment,
             workers=workers,
+            parallel=part.parallel,
             snapshot=part.snapshot,
             report=part.report,
         )  # fmt: skip
