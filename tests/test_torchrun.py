@@ -50,7 +50,9 @@ def close(left, right):
     return np.allclose(left, right, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("case", ["tensors", "on demand", "checkpoint", "single rows"])
+@pytest.mark.parametrize(
+    "case", ["tensors", "on demand", "checkpoint", "reconstruct", "single rows"]
+)
 def test_training_together_is_training_alone(ranks, case):
     """Also where the shares differ in size or one process has no row of a batch."""
     alone = worker.train(case, parallel=False)

@@ -9,6 +9,7 @@ from companion.block import OdeBlock
 from companion.files import save_checkpoint
 from companion.train import (
     Snapshot,
+    Team,
     cosine,
     error_rate,
     fit,
@@ -353,6 +354,25 @@ def test_bad_options(change, error, message):
     with pytest.raises(error, match=message):
         train(model, data, **change)
     assert torch.equal(weights(model), before)
+
+
+@pytest.mark.parametrize(("size", "error"), [(1, ZeroDivisionError), (2, RuntimeError)])
+def test_an_error_in_one_of_several_processes_is_not_one_to_catch_and_go_on(size, error):
+    with pytest.raises(error) as raised, Team(0, size).united():
+        _ = 1 / 0
+    if size > 1:
+        assert "process 0 of 2 cannot go on, so the others cannot: division" in str(raised.value)
+        assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(8, 2), (7, 2), (5, 3), (2, 3), (1, 4)])
+def test_the_weighted_mean_of_the_shares_is_the_mean_of_the_batch(rows, size):
+    values = torch.rand(rows, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shares = [Team(rank, size).share(torch.arange(rows)) for rank in range(size)]
+    mean = sum(weight * values[share].mean() for share, weight in shares) / size
+    torch.testing.assert_close(mean, values.mean())
+    taken = [row for share, weight in shares if weight for row in share.tolist()]
+    assert sorted(taken) == list(range(rows))
 
 
 def test_bad_snapshots(tmp_path):

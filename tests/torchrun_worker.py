@@ -74,6 +74,7 @@ CASES = {
     "tensors": {"augment": jitter, "clip": 0.5},
     "on demand": {"samples": OnDemand()},
     "checkpoint": {"gradient": "checkpoint"},
+    "reconstruct": {"gradient": "reconstruct"},
     "batch norm": {"norm": True, "batch_size": 6},
     "single rows": {"batch_size": 1},
 }

@@ -12,8 +12,6 @@ from companion.data.image_folder import ImageFolder, load_image_folder
 from companion.data.mnist import load_mnist
 from companion.data.samples import Samples
 
-Digits = Samples
-
 __all__ = [
     "ImageFolder",
     "Samples",

@@ -82,6 +82,8 @@ def fit(
             ``augment`` or ``workers`` with data they are not for, ``parallel`` in a process on its
             own, or a snapshot that is unreadable or belongs to another run; the message says in
             what they differ.
+        RuntimeError: ``loss`` failed in one of several processes; the others wait for it, so let
+            it end.
 
     Example:
         >>> from companion.train import seeded
@@ -112,7 +114,9 @@ def fit(
     while loop.epoch < epochs:
         for batch, rows, weight in loop.batches():
             loop.set_rates(schedule, epochs)
-            loop.step(loss(network, *batch), rows, weight)
+            with team.united():
+                value = loss(network, *batch)
+            loop.step(value, rows, weight)
             if snapshot is not None and time.monotonic() - saved_at >= snapshot.every:
                 loop.save(snapshot.path)
                 saved_at = time.monotonic()

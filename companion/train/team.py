@@ -61,6 +61,24 @@ class Team:
             model, device_ids=[device] if device.type == "cuda" else None
         )
 
+    @contextmanager
+    def united(self) -> Iterator[None]:
+        """Turn an error in one of several processes into one that should end them all.
+
+        The others wait for this process's gradients, so that whoever calls must not go on.
+
+        Raises:
+            RuntimeError: in place of any other error, if there are several processes.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.size == 1:
+                raise
+            raise RuntimeError(
+                f"process {self.rank} of {self.size} cannot go on, so the others cannot: {error}"
+            ) from error
+
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of all processes' values."""
         if self.size > 1:
