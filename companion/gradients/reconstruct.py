@@ -35,23 +35,20 @@ class Reconstruct:
 
     A layer is one step $x_{n+1} = x_n + h\varphi_n(x_n)$ of any explicit scheme. Its input is
     guessed, $\varphi_n$ is evaluated there with a graph, and the vector-Jacobian product gives the
-    gradients. Memory does not depend on the depth. The gradients have an error, because the
-    inputs have one. It vanishes as the steps shrink (Euler's layers, relative gradient error):
+    gradients. Memory does not depend on the depth. The gradients have an error, because the inputs
+    have one. It vanishes as the steps shrink. These are the rules, with the relative error of the
+    gradients of Euler's layers:
 
-    =============  ======================================================  ===========
-    ``rule``       the guess; where the sweep goes on                      error
-    =============  ======================================================  ===========
-    ``reverse``    the scheme's step with $-h$; the guess                  $O(h)$
-    ``corrected``  the same guess; $x_{n+1} - h\varphi_n(\tilde x_n)$      $O(h^2)$
-    ``predicted``  extrapolated from later layers; corrected likewise      $O(h^2)$ or
-                                                                           $O(h^{p+1})$
-    =============  ======================================================  ===========
+    - ``reverse``: take the scheme's step with $-h$ from $x_{n+1}$, and go on from there: $O(h)$.
+    - ``corrected``: the same guess $\tilde x_n$; go on from $x_{n+1} - h\varphi_n(\tilde x_n)$:
+      $O(h^2)$.
+    - ``predicted``: extrapolate $\varphi$ from later layers; go on likewise: $O(h^2)$ for any
+      weights, $O(h^{p+1})$ for weights smooth in depth.
 
     The first is the rule of Sander et al. 2022 (equations 6 and 7, for Heun 9). The value that
     the others go on with is the one already computed for the gradient. ``corrected`` therefore
-    costs the same; ``predicted`` saves an evaluation a layer. Its guess of order $p$ has the error
-    $O(h^{p+1})$ for weights smooth in depth. A guess that turns out poor, because weights jump or
-    dropout masks change, is swept once more; the error is then $O(h^2)$.
+    costs the same; ``predicted`` saves an evaluation a layer. A prediction that turns out poor,
+    because weights jump or dropout masks change, is swept once more, and nothing is saved there.
 
     Each further sweep $x \leftarrow x_{n+1} - h\varphi_n(x)$ gains one order. All this needs
     $h \operatorname{Lip}(\varphi_n) < 1$: in shallow networks the inputs cannot be recovered so.
