@@ -241,6 +241,7 @@ def test_training_from_below_the_threshold(layers, condition, relative_step):
         assert operator_norm(stage.weights).max() < 0.5
         assert path.max() < 0.25
         assert roughness(stage.weights - start).max() <= 0.25
+        assert stage.gradients.norm(dim=(-2, -1)).max() <= low / (4 * E)
         if before is not None:
             assert torch.all(stage.loss.sqrt() <= factor * before.sqrt() + 1e-14)
         path = path + step * stage.gradients.norm(dim=(-2, -1))

@@ -45,7 +45,7 @@ DISTANCES = {
         "full": {
             "depths": (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
             "reference": 65536,
-            "starts": 5,
+            "starts": 3,
             "step": 0.25,
             "steps": 60,
         },

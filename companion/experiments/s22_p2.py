@@ -27,7 +27,7 @@ KINDS = ("smooth", "rough")
         "smoke": {"depths": (16, 64, 256), "starts": 5, "width": 3, "step": 0.1, "steps": 150},
         "full": {
             "depths": (16, 64, 256, 1024, 4096),
-            "starts": 20,
+            "starts": 8,
             "width": 4,
             "step": 0.1,
             "steps": 150,
