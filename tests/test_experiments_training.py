@@ -248,7 +248,7 @@ def test_f4_trains_the_papers_network_by_the_papers_recipe(cifar_folder, monkeyp
 
 
 def test_fw8_t_compares_all_rules():
-    result = run("FW8-T", depths=(2, 16), seeds=1, epochs=2)
+    result = run("FW8-T", depths=(2, 16), seeds=1, epochs=2, rules=tuple(RULES))
     assert {name for name in result.findings.curves if name.startswith("error_")} == {
         f"error_{rule}" for rule in RULES
     }
