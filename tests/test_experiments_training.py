@@ -8,10 +8,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from companion.data import cifar, load_digits
-from companion.experiments import Part, fw8_t, run, s22_f4, s22_t2
+from companion.experiments import Part, fw8_t, run, s22_f3b, s22_f4, s22_t2
 from companion.experiments.running import Run
 from companion.experiments.s22_training_common import (
     RULES,
@@ -230,11 +231,13 @@ def test_f4_on_cifar(cifar_folder):
 def test_f4_trains_the_papers_network_by_the_papers_recipe(cifar_folder, monkeypatch):
     seen = {}
 
-    def caught(part, data, net, seed, *, optimiser, schedule, augment, **options):
+    def caught(part, net, train, test, seed, *, optimiser, schedule, augment, **options):
         seen.update(options, net=net, schedule=[schedule(p) for p in (0.3, 0.4, 0.7)])
         seen.update(optimiser(net.parameters()).defaults)
-        moved = augment(data.x_train, torch.Generator().manual_seed(0))
-        seen["black"] = ((moved - data.black).abs().amax(1) < 1e-6).any()
+        moved = augment(train[0], torch.Generator().manual_seed(0))
+        black = -torch.tensor([0.4914 / 0.2470, 0.4822 / 0.2435, 0.4465 / 0.2616])
+        seen["black"] = ((moved - black.view(3, 1, 1)).abs().amax(1) < 1e-6).any()
+        seen["rows"] = len(train[1]), len(test[1])
         return [0.5, 0.0]
 
     monkeypatch.setattr(s22_f4, "trained_error", caught)
@@ -244,6 +247,7 @@ def test_f4_trains_the_papers_network_by_the_papers_recipe(cifar_folder, monkeyp
     assert (seen["lr"], seen["momentum"], seen["weight_decay"]) == (0.1, 0.9, 5e-4)
     assert seen["schedule"] == pytest.approx([1, 0.1, 0.01])
     assert seen["black"]
+    assert seen["rows"] == (40, 8)
     assert seen["net"].block.steps == 4
 
 
@@ -394,3 +398,65 @@ def test_a_broken_t2_goes_on_with_the_same_bits(tmp_path, monkeypatch):
     assert len(list(folder.glob("*.pt"))) == 2
     again = run("S22-T2", folder=folder, resume=True, **tiny)
     assert json.loads(again.to_json())["curves"] == json.loads(whole.to_json())["curves"]
+
+
+def test_f3b_shallow_networks_fail():
+    result = run("S22-F3b", depths=(2, 3), seeds=1, epochs=3)
+    assert result["error_corrected"].shape == (2, 1)
+    assert result.claim("CL59").holds
+    study = make_study(
+        (2, 4),
+        backprop=[(0.1, 0.1), (0.2, 0.2)],
+        reverse=[(0.9, 0.9), (0.5, 0.5)],
+        corrected=[(0.1, 0.1), (0.1, 0.1)],
+    )
+    assert s22_f3b._claim(study).observed == pytest.approx(0.3)
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Three classes with images as ImageNet has them."""
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 2), ("val", 1)):
+        for name in ("n01", "n02", "n03"):
+            folder = tmp_path / "imagenet" / part / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                pixels = draw.integers(0, 256, (48, 64, 3), "u1")
+                Image.fromarray(pixels).save(folder / f"{k}.JPEG")
+    return tmp_path
+
+
+def test_f3b_on_image_folders(image_folder, monkeypatch):
+    """The full tier with narrow networks: only the third stage has the rule's gradient."""
+    nets, train = [], s22_f3b.trained_error
+
+    def caught(part, net, *arguments, **options):
+        nets.append(net)
+        assert options["batch_size"] == 256
+        assert options["guessing"] == pytest.approx(2 / 3)
+        assert options["optimiser"](net.parameters()).defaults["weight_decay"] == 1e-4
+        assert [round(options["schedule"](p), 6) for p in (0.2, 0.4, 0.8)] == [1, 0.1, 0.01]
+        return train(part, net, *arguments, **options | {"workers": 0})
+
+    monkeypatch.setattr(s22_f3b, "ResNet", partial(ResNet, width=2))
+    monkeypatch.setattr(s22_f3b, "trained_error", caught)
+    result = run("S22-F3b", tier="full", data=image_folder, epochs=1, depths=(3,))
+    assert result["error_reverse"].shape == (1, 1)
+    for net, rule in zip(nets, ("backprop", "reverse", "corrected"), strict=True):
+        own = [stage.block.gradient for stage in net.stages]
+        assert own == [Backprop(), Backprop(), RULES[rule].gradient, Backprop()]
+        assert [stage.block.steps for stage in net.stages] == [2, 3, 2, 2]
+        assert net.head.out_features == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"dataset": "mnist"}, "dataset must be digits or imagenet; got 'mnist'"),
+        ({"rules": ("backprop", "reverse", "heun_reverse")}, "rules must be some of backprop, .*"),
+    ],
+)
+def test_bad_parameters_of_f3b(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        run("S22-F3b", **overrides)

@@ -19,6 +19,7 @@ from companion.experiments.s22_training_common import (
     Study,
     digits_error,
     digits_net,
+    splits,
     train_all,
     trained_error,
 )
@@ -94,7 +95,7 @@ def _cifar_error(
     with seeded(seed):
         net = ResidualConvNet(depth, method=RULES[rule].method, gradient=RULES[rule].gradient)
     return trained_error(
-        part, data, net.to(data.x_train.device), seed,
+        part, net.to(data.x_train.device), *splits(data), seed,
         optimiser=lambda parameters: SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4),
         epochs=epochs,
         batch_size=256,

@@ -16,10 +16,13 @@ from companion.experiments.running import Part, Run
 from companion.gradients import Backprop, Gradient, Reconstruct, Reversible
 from companion.models import ResidualMLP
 from companion.solve import NonFiniteError
-from companion.train import error_rate, fit, seeded, step_decay
+from companion.train import Rows, error_rate, fit, seeded, step_decay
 
 CHANCE = 0.9
-"""Error counted for a network whose state stopped being finite: that of guessing."""
+"""Error of guessing one of ten classes."""
+
+Split = tuple[Tensor, Tensor] | Rows
+"""Samples with their classes, in memory or read when they are needed."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def train_all(
     depths: Sequence[int],
     seeds: int,
     needed: Sequence[str],
+    together: bool = False,
 ) -> Study:
     """Train a network by every rule, at every depth, from every seed.
 
@@ -112,6 +116,7 @@ def train_all(
         depths: numbers of layers.
         seeds: number of seeds.
         needed: rules that the claims are about.
+        together: whether several processes share each training, not the list of them.
 
     Raises:
         ValueError: an unknown rule, or one missing that is needed as it is or to compare with.
@@ -127,7 +132,7 @@ def train_all(
         for depth in depths
         for seed in range(seeds)
     }
-    table = np.array(list(run.map(train, parts).values()))
+    table = np.array(list(run.map(train, parts, together=together).values()))
     return Study(rules, depths, table.reshape(len(rules), len(depths), seeds, 2))
 
 
@@ -159,36 +164,52 @@ def digits_error(
         return SGD(groups, lr=rate, momentum=0.9)
 
     return trained_error(
-        part, data, net.to(data.x_train.device), seed,
+        part, net.to(data.x_train.device), *splits(data), seed,
         optimiser=optimiser, epochs=epochs, batch_size=64, schedule=step_decay(0.7), clip=1.0,
     )  # fmt: skip
 
 
+def splits(data: Samples) -> tuple[Split, Split]:
+    """Return training samples and test samples, each with their classes."""
+    return (data.x_train, data.y_train), (data.x_test, data.y_test)
+
+
 def trained_error(
-    part: Part, data: Samples, net: nn.Module, seed: int, **options: Any
+    part: Part,
+    net: nn.Module,
+    train: Split,
+    test: Split,
+    seed: int,
+    *,
+    workers: int = 0,
+    guessing: float = CHANCE,
+    **options: Any,
 ) -> list[float]:
     """Train a classifier; return its test error, and 1 if its state stopped being finite, else 0.
 
     Args:
         part: the part of the run that this is.
-        data: what to train and test on.
         net: the classifier.
+        train: what to train on.
+        test: what to test on.
         seed: seed of the order of the samples.
-        **options: of :func:`companion.train.fit`.
+        workers: processes that read samples.
+        guessing: the error of a network whose state stopped being finite.
+        **options: further ones of :func:`companion.train.fit`.
     """
     try:
         fit(
-            net,
-            classification_loss,
-            (data.x_train, data.y_train),
+            net, classification_loss, train,
             generator=torch.Generator().manual_seed(seed),
+            workers=workers,
+            parallel=part.parallel,
             snapshot=part.snapshot,
             report=part.report,
             **options,
-        )
-        return [error_rate(net, (data.x_test, data.y_test)), 0.0]
+        )  # fmt: skip
+        return [error_rate(net, test, workers=workers), 0.0]
     except NonFiniteError:
-        return [CHANCE, 1.0]
+        return [guessing, 1.0]
 
 
 def classification_loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
