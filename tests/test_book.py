@@ -275,11 +275,13 @@ def code_blocks(path: Path) -> list[str]:
     return [block for block in blocks if "%pip" not in block]
 
 
-def test_readme_example_runs_and_is_five_lines():
-    (example,) = code_blocks(ROOT / "README.md")
+def test_readme_examples_run_and_the_first_is_five_lines():
+    example, memory_free = code_blocks(ROOT / "README.md")
     assert len([line for line in example.splitlines() if line and "import" not in line]) <= 5
     scope: dict = {}
     exec(example, scope)
+    exec(memory_free, scope)
+    assert all(p.grad.abs().sum() > 0 for p in scope["block"].parameters())
     expected = torch.exp(torch.tensor([-1.0]))
     torch.testing.assert_close(scope["ys"][-1], expected)
     torch.testing.assert_close(scope["y0"].grad, expected)

@@ -144,7 +144,8 @@ def run_row(result: Result) -> tuple[str, ...]:
     entry = experiments().get(result.experiment)
     changed = "" if entry is not None and entry.source == made.source else ", changed since"
     software = ", ".join(f"{name} {made.versions[name]}" for name in ("torch", "python"))
-    data = f"`{result.findings.data[:10]}`" if result.findings.data else "made by the package"
+    digest, _, origin = result.findings.data.partition(" ")
+    data = f"`{digest[:10]}` {origin}".rstrip() if digest else "made by the package"
     return (
         result.experiment,
         made.tier,
