@@ -144,7 +144,7 @@ def run_row(result: Result) -> tuple[str, ...]:
     entry = experiments().get(result.experiment)
     changed = "" if entry is not None and entry.source == made.source else ", changed since"
     software = ", ".join(f"{name} {made.versions[name]}" for name in ("torch", "python"))
-    digest, _, origin = result.findings.data.partition(" ")
+    digest, _, origin = (result.findings.data or "").partition(" ")
     data = f"`{digest[:10]}` {origin}".rstrip() if digest else "made by the package"
     return (
         result.experiment,
