@@ -56,8 +56,8 @@ def s22_p3(run: Run, *, steps: tuple[int, ...], networks: int, dim: int) -> Find
     the whole gradient, and ``state_ratio_FAMILY``, ``gradient_ratio_FAMILY``, the largest error
     over its bound: all of shape ``(steps, networks)``. ``limit_gap``: distance of the scaled errors
     to the limit curve, relative, for smooth weights. ``profile_error``, ``profile_bound`` and
-    ``profile_limit``: scaled errors, bound and limit of one smooth network at the largest depth,
-    layer by layer.
+    ``profile_limit``: scaled errors, bound and limit, layer by layer, of the smooth network nearest
+    its bound at the largest depth.
     Scalars: ``slope_states_FAMILY``, ``slope_gradients_FAMILY``, ``slope_relative_FAMILY``,
     ``slope_limit``, ``identity``.
     """
@@ -143,17 +143,24 @@ def _identity(rate: float, steps: int) -> float:
 
 
 def _profile(steps: int, drawn: Draw) -> tuple[float, Curve, Curve, Curve]:
-    """Return the relative gap to the limit, and the curves of the first network, times depth."""
+    """Return the gap to the limit; then error, bound and limit of the network nearest its bound.
+
+    The three curves are multiplied by the number of layers.
+    """
     networks = draw_networks("smooth", "euler", steps, drawn)
     true = torch.stack(networks.states()).detach()
     scaled = steps * (reconstruction(networks.block, true[-1], Reconstruct()) - true)
     limit = _limit(steps, drawn)
-    weight = torch.stack([layer.weight[0] for layer in networks.layers])
-    constants = tanh_constants(weight, radius=0.0)  # the bound on states needs no radius
-    bound = steps * euler_bounds(constants, steps, adjoint=0.0).states
     gap = (scaled - limit).norm(dim=-1).max() / limit.norm(dim=-1).max()
-    error, curve = (x[:, 0].norm(dim=-1).cpu().numpy() for x in (scaled, limit))
-    return gap.item(), error, bound, curve
+    errors, limits = (x.norm(dim=-1).T.cpu().numpy() for x in (scaled, limit))
+    weights = torch.stack([layer.weight for layer in networks.layers], dim=1)
+    # The bound on states needs neither the radius nor the adjoint.
+    bounds = [
+        steps * euler_bounds(tanh_constants(weight, radius=0.0), steps, adjoint=0.0).states
+        for weight in weights
+    ]
+    k = int(np.argmax([error[0] / bound[0] for error, bound in zip(errors, bounds, strict=True)]))
+    return gap.item(), errors[k], bounds[k], limits[k]
 
 
 def _limit(steps: int, drawn: Draw) -> Tensor:
