@@ -349,6 +349,50 @@ def test_the_switch_bounds_a_prediction_for_any_weights(kind, layers, order):
     assert np.all(distances(seen, states)[:-1] <= bounds)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_differences_of_a_smooth_trajectory_fall_with_their_order(order):
+    """D^j x = O(h^j) for j up to 5; for zigzag weights only j = 1 does."""
+    depths, smooth, zigzag = [64, 128, 256], [], []
+    for n in depths:
+        for kind, found in (("smooth", smooth), ("zigzag", zigzag)):
+            _, phis, x, _ = tanh_block(kind, n, seed=5)
+            path = torch.cat(forward(phis, x)).numpy()
+            found.append(np.linalg.norm(np.diff(path, order + 1, axis=0), axis=1).max())
+    assert fit_slope(depths, smooth).value == pytest.approx(-order - 1, abs=0.15)
+    assert fit_slope(depths, zigzag).value == pytest.approx(-1, abs=0.15)
+
+
+@pytest.mark.parametrize(("rule", "order"), [("corrected", 1), ("predicted", 1), ("predicted", 2)])
+def test_scaled_errors_tend_to_their_leading_terms(rule, order):
+    """rho' = J (rho + g), rho(1) = 0, with g = -J f or (-1)^p d^(p+1)x; the gap falls like 1/N."""
+    power = 2 if rule == "corrected" else order + 1
+    gaps = []
+    for layers in (128, 256, 512):
+        _, phis, x, _ = tanh_block("smooth", layers, seed=5)
+        states = forward(phis, x)
+        got = sweep_back(phis, states[-1], rule, order)
+        path = torch.cat(states)
+        slope = torch.cat([phi(s) for phi, s in zip(phis, states, strict=False)])
+        jacobian = torch.stack(
+            [torch.func.jacrev(phi)(s[0]) for phi, s in zip(phis, states, strict=False)]
+        )
+        push = -(jacobian @ slope.unsqueeze(-1)).squeeze(-1)
+        if rule == "predicted":
+            push = (-1) ** order * torch.diff(path, order + 1, dim=0) * layers ** (order + 1)
+        rho = torch.zeros(len(push) + 1, x.shape[1], dtype=F64)
+        for n in reversed(range(len(push))):
+            rho[n] = rho[n + 1] - jacobian[n] @ (rho[n + 1] + push[n]) / layers
+        kept, seen = (
+            (torch.cat(points) - path)[: len(push)] * layers**power
+            for points in (got.kept, got.seen)
+        )
+        gaps.append(float(max((kept - rho[:-1]).norm(dim=1).max(),
+                              (seen - rho[:-1] - push).norm(dim=1).max())))  # fmt: skip
+        size = float(rho.norm(dim=1).max())
+    assert gaps[2] < 0.1 * size
+    assert fit_slope([128, 256, 512], gaps).value == pytest.approx(-1, abs=0.2)
+
+
 def test_without_the_switch_rough_weights_cost_an_order():
     depths, errors = [32, 64, 128, 256], []
     for n in depths:
