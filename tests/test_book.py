@@ -267,6 +267,19 @@ def test_pages_show_links_only_with_an_address(tmp_path, url):
     assert "" not in [link for found in links.values() for link in found]
 
 
+def test_chapters_and_their_figures_carry_the_number_of_the_file(book):
+    """Also where chapters in between are not written yet, and on pages below a chapter."""
+    pages = {f"{name}.html": name for name in chapters_in_toc() if name.startswith("notebooks/")}
+    assert pages
+    for page, name in pages.items():
+        html = soup(book.pages()[page])
+        number = str(int(Path(name).name[:2]))
+        assert html.find("h1").find(class_="section-number").get_text().strip() == f"{number}."
+        captions = [c.get_text().split()[1] for c in html.find_all(class_="caption-number")]
+        assert captions
+        assert {c.split(".")[0] for c in captions} == {number}
+
+
 # The texts
 
 
