@@ -184,6 +184,7 @@ def test_claims_of_fw8_t_split_the_depths_by_contraction():
     )
     sweeps, deep, shallow = fw8_t._claims(study, np.array([3.0, 1.5, 0.9, 0.4]))
     assert sweeps.id == "FW7"
+    assert "1.50 on average" in sweeps.note
     assert sweeps.observed == pytest.approx(0.02)
     assert deep.observed == pytest.approx(0.015)
     assert shallow.observed == pytest.approx(0.28)

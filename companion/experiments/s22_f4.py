@@ -42,7 +42,7 @@ _PAPER = ("backprop", "reverse", "heun_backprop", "heun_reverse")
             "rules": _PAPER,
             "depths": (2, 8, 32),
             "seeds": 2,
-            "epochs": 12,
+            "epochs": 8,
             "rate": 0.02,
         },
         "full": {
