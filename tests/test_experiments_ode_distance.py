@@ -29,6 +29,7 @@ from companion.experiments.s22_d1 import s22_d1 as run_d1
 from companion.experiments.s22_p1 import s22_p1 as run_p1
 from companion.experiments.s22_x3 import _digits_net, _line, jacobians, perceptron_lipschitz
 from companion.experiments.s22_x3 import s22_x3 as run_x3
+from companion.results import Result
 from companion.train import seeded
 
 QUIET = Part(None, lambda fraction: None)
@@ -46,6 +47,7 @@ SMALL_P1 = {
 def test_the_closed_forms_and_the_bounds():
     result = run_p1(**SMALL_P1)
     assert result.misses == ()
+    assert Result.from_json(result.to_json()) == result
     norm = math.sqrt(1 + 4 + 0.25)
     np.testing.assert_allclose(result["gap_line"], [norm / 2, norm / 10], rtol=1e-14)
     np.testing.assert_allclose(result["gap_counting"], [0.5, 0.5], rtol=1e-14)
@@ -238,6 +240,7 @@ def test_description_of_a_network_by_running_it():
 def test_a_small_run_has_all_curves_and_decides_all_claims():
     result = run_d1(depths=(4, 8), copies=2, dimension=3, trained_depths=(2, 4), seeds=2, epochs=1)
     assert {claim.id for claim in result.claims} == {"CL49", "S22-X4"}
+    assert Result.from_json(result.to_json()) == result
     assert result["random_iid_weight"].shape == (2, 2)
     assert result["residual_equal"].shape == result["slope_equal"].shape == (2, 2)
     assert result["ratio"] == max(result[f"ratio_{f}"].max() for f in ("smooth", "zigzag", "iid"))
@@ -398,6 +401,7 @@ def test_a_small_run_meets_its_claims():
         factors=(0.5, 0.99, 1.05, 2.0), layers=6, copies=6, depths=(2, 10), seeds=1, epochs=2
     )
     assert result.misses == ()
+    assert Result.from_json(result.to_json()) == result
     assert len(result["bound_plain"]) == 12
     assert result["swaps"].shape == (4, 6)
     assert result["swaps"][:2].sum() == 0 < result["swaps"][2:].sum()

@@ -199,7 +199,7 @@ def _claims(curves: dict[str, Any]) -> list[Claim]:
             float(np.abs(attained["line"] - 1).max()),
             high=1e-12,
         ),
-        Claim("CL48", "Lx + u: gap over bound, deepest net", attained["tight"][-1], 0.99, 1.0),
+        Claim("CL48", "Lx + u: gap over bound, deepest", float(attained["tight"][-1]), 0.99, 1.0),
         Claim("CL49", "f = n: distance of the gap to 1/2", off["counting"], high=1e-12),
         Claim("CL49", "f = theta^2, zigzag: distance of the gap to 2/3", off["zigzag"], high=1e-12),
     ]

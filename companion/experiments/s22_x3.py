@@ -244,14 +244,19 @@ def _claims(curves: dict[str, Any]) -> list[Claim]:
     claims = []
     if (below := factors < 1).any():
         claims.append(
-            Claim("S22-X3", "crossings, all random layers below N", swaps[below].sum(), high=0)
+            Claim("S22-X3", "crossings, all random layers below N", int(swaps[below].sum()), high=0)
         )
     excess = np.maximum(1 - down, up - 1) / factors[:, None, None]
     claims.append(
-        Claim("S22-X3", "largest |slope - 1| over L/N, on the line", excess.max(), high=1 + 1e-12)
+        Claim(
+            "S22-X3",
+            "largest |slope - 1| over L/N, on the line",
+            float(excess.max()),
+            high=1 + 1e-12,
+        )
     )
     if (just := (factors > 1) & (factors <= 1.1)).any():
-        share = (down[just] < 0).mean()
+        share = float((down[just] < 0).mean())
         claims.append(Claim("S22-X3", "share of layers just above N that fold", share, low=0.25))
     bound = np.concatenate([curves[f"bound_{name}"] for name in ("scaled", "plain")])
     folds = np.concatenate([curves[f"folds_{name}"] for name in ("scaled", "plain")]).astype(bool)
@@ -259,12 +264,14 @@ def _claims(curves: dict[str, Any]) -> list[Claim]:
         np.concatenate([curves[f"{key}_{name}"] for name in ("scaled", "plain")])
         for key in ("narrow", "wide")
     )
-    stretch = (np.maximum(1 - narrow, wide - 1) / bound).max()
-    inverse = np.nanmax(np.append(curves["inverse_scaled"], -np.inf))
+    stretch = float((np.maximum(1 - narrow, wide - 1) / bound).max())
+    inverse = float(np.nanmax(np.append(curves["inverse_scaled"], -np.inf)))
     return [
         *claims,
         Claim("S22-X3", "digits: largest |singular value - 1| over L/N", stretch, high=1 + 1e-12),
-        Claim("S22-X3", "digits: layers below N that fold", (folds & (bound < 1)).sum(), high=0),
-        Claim("S22-X3", "digits: layers that fold, all networks", folds.sum(), low=1),
+        Claim(
+            "S22-X3", "digits: layers below N that fold", int((folds & (bound < 1)).sum()), high=0
+        ),
+        Claim("S22-X3", "digits: layers that fold, all networks", int(folds.sum()), low=1),
         Claim("S22-X3", "digits: error of inputs recovered below N", inverse, high=1e-9),
     ]
