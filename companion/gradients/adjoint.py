@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -85,14 +85,10 @@ class Adjoint:
     rtol: float | None = None
     atol: float | None = None
     params: tuple[Tensor, ...] | None = None
+    records_graph: ClassVar[bool] = False  # so parameters must be named
 
     def __post_init__(self) -> None:
         check_params(self.params)
-
-    @property
-    def records_graph(self) -> bool:
-        """The forward solve records nothing, so parameters must be named."""
-        return False
 
     def solve(self, problem: Problem) -> States:
         """Return the states at all output times."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from companion.gradients.recompute import needs_gradient
 from companion.methods import SCIPY, TorchdiffeqSolver
@@ -31,15 +32,8 @@ class Backprop:
         (tensor([0.2500]),)
     """
 
-    @property
-    def params(self) -> None:
-        """No parameters need to be named: autograd finds them."""
-        return None
-
-    @property
-    def records_graph(self) -> bool:
-        """Autograd sees every evaluation."""
-        return True
+    params: ClassVar[None] = None  # autograd finds all parameters alone
+    records_graph: ClassVar[bool] = True
 
     def solve(self, problem: Problem) -> States:
         """Return the states at all output times."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +66,7 @@ class Checkpoint:
 
     every: int = 1
     params: tuple[Tensor, ...] | None = None
+    records_graph: ClassVar[bool] = False  # so parameters must be named
 
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
@@ -73,11 +74,6 @@ class Checkpoint:
                 f"every: {self.every!r} is not allowed; it must be an integer of at least 1"
             )
         check_params(self.params)
-
-    @property
-    def records_graph(self) -> bool:
-        """The forward solve records nothing, so parameters must be named."""
-        return False
 
     def solve(self, problem: Problem) -> States:
         """Return the states at all output times."""

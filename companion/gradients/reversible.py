@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,14 +60,10 @@ class Reversible:
     """
 
     params: tuple[Tensor, ...] | None = None
+    records_graph: ClassVar[bool] = False  # so parameters must be named
 
     def __post_init__(self) -> None:
         check_params(self.params)
-
-    @property
-    def records_graph(self) -> bool:
-        """The forward solve records nothing, so parameters must be named."""
-        return False
 
     def solve(self, problem: Problem) -> States:
         """Return the states at all output times."""
