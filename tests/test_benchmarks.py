@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import memory_free
 from benchmarks.__main__ import NAMES
 from benchmarks.harness import Row, agree, cells, operations, report, save
+from benchmarks.memory import held
+from benchmarks.memory_free import conv_block
+from companion import PiecewiseConstant
+from companion.gradients import Reconstruct
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,11 +26,45 @@ def test_runs_tiny(name):
     assert all(row.ratio > 0 for row in rows)
 
 
-def test_memory_of_the_adjoint():
-    rows = import_module("benchmarks.memory").run(rounds=2, steps=2, outputs=5)
+def test_memory():
+    memory = import_module("benchmarks.memory")
+    rows = memory.run(rounds=2, **memory.TINY)
     barred = [row for row in rows if row.bar is not None]
-    assert [row.ratio for row in barred] == pytest.approx([1.0, 1.0, 0.6])
+    assert [row.ratio for row in barred] == pytest.approx([1.0, 1.0, 0.6, *[1.0] * 5])
     assert all(row.verdict == "within" for row in barred)
+
+
+def test_memory_of_one_state():
+    """What a memory-free block keeps is its output: 2 * 3 * 5 * 5 floats of 4 bytes."""
+    block = conv_block(PiecewiseConstant(7), 3)
+    for gradient in (Reconstruct(), Reconstruct("predicted", order=2)):
+        assert held(block.with_graph(gradient=gradient), (2, 3, 5, 5)) == 600
+    # A checkpoint keeps the inputs of all units but the first, which is the block's own input.
+    assert held(block.with_graph(gradient="checkpoint"), (2, 3, 5, 5)) == 6 * 600
+
+
+def test_evaluations_of_the_rules():
+    """On paper: N forward; N, 2 N, 2 N, N + 1, N + 3 and N + 1 more on the way back."""
+    block = conv_block(PiecewiseConstant(32), 4)
+    solves = memory_free.graphs(block, memory_free.GRADIENTS) | memory_free.reversible(block)
+    rows = memory_free.evaluations("work", solves, (8, 4, 6, 6))
+    assert [(row.candidate, 32 * row.ratio) for row in rows] == [
+        ("checkpoint", 64),
+        ("reverse", 96),
+        ("corrected", 96),
+        ("predicted, order 1", 65),
+        ("predicted, order 2", 67),
+        ("reversible", 66),
+    ]
+
+
+def test_check_refuses_a_wrong_gradient(monkeypatch):
+    """A rule that is not exact passes for a checkpoint."""
+    block = conv_block(PiecewiseConstant(4), 2)
+    memory_free.check(block, (3, 2, 4, 4))
+    monkeypatch.setitem(memory_free.GRADIENTS, "checkpoint", Reconstruct())
+    with pytest.raises(AssertionError, match="checkpoint: result 1"):
+        memory_free.check(block, (3, 2, 4, 4))
 
 
 def test_agree_refuses_a_wrong_candidate():
