@@ -29,6 +29,7 @@ from companion.experiments.s22_d1 import s22_d1 as run_d1
 from companion.experiments.s22_p1 import s22_p1 as run_p1
 from companion.experiments.s22_x3 import _digits_net, _line, jacobians, perceptron_lipschitz
 from companion.experiments.s22_x3 import s22_x3 as run_x3
+from companion.models.scalar_field import ScalarField
 from companion.results import Result
 from companion.train import seeded
 
@@ -357,9 +358,16 @@ def test_a_layer_with_both_orientations_sends_two_points_to_one(seed):
 
 def test_layers_on_the_line_have_the_constant_they_are_given():
     found = _line(0.8, layers=5, copies=3, seed=0)
-    down, up = np.array(found["steepest_down"]), np.array(found["steepest_up"])
-    assert down.shape == up.shape == (3, 5)
-    np.testing.assert_allclose(np.maximum(1 - down, up - 1), 0.8, rtol=1e-12)
+    down = np.array(found["steepest_down"])
+    assert down.shape == (3, 5)
+    assert down.min() >= 0.2 - 1e-6
+    assert found["excess"] == pytest.approx(1.0, rel=1e-12)
+    generator = torch.Generator().manual_seed(0)
+    field = ScalarField(3, 8, 1.0, generator)  # the first layer, before it is scaled
+    x = torch.linspace(-8, 8, 4001, dtype=torch.float64).unsqueeze(1).repeat(1, 3).requires_grad_()
+    (slopes,) = torch.autograd.grad(field(x).sum(), x)
+    wanted = 1 + 0.8 * slopes.amin(0) / slopes.abs().amax(0)
+    np.testing.assert_allclose(down[:, 0], wanted, atol=1e-6)
     assert found["swaps"] == [0, 0, 0]
     assert sum(_line(3.0, layers=5, copies=3, seed=0)["swaps"]) > 0
 

@@ -60,7 +60,7 @@ _MEASURES = ("slope", "variation", "moved", *KINDS, "error", "error_residual", "
         },
         "full": {
             "depths": (8, 16, 32, 64, 128, 256, 512, 1024),
-            "copies": 200,
+            "copies": 50,
             "dimension": 8,
             "trained_depths": (4, 8, 16, 32, 64, 128),
             "seeds": 10,
