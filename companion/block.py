@@ -96,14 +96,17 @@ class DepthField:
         # Tied tensors are unbound once under each name, so that autograd sums their gradients.
         stacks = dict(weights.named_parameters(remove_duplicate=False))
         self.coefficients = _rows(stacks, self.basis.size)
-        buffers = dict(weights.named_buffers(remove_duplicate=False))
-        self.buffers = _rows(buffers, self.basis.cells)
         self.width = len(stacks)
         self.checked = torch.compiler.is_compiling()
         own = tuple(p for row in self.coefficients for p in row.values())
-        self.params = (*own, *(gradient.params or ()))
+        named = {id(p): p for p in gradient.params or ()}  # each once
+        self.params = (*own, *named.values())
         self.others = range(len(own), len(self.params))
         self.finds_params = not gradient.records_graph and torch.is_grad_enabled()
+        buffers = dict(weights.named_buffers(remove_duplicate=False))
+        self.buffers = _rows(buffers, self.basis.cells)
+        self.kept = _rows(_cloned(buffers), self.basis.cells) if self.finds_params else None
+        self.recomputing = False
 
     def __call__(self, stage: Stage, y: Tensor) -> Tensor:
         """Evaluate the residual with the weights of the stage's depth."""
@@ -115,7 +118,8 @@ class DepthField:
 
     def _evaluate(self, stage: Stage, y: Tensor) -> Tensor:
         place = self._place(stage)
-        values = {**self._weights(place), **self.buffers[place.cell]}
+        buffers = self.buffers[place.cell]
+        values = {**self._weights(place), **(_cloned(buffers) if self.recomputing else buffers)}
         arguments = (time_like(stage.t, y), y) if self.time else (y,)
         value: Tensor = torch.func.functional_call(
             self.template, values, arguments, tie_weights=False
@@ -130,10 +134,13 @@ class DepthField:
         return [*own, *self.others]
 
     def recomputation(self) -> DepthField:
-        """Return the same field for a backward pass: it leaves the stacked buffers alone."""
+        """Return the same field for a backward pass: it leaves the stacked buffers alone.
+
+        Every evaluation finds the buffers as they were when the forward solve began.
+        """
         again = copy.copy(self)
-        again.checked = True
-        again.buffers = [{name: b.clone() for name, b in row.items()} for row in self.buffers]
+        again.checked = again.recomputing = True
+        again.buffers = self.buffers if self.kept is None else self.kept
         return again
 
     def _place(self, stage: Stage) -> Place:
@@ -320,7 +327,7 @@ class OdeBlock(nn.Module):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x: {found} is not allowed; pass a floating-point tensor")
-        param = next(self.weights.parameters(), x)
+        param = next((p for p in self.weights.parameters() if p.is_floating_point()), x)
         if x.device != param.device:
             raise ValueError(f"x: on {x.device}, but the block's weights are on {param.device}")
         if x.dtype != param.dtype and not torch.is_autocast_enabled(x.device.type):
@@ -388,6 +395,10 @@ class OdeBlock(nn.Module):
             f"OdeBlock({self.weights.basis!r}, method={self.method!r}, steps={self.steps}, "
             f"gradient={self.gradient!r}, scale={self.scale:g})"
         )
+
+
+def _cloned(tensors: Tensors) -> Tensors:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _rows(stacks: Mapping[str, Tensor], size: int) -> list[Tensors]:

@@ -110,6 +110,7 @@ class FuncField:
         self.stats = stats
         self.backward = False
         self.checked = torch.compiler.is_compiling()
+        self.kept = _cloned_buffers(self.module) if self.finds_params else None
 
     def __call__(self, stage: Stage, y: Tensor) -> Tensor:
         """Evaluate the field."""
@@ -129,14 +130,21 @@ class FuncField:
         return range(len(self.params))
 
     def recomputation(self) -> FuncField:
-        """Return the same field for a backward pass: it leaves the module's buffers alone."""
+        """Return the same field for a backward pass: it leaves the module's buffers alone.
+
+        Every evaluation finds the buffers as they were when the forward solve began.
+        """
         again = FuncField.__new__(FuncField)
         again.__dict__.update(self.__dict__, backward=True, checked=True)
-        if self.module is not None:
-            buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-            if buffers:
-                module = self.module
-                again.func = lambda t, y: torch.func.functional_call(module, buffers, (t, y))
+        kept = _cloned_buffers(self.module) if self.kept is None else self.kept
+        if self.module is not None and kept:
+            module = self.module
+
+            def func(t: Tensor, y: Any) -> Any:
+                buffers = {name: buffer.clone() for name, buffer in kept.items()}
+                return torch.func.functional_call(module, buffers, (t, y))
+
+            again.func = func
         return again
 
     def _evaluate(self, t: Tensor, y: Tensor) -> Tensor:
@@ -151,6 +159,10 @@ class FuncField:
         """Evaluate once with checks: the value's shape, and that every parameter is known."""
         known = self.params if self.finds_params else None
         return first_evaluation(lambda y: self._evaluate(t, y), y, "func", known)
+
+
+def _cloned_buffers(module: nn.Module | None) -> dict[str, Tensor]:
+    return {} if module is None else {name: b.clone() for name, b in module.named_buffers()}
 
 
 def _parameters(func: Func, gradient: Gradient) -> tuple[Tensor, ...]:

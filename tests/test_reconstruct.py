@@ -10,9 +10,10 @@ from torch import nn
 
 from companion import Constant, OdeBlock, PiecewiseConstant, PiecewiseLinear, Stats, odeint
 from companion.analysis.reconstruction import gradient_error, reconstruction, trajectory
-from companion.gradients import Checkpoint, Reconstruct, reverse_sweep
+from companion.gradients import Adjoint, Checkpoint, Reconstruct, reverse_sweep
 from companion.observe import count_nfe, fit_slope, saved_bytes
 from companion.schemes import SCHEMES
+from companion.solve import NonFiniteError
 
 RULES = [
     Reconstruct(),
@@ -547,3 +548,112 @@ def test_backwards_in_time_and_equal_to_checkpoint_at_many_sweeps(device):
         ys = odeint(field, y0, [1.0, 0.4, 0.0], method="kutta3", steps=6, gradient=gradient)
         pair.append(gradients(ys.square().sum(), list(field.parameters())))
     assert largest_difference(*pair) < 1e-12
+
+
+# --- what an outsider broke -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", ["reconstruct", "reversible"])
+@pytest.mark.parametrize("outer", ["checkpoint", Reconstruct(sweeps=30), "backprop"])
+def test_dropout_in_a_block_in_a_block(inner, outer, device):
+    """Solved without gradients first: the masks must be those of the solve with gradients.
+
+    The map is linear, so its value is the input times its gradient.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = OdeBlock(
+            lambda: OdeBlock(
+                lambda: nn.Sequential(nn.Linear(4, 4, bias=False), nn.Dropout(0.5)).double(),
+                PiecewiseConstant(3), steps=3, gradient=inner,
+                method="async_leapfrog" if inner == "reversible" else "euler",
+            ),
+            PiecewiseConstant(2), steps=2, gradient=outer,
+        ).to(device)  # fmt: skip
+        x = torch.ones(2, 4, dtype=torch.float64, device=device, requires_grad=True)
+        for block in net.weights.template.modules():
+            if isinstance(block, OdeBlock) and inner == "reconstruct":
+                block.gradient = Reconstruct(sweeps=30)
+        value = net(x).sum()
+        (grad,) = torch.autograd.grad(value, x)
+    assert (x * grad).sum().item() == pytest.approx(value.item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("gradient", ["reconstruct", "reversible"])
+def test_masks_do_not_depend_on_whether_gradients_are_wanted(gradient, device):
+    method = "async_leapfrog" if gradient == "reversible" else "heun"
+    block, _ = masked_block(device, 4, gradient)
+    block = block.with_graph(method=method)
+    x, values = randn(8, 3, device=device), []
+    for enabled in (True, False):
+        with torch.random.fork_rng(), torch.set_grad_enabled(enabled):
+            torch.manual_seed(3)
+            values.append([block(x).detach(), block(x).detach()])
+    assert torch.equal(values[0][0], values[1][0])
+    assert torch.equal(values[0][1], values[1][1])
+    assert not torch.equal(values[0][0], values[0][1])
+
+
+@pytest.mark.parametrize("make", [Checkpoint, Adjoint, Reconstruct])
+def test_a_tensor_named_twice_counts_once(make, device):
+    w = randn(2, 2, device=device).requires_grad_()
+
+    class Reads(nn.Module):
+        def forward(self, x):
+            return x @ w
+
+    grads = []
+    for named in ((w,), (w, w)):
+        block = OdeBlock(Reads(), steps=4, gradient=make(params=named))
+        grads += torch.autograd.grad(block(randn(1, 2, device=device)).sum(), w)
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("gradient", [Checkpoint(), Reconstruct(sweeps=30), Reconstruct(every=1)])
+def test_buffers_in_the_backward_pass_are_those_of_the_solve(gradient, device):
+    """Overwritten in between; and updated by every evaluation (spectral norm in training)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        norm = nn.utils.parametrizations.spectral_norm
+        block = OdeBlock(
+            lambda: nn.Sequential(norm(nn.Linear(3, 3)), nn.BatchNorm1d(3), nn.Tanh()).double(),
+            PiecewiseConstant(5), steps=5,
+        ).to(device)  # fmt: skip
+    x, start = randn(8, 3, device=device), copy.deepcopy(block.state_dict())
+    for train in (True, False):
+        found = []
+        for method in ("backprop", gradient):
+            block.train(train).load_state_dict(start)
+            y = block.with_graph(gradient=method)(x).square().sum()
+            if method != "backprop":  # which would say that its own graph is void
+                for buffer in block.buffers():
+                    buffer.add_(1)
+            found.append(gradients(y, list(block.parameters())))
+        assert largest_difference(*found) < 1e-12
+
+
+def test_a_reconstruction_that_blows_up_says_so(device):
+    class Log(nn.Module):
+        def forward(self, x):
+            return torch.log(x)
+
+    z = torch.tensor([0.5], dtype=torch.float64, device=device, requires_grad=True)
+    for rule in RULES[:4]:
+        with pytest.raises(NonFiniteError, match="reconstructed state is not finite"):
+            OdeBlock(Log(), steps=2, gradient=rule)(z).backward()
+
+
+def test_gradient_errors_leave_the_block_and_the_generator_alone(device):
+    """And compare like with like: under dropout the exact gradient has the same masks."""
+    block, _ = masked_block(device, 16, "backprop")
+    x = randn(8, 3, device=device)
+    before = torch.get_rng_state()
+    assert gradient_error(block, x, torch.sum, Reconstruct(sweeps=30)).relative < 1e-12
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        norm = OdeBlock(lambda: normed().to(device), PiecewiseConstant(4), steps=4)
+    state = copy.deepcopy(norm.state_dict())
+    gradient_error(norm, x, torch.sum, "reconstruct")
+    for name, value in norm.state_dict().items():
+        assert torch.equal(value, state[name])

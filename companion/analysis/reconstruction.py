@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from companion.block import OdeBlock
-from companion.gradients import Reconstruct
+from companion.gradients import Gradient, Reconstruct
+from companion.gradients.randomness import replaying
 from companion.gradients.segments import fixed_step
-from companion.solve import Problem
+from companion.solve import FixedStep, Problem
 
 __all__ = ["GradientError", "gradient_error", "reconstruction", "trajectory"]
 
@@ -76,6 +77,8 @@ def reconstruction(block: OdeBlock, output: Tensor, gradient: Reconstruct) -> Te
                 [2.2500]])
     """
     problem, interval = _prepared(block, output)
+    if not isinstance(gradient, Reconstruct):
+        raise TypeError(f"gradient: {gradient!r} is not allowed; pass a configured Reconstruct")
     sweep = gradient.sweep(problem)
     points, end = [output.detach()], output.detach()
     with torch.no_grad():
@@ -87,19 +90,27 @@ def reconstruction(block: OdeBlock, output: Tensor, gradient: Reconstruct) -> Te
 
 
 def gradient_error(
-    block: OdeBlock, x: Tensor, loss: Callable[[Tensor], Tensor], gradient: Reconstruct
+    block: OdeBlock,
+    x: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    gradient: str | Gradient,
 ) -> GradientError:
-    r"""Compare the parameter gradients of ``gradient`` with those of backprop.
+    r"""Compare the parameter gradients of ``gradient`` with the exact ones of the same network.
 
     Args:
-        block: a block with a fixed-step scheme; it is evaluated twice.
+        block: a block with a fixed-step scheme; it is evaluated twice, with the same dropout masks,
+            and its buffers are left alone.
         x: the input.
         loss: a function of the block's output.
         gradient: the method to judge.
 
     Returns:
         $\max_n \lVert\tilde\nabla_{\theta_n} - \nabla_{\theta_n}\rVert$ and
-        $\lVert\tilde\nabla - \nabla\rVert / \lVert\nabla\rVert$.
+        $\lVert\tilde\nabla - \nabla\rVert / \lVert\nabla\rVert$, which is ``nan`` for a zero
+        gradient.
+
+    Raises:
+        ValueError: if no parameter needs a gradient, or the method has no fixed grid.
 
     Example:
         >>> from torch import nn
@@ -107,11 +118,12 @@ def gradient_error(
         >>> gradient_error(block, torch.ones(1, 2), torch.sum, Reconstruct()).relative < 0.02
         True
     """
+    _prepared(block, x)
     params = [p for p in block.parameters() if p.requires_grad]
-    true, found = (
-        torch.autograd.grad(loss(block.with_graph(gradient=method)(x)), params)
-        for method in ("backprop", gradient)
-    )
+    if not params:
+        raise ValueError("block: none of its parameters needs a gradient")
+    exact = Reconstruct(every=1)  # not backprop: dropout masks must be the same
+    true, found = (_gradients(block, x, loss, method, params) for method in (exact, gradient))
     layers = torch.stack(
         [(a - b).reshape(len(a), -1).norm(dim=1).square() for a, b in zip(found, true, strict=True)]
     ).sum(0)
@@ -119,6 +131,26 @@ def gradient_error(
     return GradientError(layers.max().sqrt().item(), (layers.sum() / size).sqrt().item())
 
 
+def _gradients(
+    block: OdeBlock,
+    x: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    gradient: str | Gradient,
+    params: list[nn.Parameter],
+) -> tuple[Tensor, ...]:
+    """Differentiate a block, and leave its buffers and the generators as they were."""
+    before = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    with replaying(x.device):
+        value = loss(block.with_graph(gradient=gradient)(x))
+    for name, buffer in block.named_buffers():
+        buffer.copy_(before[name])
+    return torch.autograd.grad(value, params, allow_unused=True, materialize_grads=True)
+
+
 def _prepared(block: OdeBlock, x: Tensor) -> tuple[Problem, tuple[float, float]]:
     problem = block.problem(x)
+    if not isinstance(problem.solver, FixedStep):
+        raise ValueError(
+            f"block: method={block.method!r} is not allowed; it needs an explicit fixed-step scheme"
+        )
     return replace(problem, field=problem.field.recomputation()), (0.0, 1.0)

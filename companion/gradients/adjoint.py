@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -69,7 +70,7 @@ class Adjoint:
     Raises:
         ValueError: in a solve, for a field that draws from torch's global generators, or settings
             no solver accepts.
-        TypeError: for ``params`` that are not a tuple of tensors.
+        TypeError: for ``params`` that are not a tuple or list of tensors.
 
     Example:
         >>> from companion import odeint
@@ -84,7 +85,7 @@ class Adjoint:
     steps: int | None = None
     rtol: float | None = None
     atol: float | None = None
-    params: tuple[Tensor, ...] | None = None
+    params: tuple[Tensor, ...] | None = dataclasses.field(default=None, compare=False)
     records_graph: ClassVar[bool] = False  # so parameters must be named
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -52,7 +53,7 @@ class Checkpoint:
     Raises:
         ValueError: for ``every < 1``, a method without a fixed grid, or a field that draws random
             numbers in some steps only.
-        TypeError: for ``params`` that are not a tuple of tensors.
+        TypeError: for ``params`` that are not a tuple or list of tensors.
 
     Example:
         >>> from companion import odeint
@@ -65,7 +66,7 @@ class Checkpoint:
     """
 
     every: int = 1
-    params: tuple[Tensor, ...] | None = None
+    params: tuple[Tensor, ...] | None = dataclasses.field(default=None, compare=False)
     records_graph: ClassVar[bool] = False  # so parameters must be named
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -18,11 +19,12 @@ from companion.gradients.recompute import (
     differentiate,
     first_order,
     modes,
+    needs_gradient,
     solve_with,
 )
 from companion.gradients.reverse_sweep import RULES, Layer, ReverseSweep
 from companion.gradients.segments import Segment, fixed_step, segments
-from companion.solve import FixedStep, Problem, States
+from companion.solve import FixedStep, NonFiniteError, Problem, States
 
 __all__ = ["Reconstruct"]
 
@@ -53,9 +55,10 @@ class Reconstruct:
     Each further sweep $x \leftarrow x_{n+1} - h\varphi_n(x)$ gains one order. All this needs
     $h \operatorname{Lip}(\varphi_n) < 1$: in shallow networks the inputs cannot be recovered so.
 
-    Random numbers (dropout) are drawn again from one seed; a mask is then a function of depth.
-    Batch norm uses batch statistics again, and its running statistics are updated by the forward
-    solve only.
+    Random numbers (dropout) are drawn again from one seed; a mask is then a function of depth. They
+    need torch's generators for themselves: do not solve in several threads at once. Batch norm uses
+    batch statistics again, and its running statistics are updated by the forward solve only. A
+    buffer that changes the output of later steps of the same cell is not followed.
 
     Args:
         rule: one of ``"reverse"``, ``"corrected"`` and ``"predicted"``.
@@ -67,10 +70,11 @@ class Reconstruct:
             that reads others is refused, as far as its first evaluation shows.
 
     Raises:
+        NonFiniteError: in a backward pass whose reconstructed states leave the finite numbers.
         ValueError: for bad settings; in a solve, for a method without a fixed grid, a prediction
             with synchronised batch norm, a module whose mode changed before the backward pass, or
             a field that draws random numbers in some steps only.
-        TypeError: for ``params`` that are not a tuple of tensors.
+        TypeError: for ``params`` that are not a tuple or list of tensors.
 
     Example:
         >>> from companion import OdeBlock, PiecewiseConstant
@@ -85,7 +89,7 @@ class Reconstruct:
     order: int = 1
     sweeps: int = 0
     every: int | None = None
-    params: tuple[Tensor, ...] | None = None
+    params: tuple[Tensor, ...] | None = dataclasses.field(default=None, compare=False)
     records_graph: ClassVar[bool] = False  # so parameters must be named
 
     def __post_init__(self) -> None:
@@ -122,6 +126,9 @@ class Reconstruct:
                 "gradient: rule='predicted' may take different numbers of evaluations in different "
                 "processes, which synchronised batch norm cannot; use rule='corrected'"
             )
+        if not needs_gradient(problem.field, problem.y0, problem.t):
+            with replayable(problem.field, problem.y0.device) as field:  # the masks of training
+                return _forward(problem, field, problem.solver.steps)[0]
         return solve_with(_Reconstructed, problem, self)
 
     def sweep(self, problem: Problem, times: bool = False) -> ReverseSweep:
@@ -211,6 +218,12 @@ def _backward(
         indices = sums.select(sweep.uses(segment.interval, n))
         a = _pulled_back(layer, a, indices, segment.output, sums, times)
         end = layer.state
+    if segment.steps.start == 0 and not torch.isfinite(end).all():
+        raise NonFiniteError(
+            "gradient: a reconstructed state is not finite, though the solve was; its steps are "
+            "too long to be undone: take more, store states with every=, or use "
+            "gradient='checkpoint'"
+        )
     return a
 
 

@@ -108,11 +108,12 @@ class ReverseSweep:
     def _learn(self, increment: Tensor, assumed: Tensor, before: Tensor | None) -> Tensor:
         """Return the mismatch of an assumed increment; after a sweep, note the contraction.
 
-        The largest seen is kept: an estimate of ``h`` times the field's Lipschitz constant.
+        The largest seen is kept: an estimate of ``h`` times the field's Lipschitz constant, which
+        means nothing above 1.
         """
         mismatch: Tensor = torch.linalg.vector_norm(increment - assumed)
         if before is not None and before > 0:
-            self.contraction = max(self.contraction, float(mismatch / before))
+            self.contraction = min(1.0, max(self.contraction, float(mismatch / before)))
         return mismatch
 
     def _extrapolated(self, like: Tensor) -> Tensor:

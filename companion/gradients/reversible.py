@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from companion.gradients.randomness import replayable, replaying
+from companion.gradients.randomness import SeededField, replayable, replaying
 from companion.gradients.recompute import (
     Accumulator,
     autocast_as,
@@ -18,6 +19,7 @@ from companion.gradients.recompute import (
     differentiate,
     first_order,
     modes,
+    needs_gradient,
     solve_with,
 )
 from companion.leapfrog import AsyncLeapfrog
@@ -46,7 +48,7 @@ class Reversible:
     Raises:
         ValueError: in a solve with another method, or for a module whose mode changed before the
             backward pass.
-        TypeError: for ``params`` that are not a tuple of tensors.
+        TypeError: for ``params`` that are not a tuple or list of tensors.
 
     Example:
         >>> from companion import odeint
@@ -59,7 +61,7 @@ class Reversible:
         (tensor([0.3679]),)
     """
 
-    params: tuple[Tensor, ...] | None = None
+    params: tuple[Tensor, ...] | None = dataclasses.field(default=None, compare=False)
     records_graph: ClassVar[bool] = False  # so parameters must be named
 
     def __post_init__(self) -> None:
@@ -72,6 +74,9 @@ class Reversible:
                 "gradient: 'reversible' needs method='async_leapfrog', which runs backwards "
                 "exactly; use gradient='reconstruct', 'checkpoint' or 'backprop' with other methods"
             )
+        if not needs_gradient(problem.field, problem.y0, problem.t):
+            with replayable(problem.field, problem.y0.device) as field:  # the masks of training
+                return _forward(problem, field)[0]
         return solve_with(_Reversed, problem, None)
 
 
@@ -82,18 +87,9 @@ class _Reversed(torch.autograd.Function):
     def forward(
         ctx: Any, problem: Problem, settings: None, t: Tensor | None, y0: Tensor, *params: Tensor
     ) -> Tensor:
-        solver = problem.solver
-        assert isinstance(solver, AsyncLeapfrog)
         ctx.mode, ctx.modes = autocast_mode(y0), modes(problem.field)
-        states, velocities = [problem.y0], []
         with replayable(problem.field, y0.device) as field, autocast_as(ctx.mode):
-            for i, interval in enumerate(intervals(problem.t)):
-                field.interval = i
-                y, v = solver.interval(field, states[-1], interval, problem.scale)
-                states.append(y)
-                velocities.append(v)
-        if problem.stats is not None:
-            problem.stats.steps += solver.steps * len(velocities)
+            states, velocities = _forward(problem, field)
         ctx.problem = replace(problem, field=field, y0=torch.empty(0))
         ctx.count = len(velocities)
         ctx.save_for_backward(*states[1:], *velocities, *params)
@@ -119,6 +115,22 @@ class _Reversed(torch.autograd.Function):
                     times.add((i, i + 1), back.times, 1.0)
         grad_t = None if times is None else torch.stack(times.filled())
         return None, None, grad_t, a, *sums.grads
+
+
+def _forward(problem: Problem, field: SeededField) -> tuple[list[Tensor], list[Tensor]]:
+    """Solve; return the states at all output times, and the velocities at all but the first."""
+    solver = problem.solver
+    assert isinstance(solver, AsyncLeapfrog)
+    states: list[Tensor] = [problem.y0]
+    velocities: list[Tensor] = []
+    for i, interval in enumerate(intervals(problem.t)):
+        field.interval = i
+        y, v = solver.interval(field, states[-1], interval, problem.scale)
+        states.append(y)
+        velocities.append(v)
+    if problem.stats is not None:
+        problem.stats.steps += solver.steps * len(velocities)
+    return states, velocities
 
 
 class _Back:
