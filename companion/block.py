@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from companion.basis import Basis, Constant, PiecewiseConstant, Place, locate
 from companion.checks import first_evaluation
 from companion.gradients import Adjoint, Gradient, get_gradient
-from companion.methods import METHODS, get_solver
+from companion.methods import METHODS, ON_GRID, get_solver
 from companion.schemes import SCHEMES
-from companion.solve import OnGrid, Problem, Solver, Stage, check_finite, time_like
+from companion.solve import Problem, Solver, Stage, check_finite, time_like
 
 __all__ = ["DepthWeights", "OdeBlock"]
 
@@ -289,7 +289,7 @@ class OdeBlock(nn.Module):
         """Return the state at depth 1."""
         self._check_input(x)
         solver, cells = self._solver(), self.weights.basis.cells
-        if isinstance(solver, OnGrid):
+        if isinstance(solver, ON_GRID):
             return self._solve(self.problem(x))
         for cell in range(cells):
             field = DepthField(self.weights, self.time, self.gradient, cell)
@@ -304,7 +304,7 @@ class OdeBlock(nn.Module):
             ValueError: for a method without a fixed grid: there every cell is a problem.
         """
         solver, cells = self._solver(), self.weights.basis.cells
-        if not isinstance(solver, OnGrid):
+        if not isinstance(solver, ON_GRID):
             raise ValueError(
                 f"method: {self.method!r} has no fixed grid of steps, and solves cell by cell"
             )

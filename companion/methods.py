@@ -29,6 +29,9 @@ LEAPFROG = "async_leapfrog"
 METHODS = (*SCHEMES, LEAPFROG, *ADAPTIVE, *MULTISTEP, SCIPY)
 """Every method name that ``odeint`` and ``OdeBlock`` accept."""
 
+ON_GRID = (FixedStep, AsyncLeapfrog)
+"""The solvers whose stages have a place on a fixed grid of steps."""
+
 
 def get_solver(method: str | None, steps: int, rtol: float, atol: float) -> Solver:
     """Return the solver called ``method``, configured.
@@ -171,6 +174,9 @@ class TorchdiffeqSolver:
             "error needs steps below rounding; loosen rtol and atol, scale the field down, or "
             "solve a shorter time"
         )
+
+    def first_non_finite(self, field: Field, y0: Tensor, t: Times, scale: float) -> None:
+        """Solve nothing again: only the states at the output times are known here."""
 
     def _options(
         self, first_step: float | None, norm: Callable[[Tensor], Tensor] | None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ __all__ = [
     "Field",
     "FixedStep",
     "NonFiniteError",
-    "OnGrid",
     "Problem",
     "Solver",
     "Stage",
@@ -103,15 +102,8 @@ class Solver(Protocol):
     ) -> States:
         """Solve from ``t[0]``; return the states at all of ``t``."""
 
-
-@runtime_checkable
-class OnGrid(Solver, Protocol):
-    """A solver on a fixed grid of steps, known to the field through its stages."""
-
-    steps: int
-
     def first_non_finite(self, field: Field, y0: Tensor, t: Times, scale: float) -> float | None:
-        """Solve again and return the time where the state stops being finite."""
+        """Solve again; return the time where the state stops being finite, or ``None``."""
 
 
 @dataclass(frozen=True)
@@ -265,11 +257,9 @@ def check_finite(ys: States, problem: Problem) -> None:
     # A finite sum has finite terms. It is one operation; the sum may overflow, the check may not.
     if torch.isfinite(end.sum()) or torch.isfinite(end).all():
         return
-    where = None
-    if isinstance(problem.solver, OnGrid):
-        with torch.no_grad():
-            field = problem.field.recomputation()
-            where = problem.solver.first_non_finite(field, problem.y0, problem.t, problem.scale)
+    with torch.no_grad():
+        field = problem.field.recomputation()
+        where = problem.solver.first_non_finite(field, problem.y0, problem.t, problem.scale)
     if where is None:
         bad = ~torch.isfinite(stacked(ys)).flatten(1).all(dim=1)
         where = float(problem.t[int(bad.nonzero()[0])])

@@ -746,6 +746,20 @@ def train_step(gradient, x):
     return model, lambda m: m(x).square().mean()
 
 
+@pytest.mark.parametrize("method", ["euler", "heun", "async_leapfrog"])
+def test_a_traced_block_is_the_same_network(method, device):
+    """What Dynamo traces must find out, as eager code does, that all cells lie on one grid."""
+    layers = seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh()), 2, device)
+    block = OdeBlock.from_modules(layers, method=method, steps=4)
+    x = randn(4, 3, device=device)
+    traced = torch.compile(block, backend="eager", fullgraph=True)
+    pair = []
+    for one in (block, traced):
+        y = one(x)
+        pair.append([y, *gradients(y.square().sum(), list(block.parameters()))])
+    assert largest_difference(*pair) < 1e-14
+
+
 DISTRIBUTED = ("backprop", "checkpoint", "adjoint", "reconstruct")
 
 
