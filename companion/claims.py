@@ -126,6 +126,7 @@ CATALOGUE: dict[str, Statement] = {
         ("S22-X4", "Bounded layers stay within $O(1/N)$ of their residual ODE", "", "here", 13),
         ("S22-X1", "Reverse Heun is of order 3 for weights smooth in depth", "", "here", 14),
         ("S22-F3c", "Heun's gradients are closer than Euler's", "Fig. 3c", "S22", 14),
+        ("S22-MEM", "Without stored activations, memory does not grow with depth", "", "S22", 14),
         ("FW5", "Hyper-parameters found on coarse nets carry over", "", "here", 11),
         ("FW6", "Smooth nonlinear nets keep a limit in depth for a while", "", "here", 13),
         ("FW7", "$k$ sweeps give reverse order $k + 1$", "", "here", 15),
