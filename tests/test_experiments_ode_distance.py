@@ -364,12 +364,18 @@ def test_layers_on_the_line_have_the_constant_they_are_given():
     assert found["excess"] == pytest.approx(1.0, rel=1e-12)
     generator = torch.Generator().manual_seed(0)
     field = ScalarField(3, 8, 1.0, generator)  # the first layer, before it is scaled
-    x = torch.linspace(-8, 8, 4001, dtype=torch.float64).unsqueeze(1).repeat(1, 3).requires_grad_()
+    x = torch.linspace(-40, 40, 40001, dtype=torch.float64).unsqueeze(1).repeat(1, 3)
+    x.requires_grad_()
     (slopes,) = torch.autograd.grad(field(x).sum(), x)
     wanted = 1 + 0.8 * slopes.amin(0) / slopes.abs().amax(0)
-    np.testing.assert_allclose(down[:, 0], wanted, atol=1e-6)
+    np.testing.assert_allclose(down[:, 0], wanted, atol=5e-6)
     assert found["swaps"] == [0, 0, 0]
     assert sum(_line(3.0, layers=5, copies=3, seed=0)["swaps"]) > 0
+
+
+def test_a_layer_that_is_steepest_far_out_is_not_mistaken():
+    """Among these networks some layer is steepest beyond 8, and states get there."""
+    assert sum(_line(0.99, layers=50, copies=20, seed=0)["swaps"]) == 0
 
 
 def test_jacobians_against_torch():

@@ -32,8 +32,6 @@ from companion.models.scalar_field import ScalarField
 from companion.results import Claim, Findings
 
 _DTYPE = torch.float64
-_REACH = 8.0
-"""The steepest slopes on the line are searched for on [-8, 8]; further out layers are flat."""
 
 
 @experiment(
@@ -143,10 +141,14 @@ def _line(factor: float, layers: int, copies: int, seed: int) -> dict[str, Any]:
 
 
 def _slopes(block: OdeBlock) -> Tensor:
-    """Return the slopes of all layers' fields on a grid, shape ``(layers, points, copies)``."""
+    """Return the slopes of all layers' fields on a grid, shape ``(layers, points, copies)``.
+
+    The grid reaches 200, far beyond the states, and is finest near 0: a unit that is steep far out
+    would be missed otherwise, and a unit centred there is wide.
+    """
     stacks = dict(block.weights.named_parameters())
     copies = stacks["inner"].shape[1]
-    grid = torch.linspace(-_REACH, _REACH, 4001, dtype=_DTYPE).unsqueeze(1).repeat(1, copies)
+    grid = torch.linspace(-6, 6, 6001, dtype=_DTYPE).sinh().unsqueeze(1).repeat(1, copies)
     grid.requires_grad_()
     slopes = []
     for n in range(block.steps):
