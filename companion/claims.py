@@ -131,7 +131,7 @@ CATALOGUE: dict[str, Statement] = {
         ("FW6", "Smooth nonlinear nets keep a limit in depth for a while", "", "here", 13),
         ("FW7", "$k$ sweeps give reverse order $k + 1$", "", "here", 15),
         ("FW8", "A corrected reverse step gains an order at no cost", "", "here", 15),
-        ("FW8-T", "Better reverse rules do not train shallower nets", "", "here", 15),
+        ("FW8-T", "Every reverse rule trains at $L/N < 1$, none at $L/N > 2$", "", "here", 15),
     )
 }
 """Every claim by its ID."""
