@@ -154,10 +154,10 @@ def euler_bounds(constants: Constants, steps: int, adjoint: float) -> Bounds:
 def heun_bounds(constants: Constants, steps: int, adjoint: float, jump: float) -> Bounds:
     r"""Bound the errors of reverse Heun for a network with $N + 1$ sets of parameters.
 
-    Let $\varepsilon = \max_n\lVert\theta_{n+1} - \theta_n\rVert$. The defect is at most
+    Let $\eta = \max_n\lVert\theta_{n+1} - \theta_n\rVert$. The defect is at most
 
-    $$D = \frac{1}{4N}\Bigl(\Omega\,\varepsilon + \frac{L_f C_f}{N}\Bigr)
-    \Bigl(\Lambda\,\varepsilon + \frac{L_{df} C_f + L_f^2}{N}\Bigr),$$
+    $$D = \frac{1}{4N}\Bigl(\Omega\,\eta + \frac{L_f C_f}{N}\Bigr)
+    \Bigl(\Lambda\,\eta + \frac{L_{df} C_f + L_f^2}{N}\Bigr),$$
 
     and with $L' = L_f(1 + \frac{L_f}{2N})$, $q = 1 + L'/N$,
 
@@ -170,14 +170,14 @@ def heun_bounds(constants: Constants, steps: int, adjoint: float, jump: float) -
         constants: of the residuals, also between $\theta_n$ and $\theta_{n+1}$.
         steps: the number of steps $N$.
         adjoint: $G = \max_{n\ge1}\lVert a_n\rVert$.
-        jump: $\varepsilon$; the papers' $\Delta$ is its square.
+        jump: $\eta$; the papers' $\Delta$ is its square.
 
     Raises:
         ValueError: if ``steps`` is no positive integer, or ``adjoint`` or ``jump`` negative or not
             finite.
 
     Source:
-        Propositions 5 and 6 of Sander et al. 2022 have the term in $\varepsilon^2$ and a remainder
+        Propositions 5 and 6 of Sander et al. 2022 have the term in $\eta^2$ and a remainder
         $O(N^{-2})$; the product is ours.
 
     Example:
