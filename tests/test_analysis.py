@@ -186,6 +186,16 @@ def test_the_field_keeps_the_weights_it_was_made_from():
     assert torch.equal(field.piece(1, 0.0, x), before)
 
 
+@pytest.mark.parametrize("residual", [nn.BatchNorm1d(3), nn.Dropout(0.5)])
+def test_the_field_keeps_the_mode_it_was_made_in(residual):
+    block, x = OdeBlock(residual.double(), Constant(), steps=2).eval(), states()
+    field = from_block(block.requires_grad_(False), "residual")
+    before = field.piece(1, 0.5, x)
+    block.train()
+    assert torch.equal(field.piece(1, 0.5, x), before)
+    assert torch.equal(field.piece(1, 0.5, x), before)  # nor does an evaluation change a buffer
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -198,6 +208,15 @@ def test_the_field_keeps_the_weights_it_was_made_from():
         (lambda: euler_bound(1.0, -1.0, 3), "must not be negative; got 1.0 and -1.0"),
         (lambda: residual_bound(math.nan, 1.0, 3), "must not be negative"),
         (lambda: euler_bound(1.0, 1.0, 0), "layers: 0"),
+        (lambda: euler_bound(1.0, 1.0, 2.5), r"layers: 2\.5 is not allowed; .* integer"),
+        (lambda: residual_bound(1.0, 1.0, True), "layers: True"),
+        (lambda: from_field(lambda t, x: x, 2.5), r"layers: 2\.5"),
+        (lambda: ode_distance(from_field(lambda t, x: x, 2), states(), steps=0), "steps: 0"),
+        (lambda: solution(from_field(lambda t, x: x, 2), states(), steps=1.5), r"steps: 1\.5"),
+        (lambda: curvature(from_field(lambda t, x: x, 2), states(), steps=-1), "steps: -1"),
+        (lambda: speed(from_field(lambda t, x: x, 2), states(), steps=True), "steps: True"),
+        (lambda: smoothness_of({"a": torch.ones(3)}, 0), "cells: 0"),
+        (lambda: smoothness_of({"a": torch.ones(3)}, 3.0), r"cells: 3\.0"),
         (lambda: smoothness_of({}, 3), "must be equal"),
         (lambda: smoothness_of({"a": torch.ones(3), "b": torch.ones(4)}, 3), "'b': 4"),
     ],
@@ -355,6 +374,11 @@ def test_measures_of_a_hand_made_stack():
     assert found.parameters["a"] == Smoothness(15.0, 5.0, 25.0)
     assert found.parameters["b"] == Smoothness(36.0, 13.0, 144.0)
     assert found.total == Smoothness(39.0, 14.0, 169.0)
+
+
+def test_measures_of_complex_weights_see_both_parts():
+    stack = torch.tensor([0.0, 3.0 + 4.0j, 3.0 - 8.0j])
+    assert smoothness_of({"a": stack}, 2).total == Smoothness(24.0, 17.0, 144.0)
 
 
 def test_measures_of_a_block_of_smooth_and_of_independent_weights():

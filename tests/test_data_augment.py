@@ -75,5 +75,24 @@ def test_bad_arguments():
     generator = torch.Generator()
     with pytest.raises(ValueError, match=r"x must have shape \(n, channels.*got \(3, 4, 4\)"):
         crop_and_flip(torch.zeros(3, 4, 4), generator)
-    with pytest.raises(ValueError, match="padding must be at least 0; got -1"):
+    with pytest.raises(ValueError, match=r"padding: -1 is not allowed; .* at least 0"):
         crop_and_flip(torch.zeros(1, 3, 4, 4), generator, padding=-1)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": [[1.0]]}, TypeError, "x must be of type Tensor"),
+        ({"padding": 1.5}, ValueError, r"padding: 1\.5 is not allowed"),
+        ({"padding": None}, ValueError, "padding: None is not allowed"),
+        ({"generator": 3}, TypeError, "generator must be of type Generator; got 3"),
+        ({"generator": None}, TypeError, "generator must be of type Generator; got None"),
+        ({"fill": "black"}, TypeError, "fill must be of type int or float or Tensor; got 'black'"),
+        ({"fill": None}, TypeError, "fill must be of type int or float or Tensor; got None"),
+        ({"fill": torch.zeros(2, 1, 1)}, ValueError, r"fill: a shape of \(2, 1, 1\) does not"),
+    ],
+)
+def test_other_bad_arguments(change, error, message):
+    arguments = {"x": torch.zeros(2, 3, 4, 4), "generator": torch.Generator(), **change}
+    with pytest.raises(error, match=message):
+        crop_and_flip(arguments.pop("x"), arguments.pop("generator"), **arguments)

@@ -71,7 +71,17 @@ def test_the_global_generator_is_left_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("size", [0, 1797, -1])
+@pytest.mark.parametrize("size", [0, 1797, -1, 1.5, True, "500", None])
 def test_bad_test_size(size):
-    with pytest.raises(ValueError, match=rf"test_size must lie between 1 and 1796; got {size}"):
+    with pytest.raises(
+        ValueError, match=rf"test_size must be an integer from 1 to 1796; got {size!r}"
+    ):
         load_digits(test_size=size)
+
+
+def test_bad_seed_and_type():
+    with pytest.raises(TypeError, match="seed must be of type int; got 'a'"):
+        load_digits(seed="a")
+    for dtype in (torch.int64, torch.complex64, "float32"):
+        with pytest.raises(TypeError, match=f"dtype: {dtype!r} is not allowed; .*floating"):
+            load_digits(dtype=dtype)

@@ -187,3 +187,9 @@ def test_a_network_learns_from_a_folder(tmp_path, workers):
         workers=workers,
     )
     assert error_rate(model, val, batch_size=4, workers=workers) == 0
+
+
+@pytest.mark.parametrize("size", [0, 8.0])
+def test_bad_sizes(root, size):
+    with pytest.raises(ValueError, match=f"size: {size} is not allowed; it must be an integer"):
+        load_image_folder(root, size=size)

@@ -9,7 +9,9 @@ import threading
 from functools import partial
 
 import pytest
+import torch
 
+from companion.data import load_cifar10, load_cifar100, load_image_folder, load_mnist
 from companion.data.official import DataFile, Published, data_folder, read_published
 
 CONTENTS = {"one.bin": b"abc" * 5, "two.bin": b"\x00\xff" * 9}
@@ -184,3 +186,15 @@ def test_a_failed_download_leaves_nothing(tmp_path, served, fault):
     with pytest.raises(ValueError, match=rf"cannot be downloaded from {address}/{second}"):
         read_published(published(hashes), root)
     assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize("load", [load_mnist, load_cifar10, load_cifar100, load_image_folder])
+def test_a_folder_is_a_path(load):
+    with pytest.raises(TypeError, match="folder: 3 is not allowed; it must be a path, or None"):
+        load(3)
+
+
+@pytest.mark.parametrize("load", [load_mnist, load_cifar10, load_cifar100])
+def test_pixels_are_floating_point(tmp_path, load):
+    with pytest.raises(TypeError, match=r"dtype: torch\.int64 is not allowed"):
+        load(tmp_path, dtype=torch.int64)

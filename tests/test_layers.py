@@ -11,7 +11,7 @@ ROOT = Path(companion.__file__).parent
 
 # From the bottom up. A module imports modules of lower layers, and of its own package.
 LAYERS = (
-    {"schemes", "basis", "files", "sources", "claims", "machine"},
+    {"arguments", "schemes", "basis", "files", "sources", "claims", "machine"},
     {"solve", "results"},
     {"checks", "leapfrog"},
     {"methods"},

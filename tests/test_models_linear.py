@@ -443,11 +443,26 @@ def test_the_gradients_of_deep_networks_tend_to_those_of_the_limit():
             lambda: LinearTask(torch.zeros(2, 2), torch.diag(torch.tensor([1.0, -1.0]))),
             "symmetric and positive definite",
         ),
-        (lambda: list(descend(task(), draw(2, 3, 3), 0.0, 1)), "step must be positive; got 0.0"),
-        (lambda: list(descend(task(), draw(2, 3, 3), 0.1, -1)), "steps must be at least 0; got -1"),
+        # Not iterated over: descend itself checks.
+        (lambda: descend(task(), draw(2, 3, 3), 0.0, 1), r"step must be positive.*; got 0\.0"),
+        (lambda: descend(task(), draw(2, 3, 3), -1, 1), "step must be positive and finite; got -1"),
+        (lambda: descend(task(), draw(2, 3, 3), math.inf, 1), "step must be positive.*; got inf"),
+        (lambda: descend(task(), draw(2, 3, 3), 0.1, -1), "steps: -1 is not allowed"),
+        (lambda: descend(task(), draw(2, 3, 3), 0.1, 1.5), r"steps: 1\.5 is not allowed"),
+        (lambda: descend(task(), draw(2, 1, 1), 0.1, 1), r"layers, 3, 3\).*; got \(2, 1, 1\)"),
+        (lambda: task().loss(draw(2, 1, 1)), r"layers, 3, 3\), as the target's; got \(2, 1, 1\)"),
+        (lambda: task().rescaled_gradients(draw(2, 4, 4)), r"weights must.*got \(2, 4, 4\)"),
+        (lambda: LinearTask(torch.zeros(0, 0), torch.zeros(0, 0)), r"d at least 1; got \(0, 0\)"),
+        (lambda: LinearTask(*[torch.eye(2).half()] * 2), "float32 or float64; got torch.float16"),
+        (lambda: LinearTask(*[torch.eye(2).long()] * 2), "float32 or float64; got torch.int64"),
         (lambda: task().loss_threshold(9.0), r"step must lie between 0 and 0\.\d+; got 9.0"),
     ],
 )
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_task_is_made_of_tensors():
+    with pytest.raises(TypeError, match="covariance must be of type Tensor; got 1"):
+        LinearTask(torch.eye(1), 1.0)

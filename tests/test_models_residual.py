@@ -311,6 +311,14 @@ def test_known_depths():
     [
         ({"layers": (2, 1)}, r"layers: \(2, 1\) is not allowed"),
         ({"layers": ()}, r"layers: \(\) is not allowed"),
+        ({"layers": (2, 2.5)}, r"layers: \(2, 2\.5\) is not allowed"),
+        ({"layers": (True, 2)}, r"layers: \(True, 2\) is not allowed"),
+        ({"width": 0}, "width: 0 is not allowed; it must be an integer of at least 1"),
+        ({"width": 2.5}, r"width: 2\.5 is not allowed"),
+        ({"classes": 0}, "classes: 0 is not allowed"),
+        ({"classes": -1}, "classes: -1 is not allowed"),
+        ({"inputs": 0}, "inputs: 0 is not allowed"),
+        ({"kind": ["basic"]}, r"kind: \['basic'\] is not one of basic, bottleneck"),
         ({"kind": "wide"}, "kind: 'wide' is not one of basic, bottleneck"),
         ({"stem": "mnist"}, "stem: 'mnist' is not one of cifar, imagenet"),
         ({"rule": "plain"}, "rule: 'plain' is not one of scaled, classic, original"),
@@ -334,6 +342,19 @@ def test_other_bad_arguments():
     for layers in (0, True, 2.0):
         with pytest.raises(ValueError, match=f"layers: {layers!r} is not allowed"):
             ResidualConvNet(layers)
+    for name in ("channels", "classes"):
+        with pytest.raises(ValueError, match=f"{name}: 0 is not allowed"):
+            ResidualConvNet(2, **{name: 0})
+    sizes = {"inputs": 2, "classes": 2, "width": 2, "hidden": 2, "layers": 2}
+    for name in sizes:
+        with pytest.raises(ValueError, match=rf"{name}: 2\.5 is not allowed"):
+            ResidualMLP(**{**sizes, name: 2.5}, tied=True, scaled=True)
+    with pytest.raises(TypeError, match="layers: 3 is not allowed; give the number of layers of"):
+        ResNet(3)
+    with pytest.raises(TypeError, match="kind: 'basic' is not allowed; the depth decides"):
+        resnet(18, kind="basic")
+    with pytest.raises(TypeError, match=r"layers: \(2, 2\) is not allowed; the depth decides"):
+        resnet(18, layers=(2, 2))
 
 
 # Any gradient: same loss, same statistics
@@ -501,9 +522,18 @@ def test_only_some_blocks_are_untied_and_only_some_parts_trained():
     [
         (lambda net: deepen(net, (1, 2, 3)), "steps: 3 numbers do not fit 2 blocks"),
         (lambda net: deepen(net, 0), "steps: 0 is not allowed"),
+        (lambda net: deepen(net, (2.5, 2)), r"steps: 2\.5 is not allowed; it must be an integer"),
+        (lambda net: deepen(net, True), "steps: True is not allowed"),
+        (lambda net: deepen(net, 2.0), r"steps: 2\.0 is not allowed"),
+        (lambda net: deepen(net, None), "steps: None is not allowed"),
+        (lambda net: deepen(net, "ab"), "steps: 'a' is not allowed"),
         (lambda net: deepen(untie(net), 4), r"block 0 has PiecewiseConstant\(cells=2\)"),
         (lambda net: untie(net, which=[2]), "which: 2 is not allowed; the model has 2 blocks"),
         (lambda net: untie(net, which=[-1]), "which: -1 is not allowed"),
+        (lambda net: untie(net, ("a",)), "which: 'a' is not allowed; the model has 2 blocks"),
+        (lambda net: untie(net, (1.5,)), r"which: 1\.5 is not allowed"),
+        (lambda net: untie(net, (True,)), "which: True is not allowed"),
+        (lambda net: train_only(net), "parts: none is not allowed"),
         (
             lambda net: untie(untie(net)),
             r"block 0 has PiecewiseConstant\(cells=2\); it is not tied",
@@ -516,6 +546,41 @@ def test_bad_transfers(change, message):
     with pytest.raises(ValueError, match=message):
         change(net)
     assert all(p.requires_grad for p in net.parameters())
+
+
+def test_transfers_of_something_else():
+    net = ResNet((3, 3), width=2, tied=True)
+    with pytest.raises(TypeError, match=r"which: 5 is not allowed; give positions.*or None"):
+        untie(net, 5)
+    with pytest.raises(TypeError, match=r"parts: 'stages\.0' is not allowed; give modules"):
+        train_only(net, "stages.0")
+    assert all(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("which", [None, [0], [2]])
+def test_blocks_that_share_their_weights_are_not_untied(which):
+    block = OdeBlock(nn.Linear(2, 2), steps=2)
+    net = nn.Sequential(block, OdeBlock(nn.Linear(2, 2), steps=3), block.with_graph(steps=4))
+    with pytest.raises(ValueError, match=r"blocks 0 and 2 share their weights.*deepcopy"):
+        untie(net, which)
+    assert [b.weights.basis.size for b in ode_blocks(untie(net, [1]))] == [1, 3, 1]
+    net[2] = copy.deepcopy(net[2])  # as the message says
+    x = torch.randn(3, 2)
+    assert [b.weights.basis.size for b in ode_blocks(untie(net))] == [2, 3, 4]
+    assert torch.equal(untie(net)(x), net(x))
+
+
+def test_recipes_that_walk_over_modules_see_a_residual_only_before_its_block():
+    """What the docstring of ResNet says about synchronised norms, initialisers and modes."""
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    block = OdeBlock(nn.BatchNorm2d(2), steps=2)
+    assert isinstance(convert(block).weights.template, nn.BatchNorm2d)
+    before = OdeBlock(convert(nn.BatchNorm2d(2)), steps=2)
+    assert isinstance(before.weights.template, nn.SyncBatchNorm)
+    seen = []
+    block.apply(lambda module: seen.append(isinstance(module, nn.BatchNorm2d)))
+    assert not any(seen)
+    assert not nn.Sequential(block).eval()[0].weights.template.training
 
 
 def test_untied_layers_may_keep_their_number():

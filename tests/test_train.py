@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -345,6 +346,10 @@ def test_snapshots_keep_their_distance(tmp_path, monkeypatch):
         ({"clip": float("nan")}, ValueError, "clip must be above 0, or None; got nan"),
         ({"clip": "1"}, TypeError, "clip must be of type int or float or None; got '1'"),
         ({"generator": None}, TypeError, "generator must be of type Generator; got None"),
+        ({"schedule": 0.5}, TypeError, r"schedule must be a function or None; got 0\.5"),
+        ({"augment": 3}, TypeError, "augment must be a function or None; got 3"),
+        ({"on_epoch": {}}, TypeError, "on_epoch must be a function or None; got {}"),
+        ({"report": "x"}, TypeError, "report must be a function or None; got 'x'"),
         ({"snapshot": "x"}, TypeError, "snapshot must be of type Snapshot or None; got 'x'"),
     ],
 )
@@ -389,6 +394,45 @@ def test_data_of_different_lengths():
     model, (x, y) = problem()
     with pytest.raises(ValueError, match=r"equally many rows.*\[20, 19\]"):
         train(model, (x, y[1:]))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.zeros(4, 3), r"such as \(x, y\) or \(x,\),.*; got a bare Tensor"),
+        (None, "got a bare NoneType"),
+        ({"x": torch.zeros(4, 3)}, "got a bare dict"),
+        (np.zeros((4, 3)), "got a bare ndarray"),
+        ((np.zeros((4, 3)), torch.zeros(4)), r"must hold tensors.*got \(ndarray, Tensor\)"),
+        ((torch.zeros(4, 3), torch.zeros(())), "one row per sample"),
+    ],
+)
+def test_data_of_another_kind(data, message):
+    with pytest.raises(TypeError, match=message):
+        train(problem()[0], data)
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (lambda m, x, y: 0.5, TypeError, r"loss must return a tensor; got 0\.5"),
+        (lambda m, x, y: m(x).sum(1), ValueError, r"loss must return a scalar.*shape \(6,\)"),
+        (None, TypeError, r"loss must be a function loss\(model, \*batch\); got None"),
+    ],
+)
+def test_bad_losses(loss, error, message):
+    model, data = problem()
+    with pytest.raises(error, match=message):
+        fit(model, loss, data, optimiser=torch.optim.SGD, epochs=1, batch_size=6,
+            generator=torch.Generator())  # fmt: skip
+
+
+def test_an_optimiser_is_made_by_fit():
+    model, data = problem()
+    made = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"optimiser must be a function.*; got SGD itself"):
+        fit(model, lambda m, x, y: m(x).sum(), data, optimiser=made, epochs=1, batch_size=6,
+            generator=torch.Generator())  # fmt: skip
 
 
 class Noisy:

@@ -7,6 +7,7 @@ for this ODE. Between the layers the field is open to choice.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from companion.arguments import check_count
 from companion.basis import locate
 from companion.block import OdeBlock
 from companion.ode import odeint
@@ -53,7 +55,7 @@ class Interpolation:
             $[0, 1]$; both ends belong to the piece.
 
     Raises:
-        ValueError: fewer than one layer.
+        ValueError: ``layers`` is no integer of at least 1.
 
     Example:
         >>> field = residual_interpolation([lambda x: x, lambda x: -x])
@@ -65,8 +67,7 @@ class Interpolation:
     piece: Piece
 
     def __post_init__(self) -> None:
-        if self.layers < 1:
-            raise ValueError(f"layers: {self.layers} is not allowed; a network has at least one")
+        check_count("layers", self.layers)
 
     def __call__(self, t: Tensor, x: Tensor) -> Tensor:
         """Evaluate the field at depth ``t``."""
@@ -144,7 +145,7 @@ def from_field(field: Callable[[Tensor, Tensor], Tensor], layers: int) -> Interp
         layers: number $N$ of Euler steps.
 
     Raises:
-        ValueError: fewer than one layer.
+        ValueError: ``layers`` is no integer of at least 1.
 
     Example:
         >>> ode_distance(from_field(lambda t, x: t + 0 * x, 10), torch.zeros(1, 1))[-1]
@@ -162,7 +163,8 @@ def from_block(block: OdeBlock, kind: str) -> Interpolation:
 
     Layer $n$ reads the weights at depth $n/N$; $\theta_N$ is their limit at depth 1 from below. For
     piecewise-constant weights that is $\theta_{N-1}$. Buffers, such as running statistics, count as
-    weights. The field reads the weights as they are at the time of this call.
+    weights. The field keeps the weights, and the mode of the residual, as they are at the time of
+    this call.
 
     Args:
         block: an Euler block, $N$ its number of steps.
@@ -188,7 +190,7 @@ def from_block(block: OdeBlock, kind: str) -> Interpolation:
     if block.training and any(True for _ in block.buffers()):
         raise ValueError("block: it has buffers that training mode changes; call eval() first")
     ends = [_weights(block, n) for n in range(block.steps + 1)]
-    module, scale = block.weights.template, block.scale
+    module, scale = copy.deepcopy(block.weights.template), block.scale
 
     def call(x: Tensor, weights: Weights) -> Tensor:
         value: Tensor = torch.func.functional_call(module, weights, (x,), tie_weights=False)
@@ -232,6 +234,9 @@ def solution(field: Interpolation, x: Tensor, steps: int = 8) -> Tensor:
     Shapes:
         ``(batch, ...)`` to ``(layers + 1, batch, ...)``.
 
+    Raises:
+        ValueError: ``steps`` is no integer of at least 1.
+
     Example:
         >>> solution(residual_interpolation([lambda x: x]), torch.ones(1, 1))[-1]
         tensor([[2.7183]])
@@ -255,6 +260,9 @@ def curvature(field: Interpolation, x: Tensor, steps: int = 8) -> Tensor:
 
     Returns:
         Shape ``(batch,)``.
+
+    Raises:
+        ValueError: as :func:`solution`.
 
     Example:
         >>> curvature(residual_interpolation([lambda x: x]), torch.ones(1, 1))
@@ -282,6 +290,9 @@ def speed(field: Interpolation, x: Tensor, steps: int = 8) -> Tensor:
     Returns:
         Shape ``(batch,)``.
 
+    Raises:
+        ValueError: as :func:`solution`.
+
     Example:
         >>> speed(residual_interpolation([lambda x: 0 * x + 2, lambda x: -x]), torch.zeros(1, 1))
         tensor([2.])
@@ -305,6 +316,9 @@ def ode_distance(field: Interpolation, x: Tensor, steps: int = 8) -> Tensor:
 
     Returns:
         Shape ``(layers + 1, batch)``; the ODE distance of the paper is the maximum over the nodes.
+
+    Raises:
+        ValueError: as :func:`solution`.
 
     Source:
         Sander et al. 2022, Proposition 1.
@@ -335,7 +349,7 @@ def euler_bound(curvature: float, lipschitz: float, layers: int) -> Tensor:
         Shape ``(layers + 1,)``, float64.
 
     Raises:
-        ValueError: a negative constant, or fewer than one layer.
+        ValueError: a negative constant, or ``layers`` no integer of at least 1.
 
     Source:
         Sander et al. 2022, Proposition 1 (there for $n = N$).
@@ -364,7 +378,7 @@ def residual_bound(speed: float, lipschitz: float, layers: int) -> Tensor:
         Shape ``(layers + 1,)``, float64; 0 at the start, where both curves begin.
 
     Raises:
-        ValueError: a negative constant, or fewer than one layer.
+        ValueError: a negative constant, or ``layers`` no integer of at least 1.
 
     Example:
         >>> residual_bound(speed=1.0, lipschitz=0.0, layers=2)
@@ -379,8 +393,7 @@ def _growth(constant: float, lipschitz: float, layers: int) -> Tensor:
     """Return (exp(L s) - 1) / L at all nodes s, and s if L is 0; check the arguments."""
     if not (constant >= 0 and lipschitz >= 0):
         raise ValueError(f"constants must not be negative; got {constant} and {lipschitz}")
-    if layers < 1:
-        raise ValueError(f"layers: {layers} is not allowed; a network has at least one")
+    check_count("layers", layers)
     depth = torch.arange(layers + 1, dtype=torch.float64) / layers
     return torch.expm1(lipschitz * depth) / lipschitz if lipschitz > 0 else depth
 
@@ -412,6 +425,7 @@ def _combine(terms: Sequence[tuple[float | Tensor, Weights]]) -> Weights:
 
 def _pieces(field: Interpolation, x: Tensor, steps: int) -> Iterator[Tensor]:
     """Yield the solution on the solver's grid in each interval, both ends included."""
+    check_count("steps", steps)
     grid = [k / steps for k in range(steps + 1)]
     for n in range(field.layers):
         # In local time: the piece is known by its index, whatever the rounding of the depth.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from companion.arguments import check_count
 from companion.block import OdeBlock
 
 __all__ = ["DepthSmoothness", "Smoothness", "smoothness", "smoothness_of"]
@@ -72,7 +73,7 @@ def smoothness_of(weights: Mapping[str, Tensor], cells: int) -> DepthSmoothness:
         cells: the number $N$ of cells, $1/N$ the distance in depth between neighbours.
 
     Raises:
-        ValueError: no weights, or stacks of different lengths.
+        ValueError: no weights, stacks of different lengths, or ``cells`` no integer of at least 1.
 
     Source:
         Sander et al. 2022, Proposition 2 (slope) and Proposition 5 (delta).
@@ -81,6 +82,7 @@ def smoothness_of(weights: Mapping[str, Tensor], cells: int) -> DepthSmoothness:
         >>> smoothness_of({"theta": torch.tensor([0.0, 3.0, 2.0])}, cells=3).total
         Smoothness(slope=9.0, variation=4.0, delta=9.0)
     """
+    check_count("cells", cells)
     if len({len(stack) for stack in weights.values()}) != 1:
         lengths = {name: len(stack) for name, stack in weights.items()}
         raise ValueError(f"weights: lengths {lengths} are not allowed; they must be equal")
@@ -93,7 +95,8 @@ def smoothness_of(weights: Mapping[str, Tensor], cells: int) -> DepthSmoothness:
 
 def _squared_steps(stack: Tensor) -> Tensor:
     """Return the squared distances between neighbours, in double precision."""
-    return stack.double().reshape(len(stack), -1).diff(dim=0).square().sum(dim=1)
+    stack = stack.to(torch.complex128 if stack.is_complex() else torch.float64)
+    return stack.reshape(len(stack), -1).diff(dim=0).abs().square().sum(dim=1)
 
 
 def _measures(squares: Tensor, cells: int) -> Smoothness:

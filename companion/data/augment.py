@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from companion.arguments import check_count, check_type
+
 
 def crop_and_flip(
     x: Tensor, generator: torch.Generator, *, padding: int = 4, fill: Tensor | float = 0.0
@@ -24,17 +26,21 @@ def crop_and_flip(
         New images of the shape of ``x``.
 
     Raises:
-        ValueError: ``x`` of another rank, or a negative ``padding``.
+        TypeError: ``x``, ``generator`` or ``fill`` of another type.
+        ValueError: ``x`` of another rank, ``padding`` that is no integer of at least 0, or ``fill``
+            of a shape that does not broadcast.
 
     Example:
         >>> x = torch.arange(4.0).view(1, 1, 1, 4)
         >>> crop_and_flip(x, torch.Generator().manual_seed(3), padding=1, fill=9.0)
         tensor([[[[9., 3., 2., 1.]]]])
     """
+    check_type("x", x, Tensor)
+    check_type("generator", generator, torch.Generator)
+    check_type("fill", fill, int, float, Tensor)
     if x.ndim != 4:
         raise ValueError(f"x must have shape (n, channels, height, width); got {tuple(x.shape)}")
-    if padding < 0:
-        raise ValueError(f"padding must be at least 0; got {padding}")
+    check_count("padding", padding, least=0)
     n, channels, height, width = x.shape
 
     def draw(below: int) -> Tensor:
@@ -44,7 +50,15 @@ def crop_and_flip(
     top, left, flip = draw(2 * padding + 1), draw(2 * padding + 1), draw(2)
     wide = width + 2 * padding
     padded = x.new_empty(n, channels, height + 2 * padding, wide)
-    padded[:] = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
+    border = torch.as_tensor(fill, dtype=x.dtype, device=x.device)
+    try:
+        border = border.expand_as(padded)
+    except RuntimeError:
+        raise ValueError(
+            f"fill: a shape of {tuple(border.shape)} does not broadcast against padded images, "
+            f"{tuple(padded.shape)}"
+        ) from None
+    padded[:] = border
     padded[:, :, padding : padding + height, padding : padding + width] = x
     across = torch.arange(width, device=x.device)
     rows = top + torch.arange(height, device=x.device)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from companion.data.official import DataFile, Published, read_published
 from companion.data.samples import Samples
-from companion.data.standardise import standardised
+from companion.data.standardise import check_dtype, standardised
 
 _PIXELS = 3 * 32 * 32
 
@@ -69,6 +69,7 @@ def load_cifar10(
         device: of all tensors; in float32 the pixels take 0.74 GB.
 
     Raises:
+        TypeError: ``folder`` that is no path, or ``dtype`` that is not floating-point.
         ValueError: no data folder; files missing, damaged or of another size than the official
             ones; a class above 9; or the set is absent and cannot be downloaded.
 
@@ -138,6 +139,7 @@ def _load(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Samples:
+    check_dtype(dtype)
     content = read_published(published, folder)
     parts = [
         parse_records(data, file.name, classes)

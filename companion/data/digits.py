@@ -4,7 +4,9 @@ import hashlib
 
 import torch
 
+from companion.arguments import check_type, is_count
 from companion.data.samples import Samples
+from companion.data.standardise import check_dtype
 
 
 def load_digits(
@@ -29,7 +31,8 @@ def load_digits(
         device: of all tensors.
 
     Raises:
-        ValueError: ``test_size`` out of range.
+        TypeError: ``seed`` that is no integer, or ``dtype`` that is not floating-point.
+        ValueError: ``test_size`` that is no integer in this range.
 
     Source:
         E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
@@ -40,11 +43,15 @@ def load_digits(
         >>> data.x_train.shape, data.x_test.shape
         (torch.Size([1297, 1, 8, 8]), torch.Size([500, 1, 8, 8]))
     """
+    check_type("seed", seed, int)
+    check_dtype(dtype)
     from sklearn import datasets  # slow to import, needed only here
 
     pixels, classes = datasets.load_digits(return_X_y=True)
-    if not 1 <= test_size < len(pixels):
-        raise ValueError(f"test_size must lie between 1 and {len(pixels) - 1}; got {test_size}")
+    if not is_count(test_size) or test_size >= len(pixels):
+        raise ValueError(
+            f"test_size must be an integer from 1 to {len(pixels) - 1}; got {test_size!r}"
+        )
     x = torch.from_numpy(pixels).to(torch.float64) / 16
     y = torch.from_numpy(classes).to(torch.int64)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.arguments import check_count
 from companion.data.official import data_folder
 from companion.data.standardise import standardised
 
@@ -41,8 +42,8 @@ class ImageFolder:
         sha256: hash of the names and sizes of the files, not of their pixels.
 
     Raises:
-        ValueError: no such folder, no class in it, or a class without an image. When read: a file
-            is no image, or a cut one.
+        ValueError: no such folder, no class in it, a class without an image, or ``size`` that is
+            no integer of at least 1. When read: a file is no image, or a cut one.
 
     Source:
         C. Szegedy et al., Going Deeper with Convolutions, 2015 (the random piece); K. He et al.,
@@ -50,6 +51,7 @@ class ImageFolder:
     """
 
     def __init__(self, root: Path, part: str, *, size: int = 224) -> None:
+        check_count("size", size)
         folder = root / part
         if not folder.is_dir():
             raise ValueError(f"an image folder must hold the folder {part}/; {folder} is none")
@@ -105,6 +107,7 @@ def load_image_folder(
         size: pixels on each side of an image.
 
     Raises:
+        TypeError: ``folder`` that is no path.
         ValueError: as :class:`ImageFolder`, or the parts have different classes.
     """
     root = data_folder(folder)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from companion.data.official import DataFile, Published, read_published
 from companion.data.samples import Samples
-from companion.data.standardise import standardised
+from companion.data.standardise import check_dtype, standardised
 
 MNIST = Published(
     "mnist",
@@ -69,12 +69,14 @@ def load_mnist(
         device: of all tensors.
 
     Raises:
+        TypeError: ``folder`` that is no path, or ``dtype`` that is not floating-point.
         ValueError: no data folder; files missing, damaged or of another size than the official
             ones; a file that is no idx file; or the set is absent and cannot be downloaded.
 
     Source:
         Y. LeCun, C. Cortes and C. Burges, The MNIST database of handwritten digits, 1998.
     """
+    check_dtype(dtype)
     content = read_published(MNIST, folder)
     x_train, y_train, x_test, y_test = (
         parse_idx(data, file.name) for data, file in zip(content.files, MNIST.files, strict=True)

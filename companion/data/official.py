@@ -76,12 +76,15 @@ def data_folder(folder: Path | str | None = None) -> Path:
     """Return the data folder: the argument or, where that is ``None``, what the variable names.
 
     Raises:
+        TypeError: the argument is no path.
         ValueError: neither is set, or there is no such folder.
 
     Example:
         >>> data_folder(".")
         PosixPath('.')
     """
+    if not isinstance(folder, str | Path | None):
+        raise TypeError(f"folder: {folder!r} is not allowed; it must be a path, or None")
     chosen = os.environ.get(VARIABLE) if folder is None else folder
     if not chosen:
         raise ValueError(

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from companion.arguments import check_count
 from companion.basis import Basis, Constant, PiecewiseConstant
 
 __all__ = [
@@ -45,8 +46,7 @@ def layer_weights(layers: int, method: str, tied: bool = False) -> Basis:
         >>> layer_weights(4, "euler"), layer_weights(4, "heun")
         (PiecewiseConstant(cells=4), PiecewiseConstant(cells=5))
     """
-    if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
-        raise ValueError(f"layers: {layers!r} is not allowed; it must be an integer of at least 1")
+    check_count("layers", layers)
     if tied:
         return Constant()
     return PiecewiseConstant(layers + 1 if method == "heun" else layers)

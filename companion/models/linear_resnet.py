@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from companion.arguments import check_count, check_type
+
 
 def layer_products(weights: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return the products of the layers before and from every layer, with about 4N products.
@@ -88,8 +90,10 @@ class LinearTask:
         covariance: :math:`\Sigma`, symmetric and positive definite, shape ``(d, d)``.
 
     Raises:
-        ValueError: shapes, types or devices that do not fit, or a covariance that is not symmetric
-            and positive definite.
+        TypeError: a target or a covariance that is no tensor.
+        ValueError: shapes, types or devices that do not fit, a type other than float32 and float64,
+            or a covariance that is not symmetric and positive definite. In the methods: weights
+            whose matrices are not of shape ``(d, d)``.
 
     Example:
         >>> task = LinearTask(torch.zeros(2, 2), torch.eye(2))
@@ -104,16 +108,23 @@ class LinearTask:
 
     def __post_init__(self) -> None:
         target, covariance = self.target, self.covariance
+        check_type("target", target, Tensor)
+        check_type("covariance", covariance, Tensor)
         width = covariance.shape[-1] if covariance.ndim == 2 else 0
-        if covariance.shape != (width, width) or target.shape[-2:] != (width, width):
+        fits = covariance.shape == (width, width) and target.shape[-2:] == (width, width)
+        if width < 1 or not fits:
             raise ValueError(
-                "target must have the shape (..., d, d) and covariance (d, d); "
+                "target must have the shape (..., d, d) and covariance (d, d) with d at least 1; "
                 f"got {tuple(target.shape)} and {tuple(covariance.shape)}"
             )
         if (target.dtype, target.device) != (covariance.dtype, covariance.device):
             raise ValueError(
                 "target and covariance must have one type and device; got "
                 f"{target.dtype} on {target.device}, {covariance.dtype} on {covariance.device}"
+            )
+        if covariance.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"target and covariance must be of type float32 or float64; got {covariance.dtype}"
             )
         if not torch.allclose(covariance, covariance.mT) or self.spectrum[0] <= 0:
             raise ValueError(
@@ -128,6 +139,7 @@ class LinearTask:
 
     def loss(self, weights: Tensor) -> Tensor:
         r"""Return :math:`\ell`: ``(..., N, d, d)`` to ``(...)``."""
+        self.check_weights(weights)
         return self._loss(end_map(weights) - self.target)
 
     def rescaled_gradients(self, weights: Tensor) -> Tensor:
@@ -143,6 +155,7 @@ class LinearTask:
 
     def loss_and_gradients(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Return :meth:`loss` and :meth:`rescaled_gradients`, which share their products."""
+        self.check_weights(weights)
         before, after = layer_products(weights)
         error = before[..., -1, :, :] - self.target
         pulled = (error @ self.covariance).unsqueeze(-3)
@@ -175,6 +188,16 @@ class LinearTask:
             raise ValueError(f"step must lie between 0 and {1 / (math.e * high):.3g}; got {step}")
         return (1 - math.e * step * high / 8) ** 2 * low**2 / (32 * math.e**3 * high)
 
+    def check_weights(self, weights: Tensor) -> None:
+        """Raise a ``ValueError`` unless weights, ``(..., N, d, d)``, have the task's ``d``."""
+        _check(weights)
+        width = self.covariance.shape[-1]
+        if weights.shape[-1] != width:
+            raise ValueError(
+                f"weights must have the shape (..., layers, {width}, {width}), as the target's; "
+                f"got {tuple(weights.shape)}"
+            )
+
     def _loss(self, error: Tensor) -> Tensor:
         weighted = error @ self.covariance
         return (weighted * error).sum((-2, -1)) / 2
@@ -202,17 +225,22 @@ def descend(task: LinearTask, weights: Tensor, step: float, steps: int) -> Itera
         steps: number of updates.
 
     Raises:
-        ValueError: ``step`` is not positive or ``steps`` is negative.
+        ValueError: ``step`` is not positive and finite, ``steps`` is no integer of at least 0, or
+            the weights do not fit the task.
 
     Example:
         >>> task = LinearTask(torch.zeros(1, 1), torch.eye(1))
         >>> [round(s.loss.item(), 4) for s in descend(task, torch.zeros(2, 1, 1), 0.5, 2)]
         [0.5, 0.1582, 0.0863]
     """
-    if not step > 0:
-        raise ValueError(f"step must be positive; got {step}")
-    if steps < 0:
-        raise ValueError(f"steps must be at least 0; got {steps}")
+    if not 0 < step < math.inf:
+        raise ValueError(f"step must be positive and finite; got {step}")
+    check_count("steps", steps, least=0)
+    task.check_weights(weights)
+    return _stages(task, weights, step, steps)
+
+
+def _stages(task: LinearTask, weights: Tensor, step: float, steps: int) -> Iterator[Stage]:
     for _ in range(steps):
         stage = Stage(weights, *task.loss_and_gradients(weights))
         yield stage

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from companion.arguments import check_count
 from companion.block import OdeBlock
 from companion.gradients import Gradient
 from companion.models.layers import (
@@ -64,7 +65,8 @@ class ResidualConvNet(nn.Module):
         ``(batch, 3, 32, 32)`` or ``(batch, 1, 8, 8)`` to ``(batch, classes)``.
 
     Raises:
-        ValueError: for ``layers`` below 1 or unknown ``images``.
+        ValueError: for unknown ``images``, or ``layers``, ``channels`` or ``classes`` that is no
+            integer of at least 1.
 
     Source:
         Sander et al. 2022, section 5.2, Fig. 4 and appendix C; stride and pooling from the paper's
@@ -92,6 +94,8 @@ class ResidualConvNet(nn.Module):
         super().__init__()
         if images not in _IMAGES:
             raise ValueError(f"images: {images!r} is not one of {', '.join(_IMAGES)}")
+        check_count("channels", channels)
+        check_count("classes", classes)
         kind = _IMAGES[images]
         self.stem = nn.Sequential(
             nn.Conv2d(kind.channels, channels, kind.kernel, kind.stride, padding=1, bias=False),

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from companion.arguments import check_count
 from companion.block import OdeBlock
 from companion.gradients import Gradient
 from companion.models.layers import layer_weights
@@ -33,6 +34,9 @@ class ResidualMLP(nn.Module):
     Shapes:
         ``(batch, inputs)`` to ``(batch, classes)``.
 
+    Raises:
+        ValueError: for a size, or a number of layers, that is no integer of at least 1.
+
     Source:
         Sander et al. 2022, Eq. 1, 8 and Fig. 3a (the rules); the sizes are ours.
 
@@ -57,6 +61,9 @@ class ResidualMLP(nn.Module):
         gradient: str | Gradient = "backprop",
     ) -> None:
         super().__init__()
+        sizes = {"inputs": inputs, "classes": classes, "width": width, "hidden": hidden}
+        for name, value in sizes.items():
+            check_count(name, value)
         self.stem = nn.Linear(inputs, width)
         self.block = OdeBlock(
             lambda: residual(width, hidden, gain),

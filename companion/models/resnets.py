@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from companion.arguments import check_count, is_count
 from companion.block import OdeBlock
 from companion.gradients import Backprop, Checkpoint, Gradient, get_gradient
 from companion.models.layers import (
@@ -53,6 +54,12 @@ class ResNet(nn.Module):
     networks in shape and number; only the last computes the same function from them. The weights of
     the last norm of a layer start at zero, except in the first layer of a stage.
 
+    A block keeps its residual aside, so recipes that walk over modules do not see the norms and
+    convolutions inside it: ``SyncBatchNorm.convert_sync_batchnorm``, ``net.apply(init)``, single
+    norms switched to evaluation. They reach the stem, the first layers and the head only. Apply
+    such a recipe to a residual before an :class:`~companion.block.OdeBlock` is made from it, and
+    switch modes by ``train()`` and ``eval()`` of the whole network.
+
     Args:
         layers: number of layers of each stage, at least 2.
         kind: ``"basic"`` for two 3 by 3 convolutions a layer, ``"bottleneck"`` for 1, 3 and 1.
@@ -72,8 +79,10 @@ class ResNet(nn.Module):
         ``(batch, inputs, h, w)`` to ``(batch, classes)``.
 
     Raises:
+        TypeError: for ``layers`` that are no sequence.
         ValueError: for an unknown ``kind``, ``stem`` or ``rule``, fewer than 2 layers in a stage,
-            or the rule ``"original"`` with a scheme or a gradient that it cannot have.
+            ``inputs``, ``classes`` or ``width`` that is no integer of at least 1, or the rule
+            ``"original"`` with a scheme or a gradient that it cannot have.
 
     Source:
         He et al. 2015, Table 1; Sander et al. 2022, section 5.1 and appendix C.
@@ -106,10 +115,11 @@ class ResNet(nn.Module):
             ("stem", stem, _STEMS),
             ("rule", rule, _RULES),
         ):
-            if value not in allowed:
+            if value not in tuple(allowed):  # a dictionary would ask for a hash
                 raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
-        if not layers or min(layers) < 2:
-            raise ValueError(f"layers: {layers!r} is not allowed; a stage needs at least 2 layers")
+        _check_layers(layers)
+        for name, size in (("inputs", inputs), ("classes", classes), ("width", width)):
+            check_count(name, size)
         if rule == "original":
             _check_original(method, gradient)
         self.stem = _STEMS[stem](inputs, width)
@@ -184,6 +194,7 @@ def resnet(depth: int, **options: Any) -> ResNet:
         **options: as for :class:`~companion.models.ResNet`, without ``layers`` and ``kind``.
 
     Raises:
+        TypeError: for ``layers`` or ``kind``, which the depth decides.
         ValueError: for another depth, and as :class:`~companion.models.ResNet`.
 
     Example:
@@ -191,8 +202,12 @@ def resnet(depth: int, **options: Any) -> ResNet:
         >>> sum(p.numel() for p in net.parameters())
         11689512
     """
-    if depth not in DEPTHS:
+    if depth not in tuple(DEPTHS):
         raise ValueError(f"depth: {depth!r} is not one of {', '.join(map(str, DEPTHS))}")
+    for name in options.keys() & {"kind", "layers"}:
+        raise TypeError(
+            f"{name}: {options[name]!r} is not allowed; the depth decides it, use ResNet to choose"
+        )
     kind, layers = DEPTHS[depth]
     return ResNet(layers, kind, **options)
 
@@ -222,6 +237,18 @@ _BRANCHES: dict[str, tuple[Callable[..., nn.Sequential], int]] = {
 }
 _STEMS = {"cifar": _cifar_stem, "imagenet": _imagenet_stem}
 _RULES = ("scaled", "classic", "original")
+
+
+def _check_layers(layers: Sequence[int]) -> None:
+    if not isinstance(layers, Sequence):
+        raise TypeError(
+            f"layers: {layers!r} is not allowed; give the number of layers of each stage, such as "
+            "(2, 2, 2, 2)"
+        )
+    if not layers or not all(is_count(count, least=2) for count in layers):
+        raise ValueError(
+            f"layers: {layers!r} is not allowed; a stage needs an integer of at least 2 layers"
+        )
 
 
 def _check_original(method: str, gradient: str | Gradient) -> None:

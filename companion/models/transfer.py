@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
 from torch import nn
 
+from companion.arguments import check_count, is_count
 from companion.basis import Constant
 from companion.block import OdeBlock
 from companion.models.layers import layer_weights
@@ -34,8 +35,8 @@ def deepen(model: Model, steps: int | Sequence[int]) -> Model:
             :class:`~companion.models.ResNet` a stage has one layer more than its block.
 
     Raises:
-        ValueError: for another number of steps than blocks, steps below 1, or a block whose layers
-            have weights of their own and whose number would change.
+        ValueError: for another number of steps than blocks, steps that are no integers of at least
+            1, or a block whose layers have weights of their own and whose number would change.
 
     Source:
         Sander et al. 2022, section 5.2 ("New training strategy").
@@ -48,12 +49,11 @@ def deepen(model: Model, steps: int | Sequence[int]) -> Model:
     """
     deeper = copy.deepcopy(model)
     blocks = ode_blocks(deeper)
-    numbers = [steps] * len(blocks) if isinstance(steps, int) else list(steps)
+    numbers = list(steps) if isinstance(steps, Sequence) else [steps] * len(blocks)
     if len(numbers) != len(blocks):
         raise ValueError(f"steps: {len(numbers)} numbers do not fit {len(blocks)} blocks")
     for k, (block, number) in enumerate(zip(blocks, numbers, strict=True)):
-        if number < 1:
-            raise ValueError(f"steps: {number!r} is not allowed; a block needs at least 1")
+        check_count("steps", number)
         if number != block.steps and not isinstance(block.weights.basis, Constant):
             raise ValueError(
                 f"model: block {k} has {block.weights.basis!r}, so its {block.steps} layers cannot "
@@ -75,7 +75,9 @@ def untie(model: Model, which: Collection[int] | None = None) -> Model:
             ``None``.
 
     Raises:
-        ValueError: for a position without a block, or a block that is not tied.
+        TypeError: for ``which`` that is no collection.
+        ValueError: for a position without a block, a block that is not tied, or one that shares
+            its weights with another, as :meth:`~companion.block.OdeBlock.with_graph` makes them.
 
     Source:
         Sander et al. 2022, section 5.2 ("New training strategy").
@@ -87,11 +89,27 @@ def untie(model: Model, which: Collection[int] | None = None) -> Model:
     """
     free = copy.deepcopy(model)
     blocks = ode_blocks(free)
+    if which is not None and not isinstance(which, Iterable):
+        raise TypeError(f"which: {which!r} is not allowed; give positions, such as [0, 2], or None")
     for k in range(len(blocks)) if which is None else which:
-        if not 0 <= k < len(blocks):
-            raise ValueError(f"which: {k!r} is not allowed; the model has {len(blocks)} blocks")
+        if not is_count(k, least=0) or k >= len(blocks):
+            raise ValueError(
+                f"which: {k!r} is not allowed; the model has {len(blocks)} blocks, counted from 0"
+            )
+        _check_own(blocks, k)
         _untie_block(blocks[k], k)
     return free
+
+
+def _check_own(blocks: Sequence[OdeBlock], position: int) -> None:
+    """Refuse to untie weights that another block reads too: it would change with this one."""
+    own = {id(p) for p in blocks[position].weights.parameters()}
+    for k, other in enumerate(blocks):
+        if k != position and own.intersection(map(id, other.weights.parameters())):
+            raise ValueError(
+                f"model: blocks {min(k, position)} and {max(k, position)} share their weights, so "
+                "they cannot be untied; give each a copy of its own first (copy.deepcopy)"
+            )
 
 
 def _untie_block(block: OdeBlock, position: int) -> None:
@@ -115,7 +133,8 @@ def train_only(model: nn.Module, *parts: nn.Module) -> list[nn.Parameter]:
         *parts: modules inside ``model``.
 
     Raises:
-        ValueError: if a part has no parameters in the model.
+        TypeError: for a part that is no module.
+        ValueError: for no part, or one that has no parameters in the model.
 
     Example:
         >>> from companion.models import ResNet
@@ -124,8 +143,16 @@ def train_only(model: nn.Module, *parts: nn.Module) -> list[nn.Parameter]:
         >>> {name.split(".")[1] for name, p in net.named_parameters() if p.requires_grad}
         {'2'}
     """
+    if not parts:
+        raise ValueError(
+            "parts: none is not allowed, it would freeze the whole model; give modules"
+        )
     known = {id(p) for p in model.parameters()}
     for part in parts:
+        if not isinstance(part, nn.Module):
+            raise TypeError(
+                f"parts: {part!r} is not allowed; give modules of the model, such as net.stages[0]"
+            )
         if not known.intersection(map(id, part.parameters())):
             raise ValueError(f"parts: a {type(part).__name__} has no parameters in the model")
     model.requires_grad_(False)

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from companion.arguments import check_type
 from companion.train.batches import Augment, Rows, RowSource, TensorSource
-from companion.train.checks import check_type
 from companion.train.loop import History, Loop, Snapshot
 from companion.train.team import Team
 
@@ -76,12 +76,14 @@ def fit(
 
     Raises:
         TypeError: ``epochs``, ``batch_size``, ``workers``, ``generator``, ``clip`` or ``snapshot``
-            of another type.
+            of another type; data that are neither tensors in a sequence nor such samples; a
+            function that cannot be called, or an optimiser in place of one that makes it; a loss
+            that returns no tensor.
         ValueError: data of different lengths or none, ``epochs`` or ``batch_size`` below 1,
             ``workers`` below 0, ``clip`` not above 0, a generator that is not on the CPU,
             ``augment`` or ``workers`` with data they are not for, ``parallel`` in a process on its
-            own, or a snapshot that is unreadable or belongs to another run; the message says in
-            what they differ.
+            own, a loss that returns more than a number, or a snapshot that is unreadable or belongs
+            to another run; the message says in what they differ.
         RuntimeError: ``loss`` failed in one of several processes; the others wait for it, so let
             it end.
 
@@ -97,6 +99,9 @@ def fit(
         (20, 3.0)
     """
     _check_options(epochs, batch_size, workers, generator, clip, snapshot)
+    _check_functions(
+        loss, optimiser, schedule=schedule, augment=augment, on_epoch=on_epoch, report=report
+    )
     source = _source(model, data, augment, workers, generator)
     if parallel and not dist.is_initialized():
         raise ValueError(
@@ -115,7 +120,7 @@ def fit(
         for batch, rows, weight in loop.batches():
             loop.set_rates(schedule, epochs)
             with team.united():
-                value = loss(network, *batch)
+                value = _scalar(loss(network, *batch))
             loop.step(value, rows, weight)
             if snapshot is not None and time.monotonic() - saved_at >= snapshot.every:
                 loop.save(snapshot.path)
@@ -138,9 +143,17 @@ def _source(
     generator: torch.Generator,
 ) -> TensorSource | RowSource:
     if isinstance(data, Sequence):
+        if not all(isinstance(entry, Tensor) and entry.ndim > 0 for entry in data):
+            kinds = ", ".join(type(entry).__name__ for entry in data)
+            raise TypeError(f"data must hold tensors with one row per sample; got ({kinds})")
         if workers:
             raise ValueError(f"workers must be 0 for tensors, which are in memory; got {workers}")
         return TensorSource(data, augment, generator)
+    if not hasattr(data, "sha256"):
+        raise TypeError(
+            "data must be a tuple of tensors, such as (x, y) or (x,), or samples with a sha256, "
+            f"such as ImageFolder; got a bare {type(data).__name__}"
+        )
     if augment is not None:
         raise ValueError("augment must be None for samples that are read with their own changes")
     return RowSource(data, workers, next(model.parameters()).device, generator)
@@ -166,3 +179,28 @@ def _check_options(
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be above 0, or None; got {clip}")
     check_type("snapshot", snapshot, Snapshot, type(None))
+
+
+def _check_functions(loss: object, optimiser: object, **optional: object) -> None:
+    if not callable(loss):
+        raise TypeError(f"loss must be a function loss(model, *batch); got {loss!r}")
+    if not callable(optimiser):
+        raise TypeError(
+            "optimiser must be a function that makes one, such as "
+            f"lambda p: torch.optim.SGD(p, lr=0.1); got {type(optimiser).__name__} itself"
+        )
+    for name, value in optional.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} must be a function or None; got {value!r}")
+
+
+def _scalar(value: Tensor) -> Tensor:
+    """Return what the loss returned, or say why it cannot be trained on."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"loss must return a tensor; got {value!r}")
+    if value.numel() != 1:
+        raise ValueError(
+            "loss must return a scalar, the mean over the batch; "
+            f"got a tensor of shape {tuple(value.shape)}"
+        )
+    return value

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from companion.arguments import check_type
 from companion.files import load_checkpoint, save_checkpoint
 from companion.train.batches import RowSource, TensorSource, kind, tensor_hash
-from companion.train.checks import check_type
 from companion.train.differences import differences
 from companion.train.team import Team
 
