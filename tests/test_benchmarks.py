@@ -1,6 +1,7 @@
 """Every benchmark runs at a tiny size, and what it compares agrees. Nothing here asserts a time."""
 
 import json
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
@@ -103,6 +104,23 @@ def test_the_page_shows_every_recorded_row(monkeypatch, tmp_path):
     assert "| work | c | b | bytes | 0.500 |  |  |  |" in lines
     assert "- a: compiled in 9 s" in lines
     assert any("Rounds: 7." in line for line in lines)
+
+
+def test_the_page_says_what_is_above_and_close(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    rows = [
+        Row("loop", "a", "b", "time", 1.2, bar=1.1),
+        Row("loop", "c", "b", "time", 1.3, bar=1.1),
+        Row("net", "d", "b", "bytes", 1.01, bar=1.0),
+        Row("net", "e", "b", "bytes", 1.0, bar=1.0),
+        Row("net", "f", "b", "time", 1.08, bar=1.1),
+        Row("net", "g", "b", "time", 1.0, bar=1.1),
+        Row("net", "h", "b", "time", 9.0),
+    ]
+    lines = list(import_module("speed").summary([asdict(row) for row in rows]))
+    assert lines[0] == "Of 6 ratios with a bar, 3 are within it."
+    assert lines[2] == "Above: loop (a; c) · net (d)."
+    assert lines[4] == "Close to it: net (f)."
 
 
 def test_the_record_holds_every_benchmark():

@@ -61,10 +61,10 @@ def test_bytes_kept():
 
 def test_steps(as_on_a_gpu):
     """Where peaks are measured, every gradient has them, and the claims decide by them."""
-    result = run("S22-MEM", depths=(4, 32), **SMALL)
+    result = run("S22-MEM", depths=(4, 16), **SMALL)
     peaks = {name: result[f"peak_{name}"] for name in s22_mem.GRADIENTS}
     assert all((peak > 0).all() for peak in peaks.values())
-    assert peaks["backprop"][1] > 3 * peaks["backprop"][0]
+    assert peaks["backprop"][1] > 2 * peaks["backprop"][0]
     growth = max(peaks[name][1] / peaks[name][0] for name in s22_mem.CONSTANT)
     assert result.claims[2].observed == growth
     times = [claim.observed for claim in result.claims[3:]]

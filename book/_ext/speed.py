@@ -16,11 +16,14 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 RESULTS = Path("benchmarks/results/speed.json")
+CLOSE = 0.95
+"""The share of its bar from which a time is called close to it."""
 HEADS = ("Work", "Candidate", "Over", "Quantity", "Ratio", "Quartiles", "Bar", "")
 
 
 def page(content: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of the page in Markdown."""
+    yield from summary([row for part in content["benchmarks"] for row in part["rows"]])
     for benchmark in content["benchmarks"]:
         yield from ("", f"## {benchmark['question']}", "")
         yield from table(HEADS, (cells(row) for row in benchmark["rows"]))
@@ -34,6 +37,25 @@ def page(content: dict[str, Any]) -> Iterator[str]:
     yield from ("", "## Where the numbers come from", "")
     yield f"Device: {made['device']}, {made['threads']} thread. Rounds: {made['rounds']}."
     yield f"Software: {versions}. Finished: {finished} UTC."
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield one line on the times above their bars and one on those close to them."""
+    barred = [row for row in rows if row["bar"] is not None]
+    above = [row for row in barred if row["ratio"] > row["bar"]]
+    close = [
+        row
+        for row in barred
+        if row["quantity"] == "time" and CLOSE * row["bar"] < row["ratio"] <= row["bar"]
+    ]
+    yield f"Of {len(barred)} ratios with a bar, {len(barred) - len(above)} are within it."
+    for what, some in (("Above", above), ("Close to it", close)):
+        works = dict.fromkeys(row["work"] for row in some)
+        named = (
+            f"{work} ({'; '.join(row['candidate'] for row in some if row['work'] == work)})"
+            for work in works
+        )
+        yield from ("", f"{what}: {' · '.join(named) or 'none'}.")
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
