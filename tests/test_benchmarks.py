@@ -96,12 +96,14 @@ def test_the_page_shows_every_recorded_row(monkeypatch, tmp_path):
     rows = [
         Row("work", "a", "b", "time", 1.234, 1.1, 1.3, bar=1.1, note="compiled in 9 s"),
         Row("work", "c", "b", "bytes", 0.5),
+        Row("other", "c", "b", "bytes", 0.5),
     ]
     save(tmp_path / "speed.json", [report("one", "What?", "Nothing.", rows)], rounds=7)
     content = json.loads((tmp_path / "speed.json").read_text())
     lines = list(import_module("speed").page(content))
-    assert "| work | a | b | time | 1.234 | 1.10 to 1.30 | 1.10 | above |" in lines
-    assert "| work | c | b | bytes | 0.500 |  |  |  |" in lines
+    assert "| work | a | b | 1.234 | 1.10 to 1.30 | 1.10 | above |" in lines
+    assert "|  | c | b, bytes | 0.500 |  |  |  |" in lines
+    assert "| other | c | b, bytes | 0.500 |  |  |  |" in lines
     assert "- a: compiled in 9 s" in lines
     assert any("Rounds: 7." in line for line in lines)
 

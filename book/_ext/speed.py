@@ -18,7 +18,7 @@ from sphinx.util.docutils import SphinxDirective
 RESULTS = Path("benchmarks/results/speed.json")
 CLOSE = 0.95
 """The share of its bar from which a time is called close to it."""
-HEADS = ("Work", "Candidate", "Over", "Quantity", "Ratio", "Quartiles", "Bar", "")
+HEADS = ("Work", "Candidate", "Over", "Ratio", "Quartiles", "Bar", "")
 
 
 def page(content: dict[str, Any]) -> Iterator[str]:
@@ -26,7 +26,7 @@ def page(content: dict[str, Any]) -> Iterator[str]:
     yield from summary([row for part in content["benchmarks"] for row in part["rows"]])
     for benchmark in content["benchmarks"]:
         yield from ("", f"## {benchmark['question']}", "")
-        yield from table(HEADS, (cells(row) for row in benchmark["rows"]))
+        yield from table(HEADS, lines(benchmark["rows"]))
         yield from ("", benchmark["excluded"])
         yield from (
             f"- {row['candidate']}: {row['note']}" for row in benchmark["rows"] if row["note"]
@@ -58,10 +58,19 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield from ("", f"{what}: {' · '.join(named) or 'none'}.")
 
 
+def lines(rows: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Yield the cells of each line; a work is named in its first line only."""
+    before = None
+    for row in rows:
+        yield ("" if row["work"] == before else row["work"], *cells(row))
+        before = row["work"]
+
+
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     spread = "" if row["low"] is None else f"{row['low']:.2f} to {row['high']:.2f}"
     bar = "" if row["bar"] is None else f"{row['bar']:.2f}"
-    named = (row["work"], row["candidate"], row["baseline"], row["quantity"])
+    over = "" if row["quantity"] == "time" else f", {row['quantity']}"
+    named = (row["candidate"], f"{row['baseline']}{over}")
     return (*named, f"{row['ratio']:.3f}", spread, bar, row["verdict"])
 
 
