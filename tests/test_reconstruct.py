@@ -123,7 +123,8 @@ def by_hand(units, x, rule, order=1, sweeps=0):
      ("predicted", 1, 0), ("predicted", 2, 0), ("predicted", 2, 1)],
 )  # fmt: skip
 def test_each_rule_is_its_formula(rule, order, sweeps, device, monkeypatch):
-    monkeypatch.setattr(reverse_sweep, "TRUST", float("inf"))
+    for limit in ("TRUST", "LIMIT"):
+        monkeypatch.setattr(reverse_sweep, limit, float("inf"))
     units = layers(40, "smooth", device)
     x = randn(4, 3, device=device)
     block = OdeBlock.from_modules(units)

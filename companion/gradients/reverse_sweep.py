@@ -25,6 +25,9 @@ RULES = ("reverse", "corrected", "predicted")
 TRUST = 8.0
 """A prediction is kept if it is at most this many times worse than a sweep in its place."""
 
+LIMIT = 0.5
+"""No prediction is kept that was wrong by more than this part of the increment."""
+
 
 class Layer(NamedTuple):
     """One step of the network, evaluated with a graph at its reconstructed input.
@@ -81,7 +84,8 @@ class ReverseSweep:
 
         The evaluation for the graph shows by how much the guess was wrong. Where weights jump, that
         is much more than a sweep would leave. Then this evaluation becomes the sweep, and the graph
-        is made again at the better point: two evaluations, as in the corrected rule.
+        is made again at the better point: two evaluations, as in the corrected rule. In shallow
+        networks, where sweeps hardly contract, the second limit keeps wild guesses out.
         """
         assumed = self._extrapolated(end)
         mismatch: Tensor | None = None
@@ -93,7 +97,7 @@ class ReverseSweep:
         increment = layer.increment.detach()
         mismatch = self._learn(increment, assumed, mismatch)
         swept = self.contraction ** (1 + self.sweeps)
-        if mismatch > TRUST * swept * torch.linalg.vector_norm(increment):
+        if mismatch > min(TRUST * swept, LIMIT) * torch.linalg.vector_norm(increment):
             assumed = increment
             layer = self._evaluated(interval, n, end - assumed)
             increment = layer.increment.detach()
