@@ -77,7 +77,7 @@ def untie(model: Model, which: Collection[int] | None = None) -> Model:
     Raises:
         TypeError: for ``which`` that is no collection.
         ValueError: for a position without a block, a block that is not tied, or one that shares
-            its weights with another, as :meth:`~companion.block.OdeBlock.with_graph` makes them.
+            its weights with another, as :meth:`~companion.OdeBlock.with_graph` makes them.
 
     Source:
         Sander et al. 2022, section 5.2 ("New training strategy").
