@@ -45,8 +45,8 @@ def run(rounds: int, units: int, channels: int, batch: int, size: int) -> list[R
     second = graphs(conv_block(heun, channels, "heun"), ("backprop", "reverse", *few))
     rows = []
     for work, solves, bars in (
-        (f"{units} units, smooth", smooth | reversible(smooth["backprop"]), BARS),
-        (f"{units} units, rough", rough, BARS),
+        (f"{units} conv units, smooth", smooth | reversible(smooth["backprop"]), BARS),
+        (f"{units} conv units, rough", rough, BARS),
         (f"Heun, {units // 2} steps, smooth", second, {}),
     ):
         rows += [*times(work, solves, shape, rounds, bars), *evaluations(work, solves, shape)]
