@@ -8,6 +8,7 @@ from companion.analysis.reconstruction import gradient_error
 from companion.experiments import run
 from companion.experiments.free_order_common import (
     KINDS,
+    NETWORKS,
     RULES,
     draw_task,
     measure_cost,
@@ -72,6 +73,17 @@ def test_gains_of_norms_stay_near_one():
         assert values["2.weight"].std().item() == pytest.approx(1 / 6, rel=0.7)  # fan-in 36
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_seed_decides_all(network):
+    stacks = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        task = draw_task(network, "smooth", 4, "euler", 7, CPU)
+        stacks.append([*matrices(task), task.x, task.target])
+    for one, other in zip(*stacks, strict=True):
+        assert one.equal(other)
+
+
 def test_heun_has_a_set_of_weights_at_each_node():
     assert [len(p) for p in matrices(draw_task("mlp", "iid", 5, "heun", 0, CPU))] == [6, 6]
 
@@ -116,10 +128,11 @@ def test_errors_are_those_of_a_plain_loop(fw8, rule):
 def test_every_rule_has_its_order_on_smooth_weights(fw8):
     orders = {
         "reverse": 1, "sweeps": 3, "corrected": 2, "predicted": 2, "predicted_2": 3,
+        "predicted_2_swept": 4,
         "heun_reverse": 3, "heun_corrected": 4, "heun_predicted": 4,
     }  # fmt: skip
     for rule, order in orders.items():
-        near = 0.4 if rule == "heun_predicted" else 0.2  # it comes to its order later
+        near = 0.4 if rule in ("heun_predicted", "predicted_2_swept") else 0.2  # they come late
         assert fw8[f"relative_slope_{rule}"] == pytest.approx(-order, abs=near)
         assert fw8[f"absolute_slope_{rule}"] == pytest.approx(-order - 1, abs=near)
         states = fw8[f"state_{rule}"][:, 0]

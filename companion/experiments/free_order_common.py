@@ -13,6 +13,7 @@ from companion.basis import PiecewiseConstant, PiecewiseLinear
 from companion.block import OdeBlock
 from companion.gradients import Gradient, Reconstruct, Reversible, get_gradient
 from companion.observe import count_nfe
+from companion.train import seeded
 
 KINDS = ("smooth", "zigzag", "iid")
 r"""How weights vary with depth $s$: $A + Bs + C\sin 2\pi s$, $A \pm B$ in turn, or independent."""
@@ -31,6 +32,7 @@ RULES: Mapping[str, Rule] = {
     "corrected": Rule("euler", Reconstruct("corrected")),
     "predicted": Rule("euler", Reconstruct("predicted")),
     "predicted_2": Rule("euler", Reconstruct("predicted", order=2)),
+    "predicted_2_swept": Rule("euler", Reconstruct("predicted", order=2, sweeps=1)),
     "heun_reverse": Rule("heun", Reconstruct()),
     "heun_corrected": Rule("heun", Reconstruct("corrected")),
     "heun_predicted": Rule("heun", Reconstruct("predicted", order=3)),
@@ -108,7 +110,8 @@ def draw_task(
     make, shape = NETWORKS[network]
     nodes = method == "heun"
     basis = PiecewiseLinear(depth) if nodes else PiecewiseConstant(depth)
-    block = OdeBlock(make().double(), basis, method=method, steps=depth)
+    with seeded(seed):
+        block = OdeBlock(make().double(), basis, method=method, steps=depth)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in block.weights.parameters():
@@ -126,7 +129,7 @@ def _over_depth(stack: Tensor, kind: str, depth: int, generator: torch.Generator
         return drawn * (0.3 if stack.ndim == 2 else math.sqrt(len(stack[0]) / size))
 
     a, b, c = draw(3)
-    base: Tensor = stack[0] * (stack.ndim == 2)  # the gains of norms stay near 1
+    base: Tensor = stack[0] * (stack.ndim == 2)  # vectors: the gains of norms stay near 1
     if kind == "iid":
         return base + draw(len(stack))
     n = torch.arange(len(stack), dtype=stack.dtype).view(-1, *[1] * a.ndim)

@@ -25,8 +25,7 @@ from companion.observe import fit_slope
 from companion.results import Claim, Findings
 from companion.train import seeded
 
-_NETWORKS = ("mlp", "conv", "tokens", "relu")
-_SMOOTH_NETWORKS = ("mlp", "conv", "tokens")
+_NETWORKS = ("mlp", "conv", "tokens")
 _DROPOUT_RULES = ("reverse", "corrected", "predicted", "predicted_2")
 _COSTED = ("backprop", "checkpoint", *RULES)
 
@@ -60,11 +59,11 @@ def fw8(
 
     Curves: ``depths``; for each measure (``relative`` and ``absolute`` error of the gradient,
     largest error of a ``state``), network (``mlp``; ``conv`` with batch norm; ``tokens``, with
-    layer norm; ``relu``, as ``conv``), kind of weights and rule ``MEASURE_NETWORK_KIND_RULE``;
-    ``relative_dropout_RULE``; all of one network. ``fine``; for smooth
-    perceptrons ``MEASURE_RULE`` of shape ``(fine, networks)``, ``units_RULE`` and
-    ``seconds_RULE``. Scalars: ``relative_slope_RULE`` and ``absolute_slope_RULE``, fitted from
-    ``fitted`` layers on.
+    layer norm), kind of weights and rule ``MEASURE_NETWORK_KIND_RULE``; the same for ``relu``, a
+    ``conv`` with kinks, smooth weights only; ``relative_dropout_RULE``; all of one network.
+    ``fine``; for smooth perceptrons ``MEASURE_RULE`` of shape ``(fine, networks)``,
+    ``units_RULE`` and ``seconds_RULE``. Scalars: ``relative_slope_RULE`` and
+    ``absolute_slope_RULE``, fitted from ``fitted`` layers on.
     """
     seeds = range(run.seed, run.seed + networks)
     groups = {
@@ -72,6 +71,7 @@ def fw8(
         for network in _NETWORKS
         for kind in KINDS
     }
+    groups |= {"relu_smooth_": Group(errors_of_rules, ("relu", "smooth"), depths, seeds[:1])}
     groups |= {"dropout_": Group(errors_with_dropout, (), depths, seeds[:1])}
     groups |= {"": Group(errors_of_rules, ("mlp", "smooth"), fine, seeds)}
     parts = {
@@ -139,7 +139,7 @@ def costs(depth: int, seed: int, device: torch.device) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in _COSTED:
         method, gradient = RULES.get(name, ("euler", name))
-        cost = measure_cost(draw_task("mlp", "smooth", depth, method, seed, device), gradient)
+        cost = measure_cost(draw_task("mlp", "smooth", depth, method, seed, device), gradient, 2)
         found |= {f"units_{name}": cost.units, f"seconds_{name}": cost.seconds}
     return found
 
@@ -205,6 +205,7 @@ def _bars(curves: Mapping[str, Curve], slopes: Mapping[str, float], fitted: int)
         ("relative", "corrected", None, -1.85),
         ("relative", "predicted", None, -1.85),
         ("relative", "predicted_2", None, -2.5),
+        ("relative", "predicted_2_swept", None, -3.5),
         ("absolute", "heun_reverse", None, -3.7),
         ("absolute", "heun_corrected", None, -4.7),
     ]
@@ -221,7 +222,7 @@ def _rough(curves: Mapping[str, Curve]) -> list[Claim]:
     ends = curves["depths"][[0, -1]].tolist()
 
     def rough(rule: str) -> Iterable[Curve]:
-        return (curves[f"relative_{n}_{k}_{rule}"] for n in _SMOOTH_NETWORKS for k in KINDS[1:])
+        return (curves[f"relative_{n}_{k}_{rule}"] for n in _NETWORKS for k in KINDS[1:])
 
     slope = max(fit_slope(ends, errors[[0, -1]].tolist()).value for errors in rough("corrected"))
     claims = [
@@ -241,7 +242,7 @@ def _rough(curves: Mapping[str, Curve]) -> list[Claim]:
 def _cost_claims(curves: Mapping[str, Curve]) -> list[Claim]:
     """Decide the claims on the cost of a layer, evaluation 1 and vector-Jacobian product 2."""
     text = "units of work a layer, smooth weights, deepest network"
-    expected = {"reverse": 5.0, "corrected": 5.0, "predicted_2": 4.0}
+    expected = {"reverse": 5.0, "corrected": 5.0, "predicted_2": 4.0, "predicted_2_swept": 5.0}
     return [
         Claim("FW8", f"{text}, {rule}", float(curves[f"units_{rule}"][-1] / curves["fine"][-1]),
               low=units, high=units + 0.05)
