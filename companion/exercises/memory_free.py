@@ -94,19 +94,39 @@ def _check_contributions(answer: Callable[..., Pulled]) -> str:
         J0, P0 = torch.func.jacrev(lambda x, W: torch.tanh(W @ x), argnums=(0, 1))(x, W0)
         J1, P1 = torch.func.jacrev(lambda x, W: torch.tanh(W @ x), argnums=(0, 1))(y, W1)
         pieces = [t.detach() for t in (J0, J1, P0.flatten(1), P1.flatten(1))]
-        try:
-            got = [g.reshape(-1) for g in answer(*pieces, a, h)]
-        except (TypeError, AttributeError) as error:
-            raise WrongAnswer(f"Return three tensors. {error}") from None
-        if [g.numel() for g in got] != [3, 9, 9]:
-            raise WrongAnswer(
-                "Return three tensors, for x, theta_n and theta_next. A gradient is a transposed "
-                "Jacobian times a vector."
-            )
-        for value, right, hint in zip(got, wanted, _CONTRIBUTION_HINTS, strict=True):
-            if not torch.allclose(value, right.reshape(-1), rtol=1e-8, atol=1e-10):
-                raise WrongAnswer(f"At h = {h:g}: {hint}")
+        _compare(answer(*pieces, a, h), [g.reshape(-1) for g in wanted], a, h)
     return "Right: all three agree with autograd."
+
+
+def _compare(returned: Any, wanted: list[Tensor], a: Tensor, h: float) -> None:
+    """Name the mistakes that touch all of an answer first, then the first value that is wrong."""
+    try:
+        got = [torch.as_tensor(g, dtype=torch.float64).reshape(-1) for g in returned]
+    except (TypeError, ValueError, RuntimeError):
+        raise WrongAnswer("Return three tensors, for x, theta_n and theta_{n+1}.") from None
+    if [g.numel() for g in got] != [3, 9, 9]:
+        raise WrongAnswer(
+            "Return three tensors, for x, theta_n and theta_{n+1}. A gradient is a transposed "
+            "Jacobian times a vector."
+        )
+    state, early, late = wanted
+    if _close(got[1], late) and _close(got[2], early):
+        raise WrongAnswer(
+            f"At h = {h:g}: the gradients for theta_n and theta_{{n+1}} are exchanged. theta_n "
+            "belongs to the first slope."
+        )
+    if any(map(_close, got, (2 * state - a, 2 * early, 2 * late))):
+        raise WrongAnswer(
+            f"At h = {h:g}: what comes through a slope is twice too large. The step takes the mean "
+            "of two slopes, so each counts with h/2."
+        )
+    for value, right, hint in zip(got, wanted, _CONTRIBUTION_HINTS, strict=True):
+        if not _close(value, right):
+            raise WrongAnswer(f"At h = {h:g}: {hint}")
+
+
+def _close(value: Tensor, right: Tensor) -> bool:
+    return torch.allclose(value, right, rtol=1e-8, atol=1e-10)
 
 
 _CONTRIBUTION_HINTS = (
@@ -134,6 +154,11 @@ CONTRIBUTIONS = Exercise(
             _contributions(J0, J1, P0, P1, a, h)[0], h / 2 * P0.T @ a, h / 2 * P1.T @ a),
         "an extra factor for the later weights": lambda J0, J1, P0, P1, a, h: (
             *_contributions(J0, J1, P0, P1, a, h)[:2], h / 2 * P1.T @ (a + h * J0.T @ a)),
+        "exchanged": lambda J0, J1, P0, P1, a, h: tuple(
+            _contributions(J0, J1, P0, P1, a, h)[k] for k in (0, 2, 1)),
+        "h in place of h/2": lambda J0, J1, P0, P1, a, h: (
+            a + h * (J1.T @ a + J0.T @ (a + h * J1.T @ a)),
+            h * P0.T @ (a + h * J1.T @ a), h * P1.T @ a),
         "no half": lambda J0, J1, P0, P1, a, h: tuple(
             2 * g for g in _contributions(J0, J1, P0, P1, a, h)),
         "not transposed": lambda J0, J1, P0, P1, a, h: (
@@ -185,7 +210,11 @@ def _check_quiet(answer: Back) -> str:
     for name, b in layer.named_buffers():
         if not torch.equal(b, before[name]):
             raise WrongAnswer(f"Right gradients, but the buffer {name} has changed.")
-    return "Right: the gradients are there, and the statistics never noticed."
+    layer.eval()
+    answer(layer, end.clone(), a.clone(), h)
+    if any(module.training for module in layer.modules()):
+        raise WrongAnswer("Handed over in eval mode, the layer comes back in training mode.")
+    return "Right: the gradients are there, and the statistics are unchanged."
 
 
 def _exact_back(layer: nn.Module, end: Tensor, a: Tensor, h: float) -> list[Tensor]:
@@ -240,6 +269,10 @@ def _left_in_eval(layer: nn.Module, end: Tensor, a: Tensor, h: float) -> Any:
     return result
 
 
+def _always_in_training(layer: nn.Module, end: Tensor, a: Tensor, h: float) -> Any:
+    return _quiet(layer.train(), end, a, h)
+
+
 def _at_the_end(layer: nn.Module, end: Tensor, a: Tensor, h: float) -> Any:
     start = _quiet(layer, end, a, h)[0]
     kept = [b.clone() for b in layer.buffers()]
@@ -260,6 +293,7 @@ QUIET = Exercise(
         "eval mode for the gradient": _eval_for_the_gradient,
         "momentum zero": _zero_momentum,
         "left in eval mode": _left_in_eval,
+        "always in training mode": _always_in_training,
         "differentiated at the end": _at_the_end,
         "no gradients": lambda layer, end, a, h: _quiet(layer, end, a, h)[:2],
         "forwards": lambda layer, end, a, h: _quiet(layer, end, a, -h),
