@@ -28,6 +28,7 @@ RULES = {
     "predicted_2": ("predicted, order 2", Reconstruct("predicted", order=2)),
 }
 DASHES = {"reverse": "-", "corrected": "--", "predicted": ":", "predicted_2": "-."}
+MARKERS = {"reverse": "o", "corrected": "s", "predicted": "^", "predicted_2": "v"}
 START = (1.0, -0.5)
 STEEPNESS, SPEED, TURN = 1.0, 4.0, 0.4
 
@@ -85,9 +86,9 @@ def picture(found: dict[str, Any]) -> Figure:
             shown = found["paths"][str(depth)]
             axes.plot(*zip(*shown["true"], strict=True), "-", color="#bbbbbb", lw=6, marker="")
             for colour, name in zip(PALETTE[1:], RULES, strict=False):
-                line = DASHES[name]
+                style = {"ls": DASHES[name], "marker": MARKERS[name], "ms": 3}
                 path = zip(*shown["rules"][name]["path"], strict=True)
-                axes.plot(*path, color=colour, ls=line, ms=3, label=found["labels"][name])
+                axes.plot(*path, color=colour, label=found["labels"][name], **style)
             axes.set(title=f"{depth} layers", xlabel="$x_1$", aspect="equal")
             axes.set(xlim=(-1.4, 2.5), ylim=(-1.0, 1.9), xticks=[-1, 0, 1, 2], yticks=[0, 1])
         figure.axes[0].set_ylabel("$x_2$")

@@ -54,6 +54,10 @@ document.addEventListener("DOMContentLoaded", () => {
       group.append(svg("line", { x1: x(BOX.left), x2: x(BOX.right), y1: y(tick), y2: y(tick) }));
       group.append(svg("text", { x: 4, y: y(tick) - 4 }, text(tick)));
     }
+    const name = (a, b, letter, index) =>
+      svg("text", { x: a, y: b }, letter, svg("tspan", { dy: 6, class: "free-order-index" }, index));
+    group.append(name(x(BOX.right) - 26, y(BOX.bottom) - 8, "x", "1"));
+    group.append(name(30, y(BOX.top) + 20, "x", "2"));
     return group;
   }
 
@@ -100,7 +104,7 @@ document.addEventListener("DOMContentLoaded", () => {
     picture.replaceChildren(axes(), line(truth, "true"));
     for (const name of shown) picture.append(line(rules[name].path, name));
     if (depth <= 32) for (const name of shown) picture.append(marks(rules[name].path, name));
-    picture.append(end("start", truth[0], -45, 22), end("end", truth[truth.length - 1], -12, 26));
+    picture.append(end("start", truth[0], -60, 28), end("end", truth[truth.length - 1], 14, 8));
     for (const [name, cells] of Object.entries(rows)) {
       cells[0].textContent = rules[name].start;
       cells[1].textContent = `${Number((100 * rules[name].gradient).toPrecision(2))} %`;

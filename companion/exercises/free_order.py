@@ -19,31 +19,45 @@ __all__ = ["EXERCISES", "EXTRAPOLATE", "FACTORS", "STEP", "STRAIGHT"]
 F64 = torch.float64
 
 
+def _filled(value: Any) -> Any:
+    """Return an answer in which no ``...`` is left."""
+    parts = value if isinstance(value, tuple | list) else [value]
+    if any(part is ... for part in parts):
+        raise WrongAnswer("Fill in the dots first.")
+    return value
+
+
 # Warm-up: what a linear layer leaves
 
 
 def _check_factors(answer: Callable[[float, int], Any]) -> str:
     """Compare ``answer(rate, layers)`` with the kept x_0 over the true one: reverse, corrected."""
     for rate, layers in ((0.8, 4), (-1.5, 6), (2.0, 10)):
+        got = _filled(answer(rate, layers))
         try:
-            reverse, corrected = (float(value) for value in answer(rate, layers))
+            reverse, corrected = (float(value) for value in got)
         except (TypeError, ValueError) as error:
             raise WrongAnswer(f"Return two numbers, for reverse and corrected. {error}") from None
         wanted = _factors(rate, layers)
         case = f"At rate={rate}, layers={layers}"
-        if math.isclose(reverse, wanted[1]) and math.isclose(corrected, wanted[0]):
+        if _close(reverse, wanted[1]) and _close(corrected, wanted[0]):
             raise WrongAnswer(f"{case}: the two are swapped. Reverse comes first.")
-        if not math.isclose(reverse, wanted[0], rel_tol=1e-9):
+        if not _close(reverse, wanted[0]):
             raise WrongAnswer(
                 f"{case}: not the factor of reverse. A layer multiplies by 1 + u with u = rate / "
-                "layers, its reversal by 1 - u; the product is applied once a layer."
+                "layers, its reversal by 1 - u; for all N layers take the product to the power N."
             )
-        if not math.isclose(corrected, wanted[1], rel_tol=1e-9):
+        if not _close(corrected, wanted[1]):
             raise WrongAnswer(
                 f"{case}: not the factor of corrected. Insert the guess (1 - u) x' into "
-                "x' - u * guess, and multiply by 1 + u."
+                "x' - u * guess, multiply by 1 + u, and take the power N."
             )
     return "Right: 1 - u^2 and 1 + u^3 a layer."
+
+
+def _close(got: float, wanted: float) -> bool:
+    """Allow for single precision."""
+    return math.isclose(got, wanted, rel_tol=1e-5)
 
 
 def _factors(rate: float, layers: int) -> tuple[float, float]:
@@ -62,6 +76,7 @@ FACTORS = Exercise(
         "the reversal alone": lambda rate, n: ((1 - rate / n) ** n, _factors(rate, n)[1]),
         "corrected like reverse": lambda rate, n: (_factors(rate, n)[0],) * 2,
         "one number": lambda rate, n: _factors(rate, n)[0],
+        "unfilled": lambda rate, n: ...,
     },
 )
 
@@ -81,9 +96,10 @@ def _check_step(answer: Callable[[Phi, Tensor, float], Any]) -> str:
         seen.append(x)
         return torch.tanh(weight @ x) + 0.1 * x
 
-    got = answer(phi, after.clone(), h)
+    got = _filled(answer(phi, after.clone(), h))
     count = len(seen)
-    if not isinstance(got, tuple) or len(got) != 2 or not all(isinstance(x, Tensor) for x in got):
+    pair = isinstance(got, tuple | list) and len(got) == 2
+    if not pair or not all(isinstance(x, Tensor) and x.shape == after.shape for x in got):
         raise WrongAnswer("Return two tensors: the guess and the state to go on from.")
     guess, kept = got
     value = phi(after)
@@ -133,6 +149,9 @@ STEP = Exercise(
         "forwards": lambda phi, after, h: (guess := after + h * phi(after), after - h * phi(guess)),
         "no step size": lambda phi, after, h: (guess := after - phi(after), after - phi(guess)),
         "one tensor": lambda phi, after, h: after - h * phi(after),
+        "a list of three": lambda phi, after, h: [*_step(phi, after, h), after],
+        "a state cut short": lambda phi, after, h: [x[:1] for x in _step(phi, after, h)],
+        "unfilled": lambda phi, after, h: ...,
     },
 )  # fmt: skip
 
@@ -160,7 +179,7 @@ def _check_extrapolate(answer: Callable[[Sequence[Tensor], int], Any]) -> str:
 
 
 def _as_state(value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.shape != (2,):
+    if not isinstance(_filled(value), Tensor) or value.shape != (2,):
         raise WrongAnswer("Return one tensor, shaped like a state.")
     return value
 
@@ -196,6 +215,7 @@ EXTRAPOLATE = Exercise(
         "in the wrong direction": _far_ones,
         "linear for every order": _linear,
         "a number": lambda kept, order: 0.0,
+        "unfilled": lambda kept, order: ...,
     },
 )
 
@@ -205,9 +225,10 @@ EXTRAPOLATE = Exercise(
 
 def _check_straight(answer: tuple[Sequence[nn.Module], Tensor]) -> str:
     """Compare the distances from x_0 at which the corrected and the predicted rule arrive."""
+    answer = _filled(answer)
     try:
         modules, x = answer
-        block = OdeBlock.from_modules(list(modules)).double()
+        block = OdeBlock.from_modules(list(_filled(modules))).double()
         x = x.detach().double()
     except (TypeError, ValueError, AttributeError) as error:
         raise WrongAnswer(f"Answer with a list of modules and a start. {error}") from None
@@ -292,6 +313,7 @@ STRAIGHT = Exercise(
         "independent layers": _random_layers(32),
         "tied layers, a decay": _tied_layers(32),
         "no start": straight_layers(16)[0],
+        "unfilled": ([...], torch.zeros(1)),
     },
 )
 
