@@ -27,18 +27,18 @@ def _check_gap(answer: Callable[[list[float]], float]) -> str:
         network = sum(f[:-1]) / layers
         ode = sum(a + b for a, b in pairwise(f)) / (2 * layers)
         wanted = network - ode
-        if math.isclose(value, wanted, rel_tol=1e-9, abs_tol=1e-12):
+        if _same(value, wanted):
             continue
         raise WrongAnswer(_gap_hint(value, wanted, layers))
     return "Right: all layers but the first and the one past the last cancel."
 
 
 def _gap_hint(value: float, wanted: float, layers: int) -> str:
-    if math.isclose(value, -wanted, rel_tol=1e-9):
+    if _same(value, -wanted):
         return "The size is right, the sign is not: it is the network minus the ODE."
-    if math.isclose(value, 2 * wanted, rel_tol=1e-9):
+    if _same(value, 2 * wanted):
         return "Twice too large. What is the integral of a line over one interval?"
-    if math.isclose(value, layers * wanted, rel_tol=1e-9):
+    if _same(value, layers * wanted):
         return "Each interval has the length 1/N."
     return (
         f"With {layers} layer(s) the answer is {wanted:.4g}, not {value:.4g}. The list has N + 1 "
@@ -83,22 +83,39 @@ def _check_measures(answer: Callable[[Tensor], Sequence[float]]) -> str:
         if len(found) != 3:
             raise WrongAnswer(f"Return three numbers, not {len(found)}.")
         for name, value, right in zip(("slope", "variation", "delta"), found, wanted, strict=True):
-            if not math.isclose(value, right, rel_tol=1e-6):
-                raise WrongAnswer(_measure_hint(name, value, right, layers))
+            if not _same(value, right):
+                raise WrongAnswer(_measure_hint(name, value, right, steps))
     return "Right, for vectors and for matrices."
 
 
-def _measure_hint(name: str, value: float, wanted: float, layers: int) -> str:
-    if name == "slope" and math.isclose(value * layers, wanted, rel_tol=1e-6):
+def _measure_hint(name: str, value: float, wanted: float, steps: list[float]) -> str:
+    layers = len(steps) + 1
+    if name == "slope" and _same(value * layers, wanted):
         return "The slope divides a step by its length in depth, which is 1/N."
-    if name == "slope" and math.isclose(value * layers, wanted * (layers - 1), rel_tol=1e-6):
+    if name == "slope" and _same(value * layers, wanted * (layers - 1)):
         return "Almost: there are N layers, at distance 1/N, though only N - 1 steps."
-    if name == "delta" and math.isclose(value**2, wanted, rel_tol=1e-6):
+    if name == "delta" and _same(value**2, wanted):
         return "Delta is the square of the largest step."
+    if _other_summary(name, value, steps):
+        summary = "sum" if name == "variation" else "largest"
+        return f"The steps are right, but {name} takes their {summary}, over all neighbours."
     return (
         f"The {name} of {layers} layers is {wanted:.4g}, not {value:.4g}. A layer's weights are "
         "one vector: take one norm over all their entries."
     )
+
+
+def _other_summary(name: str, value: float, steps: list[float]) -> bool:
+    """Say whether the right steps were put together by a mean, a sum or a maximum too many."""
+    if name == "delta":
+        squares = [step**2 for step in steps]
+        found = [sum(steps) ** 2, (sum(steps) / len(steps)) ** 2, sum(squares)]
+        found.append(sum(squares) / len(steps))
+    else:
+        scale = len(steps) + 1 if name == "slope" else 1
+        found = [scale * one for one in (sum(steps), sum(steps) / len(steps), max(steps))]
+        found.append(scale * sum(steps) / (len(steps) + 1))
+    return any(_same(value, other) for other in found)
 
 
 def _measures(weights: Tensor) -> tuple[float, float, float]:
@@ -125,6 +142,12 @@ MEASURES = Exercise(
         ),
         "operator norms": lambda w: _measures(w) if w.dim() < 3 else (
             len(w) * torch.linalg.matrix_norm(w.diff(dim=0), 2).max().item(), *_measures(w)[1:]
+        ),
+        "the slope of the mean step": lambda w: (
+            len(w) / (len(w) - 1) * _measures(w)[1], *_measures(w)[1:]
+        ),
+        "delta of the mean step": lambda w: (
+            *_measures(w)[:2], (_measures(w)[1] / (len(w) - 1)) ** 2
         ),
         "the mean step": lambda w: (_measures(w)[0], _measures(w)[1] / len(w), _measures(w)[2]),
         "two numbers": lambda w: _measures(w)[:2],
@@ -205,8 +228,8 @@ def _check_opposite(answer: tuple[Callable[[Tensor], Tensor], Sequence[float]]) 
     except (TypeError, ValueError):
         raise WrongAnswer("Return a pair: a function, and a list of numbers.") from None
     layers = len(theta)
-    if layers < 8:
-        raise WrongAnswer(f"Use at least 8 layers, not {layers}.")
+    if layers < 11:  # the last interval has theta_N = theta_{N-1}: 2 (1 - 1/N) is the most
+        raise WrongAnswer(f"Use at least 11 weights, not {layers}.")
     if not theta.abs().max() <= 1:
         raise WrongAnswer(f"A weight of size {theta.abs().max():.3g} is too large; stay within 1.")
     values = _values(function, torch.linspace(-1, 1, 20001, dtype=torch.float64))
@@ -214,7 +237,8 @@ def _check_opposite(answer: tuple[Callable[[Tensor], Tensor], Sequence[float]]) 
         raise WrongAnswer(f"|f| reaches {values.abs().max():.3g} on [-1, 1]; stay within 1.")
     if (jump := values.diff().abs().max()) > 0.05:
         raise WrongAnswer(
-            f"f jumps by {jump:.2g} between neighbouring weights; keep it continuous."
+            f"f changes by {jump:.2g} between neighbouring points of a fine grid: too steep to "
+            "tell from a jump. Make it less steep."
         )
     ends = torch.cat([theta, theta[-1:]])
     local = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
@@ -235,6 +259,11 @@ def _values(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
         return values.to(torch.float64).expand(theta.shape)
     except (TypeError, AttributeError, RuntimeError) as error:
         raise WrongAnswer(f"The function must map a tensor to one of its shape: {error}") from None
+
+
+def _same(value: float, wanted: float) -> bool:
+    """Compare so that an answer in single precision passes."""
+    return math.isclose(value, wanted, rel_tol=1e-5, abs_tol=1e-6)
 
 
 def _number(value: Any, hint: str) -> float:
@@ -262,7 +291,12 @@ OPPOSITE = Exercise(
             _ZIGZAG,
         ),
         "linear in the weights": (lambda theta: theta, _ZIGZAG),
+        "a function as steep as a jump": (
+            lambda theta: torch.tanh(1000 * (theta.abs() - 0.99)),
+            _ZIGZAG,
+        ),
         "few layers": (lambda theta: 2 * theta**30 - 1, _ZIGZAG[:4]),
+        "one layer too few": (lambda theta: 2 * theta**100 - 1, _ZIGZAG[:10]),
         "no pair": lambda theta: theta,
         "a function of nothing": (lambda: 1.0, _ZIGZAG),
     },
