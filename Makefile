@@ -34,7 +34,7 @@ check: .venv/.installed ## the quick gate: lint, format, types, notebook pairs a
 	$(BIN)/mypy
 	$(BIN)/python tools/notebooks.py check
 
-bench: .venv/.installed ## measure the speed page's ratios anew (ten minutes)
+bench: .venv/.installed ## measure the speed page's ratios anew (fifteen minutes)
 	$(BIN)/python -m benchmarks
 
 clean: ## remove what the other targets built (not .venv)

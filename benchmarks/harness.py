@@ -142,8 +142,19 @@ def cells(row: Row) -> tuple[str, ...]:
     return (*shown, spread, bar, row.verdict)
 
 
-def save(path: Path, reports: list[dict[str, Any]], rounds: int) -> None:
-    """Write what was measured, and on what, as JSON."""
+def save(path: Path, reports: list[dict[str, Any]], order: Sequence[str]) -> None:
+    """Write reports as JSON, in the given order of names; reports of other names are kept."""
+    kept = json.loads(path.read_text(encoding="utf-8"))["benchmarks"] if path.exists() else []
+    by_name = {part["name"]: part for part in (*kept, *reports)}
+    with replacing(path) as temporary:
+        content = {"benchmarks": [by_name[name] for name in order if name in by_name]}
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def report(
+    name: str, question: str, excluded: str, rows: Iterable[Row], rounds: int
+) -> dict[str, Any]:
+    """Return one benchmark's part of the file: what was measured, and on what."""
     provenance = {
         "device": device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),
@@ -151,12 +162,6 @@ def save(path: Path, reports: list[dict[str, Any]], rounds: int) -> None:
         "rounds": rounds,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with replacing(path) as temporary:
-        content = {"provenance": provenance, "benchmarks": reports}
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def report(name: str, question: str, excluded: str, rows: Iterable[Row]) -> dict[str, Any]:
-    """Return one benchmark's part of the file."""
     plain = [{**asdict(row), "verdict": row.verdict} for row in rows]
-    return {"name": name, "question": question, "excluded": excluded, "rows": plain}
+    named = {"name": name, "question": question, "excluded": excluded}
+    return {**named, "rows": plain, "provenance": provenance}

@@ -98,14 +98,18 @@ def test_the_page_shows_every_recorded_row(monkeypatch, tmp_path):
         Row("work", "c", "b", "bytes", 0.5),
         Row("other", "c", "b", "bytes", 0.5),
     ]
-    save(tmp_path / "speed.json", [report("one", "What?", "Nothing.", rows)], rounds=7)
-    content = json.loads((tmp_path / "speed.json").read_text())
+    path, names = tmp_path / "speed.json", ("zero", "one")
+    save(path, [report("one", "What?", "Nothing.", rows, rounds=7)], names)
+    save(path, [report("zero", "Who?", "Nothing.", rows[:1], rounds=9)], names)  # keeps the other
+    content = json.loads(path.read_text())
+    assert [part["name"] for part in content["benchmarks"]] == ["zero", "one"]
     lines = list(import_module("speed").page(content))
     assert "| work | a | b | 1.234 | 1.10 to 1.30 | 1.10 | above |" in lines
     assert "|  | c | b, bytes | 0.500 |  |  |  |" in lines
     assert "| other | c | b, bytes | 0.500 |  |  |  |" in lines
     assert "- a: compiled in 9 s" in lines
     assert any("Rounds: 7." in line for line in lines)
+    assert any("Rounds: 9." in line for line in lines)
 
 
 def test_the_page_says_what_is_above_and_close(monkeypatch):

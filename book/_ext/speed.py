@@ -31,12 +31,17 @@ def page(content: dict[str, Any]) -> Iterator[str]:
         yield from (
             f"- {row['candidate']}: {row['note']}" for row in benchmark["rows"] if row["note"]
         )
-    made = content["provenance"]
+        yield from ("", origin(benchmark["provenance"]))
+
+
+def origin(made: dict[str, Any]) -> str:
+    """Return a line on where a table's numbers come from."""
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     finished = made["finished"].removesuffix("+00:00").replace("T", " ")
-    yield from ("", "## Where the numbers come from", "")
-    yield f"Device: {made['device']}, {made['threads']} thread. Rounds: {made['rounds']}."
-    yield f"Software: {versions}. Finished: {finished} UTC."
+    return (
+        f"*Device: {made['device']}, {made['threads']} thread. Rounds: {made['rounds']}. "
+        f"Software: {versions}. Finished: {finished} UTC.*"
+    )
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
