@@ -60,6 +60,16 @@ def test_true_trajectories_are_those_of_a_plain_loop(module, committed):
         torch.testing.assert_close(x, torch.tensor(shown, dtype=x.dtype), rtol=0, atol=1e-3)
 
 
+def test_order_2_is_ahead_from_the_depth_that_the_page_names(committed):
+    ahead = {
+        n: all(rules["predicted_2"][m] < rules["predicted"][m] for m in ("start", "gradient"))
+        for n in committed["depths"]
+        if (rules := committed["paths"][str(n)]["rules"])
+    }
+    assert not ahead[12]
+    assert all(ahead[n] for n in committed["depths"] if n >= 16)
+
+
 def test_it_is_small():
     assert sum((STATIC / name).stat().st_size for name in FILES) < 200_000
 
