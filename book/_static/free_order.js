@@ -56,7 +56,7 @@ document.addEventListener("DOMContentLoaded", () => {
     }
     const name = (a, b, letter, index) =>
       svg("text", { x: a, y: b }, letter, svg("tspan", { dy: 6, class: "free-order-index" }, index));
-    group.append(name(x(BOX.right) - 26, y(BOX.bottom) - 8, "x", "1"));
+    group.append(name(x(2.55), y(BOX.bottom) - 10, "x", "1"));
     group.append(name(30, y(BOX.top) + 20, "x", "2"));
     return group;
   }
@@ -104,7 +104,7 @@ document.addEventListener("DOMContentLoaded", () => {
     picture.replaceChildren(axes(), line(truth, "true"));
     for (const name of shown) picture.append(line(rules[name].path, name));
     if (depth <= 32) for (const name of shown) picture.append(marks(rules[name].path, name));
-    picture.append(end("start", truth[0], -60, 28), end("end", truth[truth.length - 1], 14, 8));
+    picture.append(end("start", truth[0], -60, 28), end("end", truth[truth.length - 1], 0, 46));
     for (const [name, cells] of Object.entries(rows)) {
       cells[0].textContent = rules[name].start;
       cells[1].textContent = `${Number((100 * rules[name].gradient).toPrecision(2))} %`;
