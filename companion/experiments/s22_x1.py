@@ -43,7 +43,10 @@ _RATES: dict[str, float] = {
 _MARGINS = {("euler", "iid"): 0.16, ("heun", "iid"): 0.31}
 """Half the width of a rate's band where it is not 0.06: every depth draws fresh layers."""
 
-_IID = "the jumps have random signs, which cancel in part; the bound allows -1 and -2"
+_IID = (
+    "defects of independent layers point in random directions, which cancel in part; their mean "
+    "remains, so the slopes tend to those of the bound, -1 and -2"
+)
 
 Curve = NDArray[np.float64]
 
