@@ -179,7 +179,8 @@ def _check_extrapolate(answer: Callable[[Sequence[Tensor], int], Any]) -> str:
 
 
 def _as_state(value: Any) -> Tensor:
-    if not isinstance(_filled(value), Tensor) or value.shape != (2,):
+    _filled(value)
+    if not isinstance(value, Tensor) or value.shape != (2,):
         raise WrongAnswer("Return one tensor, shaped like a state.")
     return value
 
