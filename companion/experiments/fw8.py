@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from companion.analysis.reconstruction import reconstruction, trajectory
-from companion.block import OdeBlock
-from companion.experiments.free_order_common import KINDS, RULES, draw_task, measure_cost
+from companion.experiments.free_order_common import KINDS, RULES, Task, draw_task, measure_cost
 from companion.experiments.registry import experiment
 from companion.experiments.running import Run
 from companion.gradients import Gradient, Reconstruct
@@ -60,8 +59,8 @@ def fw8(
 
     Curves: ``depths``; for each measure (``relative`` and ``absolute`` error of the gradient,
     largest error of a ``state``), network (``mlp``; ``conv`` with batch norm; ``tokens``, with
-    layer norm), kind of weights and rule ``MEASURE_NETWORK_KIND_RULE``;
-    ``relative_dropout_RULE``; all of one network.
+    layer norm), kind of weights and rule ``MEASURE_NETWORK_KIND_RULE``; the same for ``relu``, a
+    ``conv`` with kinks, smooth weights only; ``relative_dropout_RULE``; all of one network.
     ``fine``; for smooth perceptrons ``MEASURE_RULE`` of shape ``(fine, networks)``,
     ``units_RULE`` and ``seconds_RULE``. Scalars: ``relative_slope_RULE`` and
     ``absolute_slope_RULE``, fitted from ``fitted`` layers on.
@@ -72,6 +71,7 @@ def fw8(
         for network in _NETWORKS
         for kind in KINDS
     }
+    groups |= {"relu_smooth_": Group(errors_of_rules, ("relu", "smooth"), depths, seeds[:1])}
     groups |= {"dropout_": Group(errors_with_dropout, (), depths, seeds[:1])}
     groups |= {"": Group(errors_of_rules, ("mlp", "smooth"), fine, seeds)}
     parts = {
@@ -110,13 +110,12 @@ def errors_of_rules(
     for method in dict.fromkeys(rule.method for rule in RULES.values()):
         task = draw_task(network, kind, depth, method, seed, device)
         true = task.gradients("backprop")
-        states = trajectory(task.block, task.x) if method != "async_leapfrog" else None
         for name, rule in RULES.items():
             if rule.method == method:
                 relative, absolute = _distance(task.gradients(rule.gradient), true)
                 errors |= {f"relative_{name}": relative, f"absolute_{name}": absolute}
-                if states is not None and isinstance(rule.gradient, Reconstruct):
-                    errors[f"state_{name}"] = _state_error(task.block, states, rule.gradient)
+                if isinstance(rule.gradient, Reconstruct):
+                    errors[f"state_{name}"] = _state_error(task, rule.gradient)
     return errors
 
 
@@ -140,7 +139,7 @@ def costs(depth: int, seed: int, device: torch.device) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in _COSTED:
         method, gradient = RULES.get(name, ("euler", name))
-        cost = measure_cost(draw_task("mlp", "smooth", depth, method, seed, device), gradient)
+        cost = measure_cost(draw_task("mlp", "smooth", depth, method, seed, device), gradient, 2)
         found |= {f"units_{name}": cost.units, f"seconds_{name}": cost.seconds}
     return found
 
@@ -154,8 +153,9 @@ def _distance(found: Sequence[Tensor], true: Sequence[Tensor]) -> tuple[float, f
     return (float(layers.sum()) / size) ** 0.5, float(layers.max()) ** 0.5
 
 
-def _state_error(block: OdeBlock, states: Tensor, gradient: Reconstruct) -> float:
-    seen = reconstruction(block, states[-1], gradient)
+def _state_error(task: Task, gradient: Reconstruct) -> float:
+    states = trajectory(task.block, task.x)
+    seen = reconstruction(task.block, states[-1], gradient)
     return float((seen - states).flatten(1).norm(dim=1).max())
 
 
