@@ -274,7 +274,7 @@ def test_chapters_and_their_figures_carry_the_number_of_the_file(book):
     for page, name in pages.items():
         html = soup(book.pages()[page])
         number = str(int(Path(name).name[:2]))
-        assert html.find("h1").find(class_="section-number").get_text().strip() == f"{number}."
+        assert html.select_one("h1 .section-number").get_text().strip() == f"{number}."
         captions = [c.get_text().split()[1] for c in html.find_all(class_="caption-number")]
         assert captions
         assert {c.split(".")[0] for c in captions} == {number}
