@@ -1,7 +1,5 @@
 """The book in a real browser, opened from disk: what a reader sees, and what one hears."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,21 +9,10 @@ from threading import Thread
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from book_build import Book, chapters_in_toc, shared_book
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 COLOURS = ["color-contrast", "link-in-text-block"]
 # Dark pages differ from light ones in colours alone.
 RULES = {
@@ -41,20 +28,6 @@ SEARCHED, FOUND = ("costate", "02_adjoint")
 @pytest.fixture(scope="session")
 def book(tmp_path_factory, worker_id) -> Book:
     return shared_book(tmp_path_factory, worker_id)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        reason = f"no browser: none of {', '.join(NAMES)} is on the path"
-        if os.environ.get("CD_REQUIRE_BROWSER") == "1":
-            pytest.fail(f"{reason}, and CD_REQUIRE_BROWSER=1 asks for one")
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield running
-        running.close()
 
 
 @contextmanager

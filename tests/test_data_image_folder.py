@@ -43,7 +43,7 @@ def test_classes_and_files_are_in_the_order_of_their_names(root):
 
 
 def test_validation_images_are_the_middle(root):
-    """At a size of 28 the middle of 32 by 32 pixels is cut out and not resized."""
+    """At a size of 28 the middle of 32 by 32 pixels is cut out, at its scale."""
     folder = ImageFolder(root, "val", size=28)
     x, _ = folder[2, 0]
     pixels = torch.from_numpy(np.array(Image.open(folder.paths[2]))).permute(2, 0, 1)

@@ -448,7 +448,7 @@ def test_a_bound_that_forgets_a_matrix_would_be_noticed(monkeypatch):
         (CERTIFICATE, "Frobenius norms", "more layers than it takes"),
         (CERTIFICATE, "always shallow", "not enough"),
         (OPPOSITE, "too large a function", "stay within 1"),
-        (OPPOSITE, "a function that jumps", "continuous"),
+        (OPPOSITE, "a function that jumps", "less steep"),
         (OPPOSITE, "the chapter's example", "never does"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
-from test_browser import SERIOUS, browser  # noqa: F401
+from test_browser import SERIOUS
 
 ROOT = Path(__file__).parents[1]
 STATIC = ROOT / "book" / "_static"
@@ -85,7 +85,7 @@ COLOURS = {"light": "color:#222832;background:#fff", "dark": "color:#ced6dd;back
 
 
 @pytest.fixture(params=["light", "dark"])
-def page(request, browser, tmp_path):  # noqa: F811
+def page(request, browser, tmp_path):
     theme = request.param
     path = tmp_path / "slider.html"
     path.write_text(PAGE.format(theme=theme, static=STATIC.as_uri(), colours=COLOURS[theme]))
@@ -144,7 +144,7 @@ def test_it_is_accessible(page):
 
 
 @pytest.mark.browser
-def test_the_picture_stays_without_scripts(browser, tmp_path):  # noqa: F811
+def test_the_picture_stays_without_scripts(browser, tmp_path):
     path = tmp_path / "slider.html"
     path.write_text(PAGE.format(theme="light", static=STATIC.as_uri(), colours=""))
     context = browser.new_context(java_script_enabled=False)
