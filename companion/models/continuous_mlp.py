@@ -1,0 +1,126 @@
+"""A small classifier whose middle is continuous in depth: the perceptron of the digits studies."""
+
+from __future__ import annotations
+
+import copy
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from companion.arguments import check_count
+from companion.basis import Basis, PiecewiseConstant
+from companion.block import OdeBlock
+from companion.gradients import Gradient
+from companion.models.residual_mlp import residual
+
+__all__ = ["ContinuousMLP"]
+
+
+class ContinuousMLP(nn.Module):
+    r"""Linear stem, one block that is continuous in depth, linear head.
+
+    $$\dot x = \varepsilon\, s(t)\, \bigl(V(t)\, \mathrm{relu}(W(t)\, x + b(t)) + c(t)\bigr),
+    \qquad t \in [0, 1],$$
+
+    with $s = 1$, or with ``skip_init`` a learnt scalar that starts at 0. All of $s, V, W, b, c$ are
+    functions of depth in the basis ``weights``; ``method`` and ``steps`` choose the graph. The
+    initial weights are those of :class:`~companion.models.ResidualMLP`: one draw a coefficient.
+
+    Args:
+        inputs: size of a sample.
+        classes: size of the output.
+        width: size of the state.
+        hidden: size inside the residual.
+        weights: how parameters vary with depth.
+        method: the scheme of the block.
+        steps: equal steps of the block.
+        scale: the factor $\varepsilon$ of the residual.
+        skip_init: multiply the residual by a learnt scalar, so that the block starts as identity.
+        gradient: how the block is differentiated.
+
+    Shapes:
+        ``(batch, inputs)`` to ``(batch, classes)``.
+
+    Raises:
+        ValueError: for a size that is no integer of at least 1, or a value that
+            :class:`~companion.block.OdeBlock` refuses.
+
+    Source:
+        Queiruga et al. 2020, sections 4 and 5 (the block); the perceptron and its sizes are ours.
+
+    Example:
+        >>> net = ContinuousMLP(64, 10, method="rk4", steps=4, weights=PiecewiseConstant(4))
+        >>> net(torch.zeros(3, 64)).shape
+        torch.Size([3, 10])
+        >>> net.with_graph(method="euler", steps=16).block.weights is net.block.weights
+        True
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        *,
+        width: int = 16,
+        hidden: int = 32,
+        weights: Basis = PiecewiseConstant(8),  # noqa: B008
+        method: str = "euler",
+        steps: int = 8,
+        scale: float = 1.0,
+        skip_init: bool = False,
+        gradient: str | Gradient = "backprop",
+    ) -> None:
+        super().__init__()
+        sizes = {"inputs": inputs, "classes": classes, "width": width, "hidden": hidden}
+        for name, value in sizes.items():
+            check_count(name, value)
+        self.stem = nn.Linear(inputs, width)
+
+        def layer() -> nn.Module:
+            return _Skipped(residual(width, hidden)) if skip_init else residual(width, hidden)
+
+        self.block = OdeBlock(
+            layer, weights=weights, method=method, steps=steps, gradient=gradient, scale=scale
+        )
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.head(self.block(self.stem(x)))
+        return logits
+
+    def refine(self) -> None:
+        """Double the block's cells and steps in place; see :meth:`companion.OdeBlock.refine`.
+
+        Example:
+            >>> net = ContinuousMLP(2, 2, weights=PiecewiseConstant(1), steps=1)
+            >>> net.refine()
+            >>> net.block.weights.basis, net.block.steps
+            (PiecewiseConstant(cells=2), 2)
+        """
+        self.block.refine()
+
+    def with_graph(
+        self,
+        *,
+        method: str | None = None,
+        steps: int | None = None,
+        gradient: str | Gradient | None = None,
+    ) -> Self:
+        """Return a network that shares all parameters, with another graph; ``None`` keeps."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.block = self.block.with_graph(method=method, steps=steps, gradient=gradient)
+        return other
+
+
+class _Skipped(nn.Module):
+    def __init__(self, residual: nn.Module) -> None:
+        super().__init__()
+        self.residual = residual
+        self.skip = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        value: Tensor = self.skip * self.residual(x)
+        return value
