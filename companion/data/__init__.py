@@ -5,6 +5,7 @@ the others read the data folder: their first argument, ``--data`` on the command
 environment variable ``COMPANION_DATA``.
 """
 
+from companion.data import pendulum as pendulum
 from companion.data.augment import crop_and_flip
 from companion.data.cifar import load_cifar10, load_cifar100
 from companion.data.digits import load_digits
