@@ -1,21 +1,36 @@
 """Models: one file each."""
 
+from companion.block import ode_blocks
 from companion.models.continuous_mlp import ContinuousMLP
+from companion.models.continuous_net import (
+    ContinuousNet,
+    pre_activation_unit,
+    wide_continuous_net,
+)
+from companion.models.graphs import with_graph
 from companion.models.layers import layer_weights
 from companion.models.residual_conv import ResidualConvNet
 from companion.models.residual_mlp import ResidualMLP
 from companion.models.resnets import ResNet, resnet
-from companion.models.transfer import deepen, ode_blocks, train_only, untie
+from companion.models.skip_init import SkipInit
+from companion.models.stitch import Stitch
+from companion.models.transfer import deepen, train_only, untie
 
 __all__ = [
     "ContinuousMLP",
+    "ContinuousNet",
     "ResNet",
     "ResidualConvNet",
     "ResidualMLP",
+    "SkipInit",
+    "Stitch",
     "deepen",
     "layer_weights",
     "ode_blocks",
+    "pre_activation_unit",
     "resnet",
     "train_only",
     "untie",
+    "wide_continuous_net",
+    "with_graph",
 ]
