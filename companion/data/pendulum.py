@@ -137,7 +137,7 @@ def pairs(step: float, time: float, rho0: Numbers = START) -> tuple[Tensor, Tens
     count = round(time / step)
     if count < 1 or not math.isclose(count * step, time, rel_tol=1e-9):
         raise ValueError(f"time: {time!r} is not allowed; it must be a multiple of step {step!r}")
-    states = exact(step * np.arange(count + 1), rho0)
+    states = exact(step * torch.arange(count + 1, dtype=torch.float64), rho0)
     return states[:-1], states[1:]
 
 
