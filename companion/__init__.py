@@ -2,7 +2,14 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from companion.basis import Constant, PiecewiseConstant, PiecewiseLinear
+from companion.basis import (
+    Chebyshev,
+    Constant,
+    DiscontinuousLinear,
+    Fourier,
+    PiecewiseConstant,
+    PiecewiseLinear,
+)
 from companion.block import OdeBlock
 from companion.ode import odeint
 from companion.solve import Stats
@@ -13,7 +20,10 @@ except PackageNotFoundError:  # a checkout that is on the path but not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Chebyshev",
     "Constant",
+    "DiscontinuousLinear",
+    "Fourier",
     "OdeBlock",
     "PiecewiseConstant",
     "PiecewiseLinear",

@@ -9,15 +9,16 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from companion.basis import Basis, Constant, PiecewiseConstant, Place, locate
+from companion.basis import Basis, Constant, PiecewiseConstant, Place, locate, project
 from companion.checks import first_evaluation
 from companion.gradients import Adjoint, Gradient, get_gradient
 from companion.methods import METHODS, ON_GRID, get_solver
 from companion.schemes import SCHEMES
 from companion.solve import Problem, Solver, Stage, check_finite, time_like
 
-__all__ = ["DepthWeights", "OdeBlock"]
+__all__ = ["DepthWeights", "OdeBlock", "ode_blocks"]
 
 Tensors = dict[str, Tensor]
 
@@ -28,26 +29,33 @@ class DepthWeights(nn.Module):
     Every parameter of the module is registered with a leading axis of ``basis.size`` coefficients,
     every buffer with a leading axis of ``basis.cells`` cells, under the module's own names. The
     module itself is kept aside as a template without values: only its code and its mode are used.
+
+    A batch norm's weight and bias are kept one a cell too, in any basis: they belong to the
+    running statistics that they scale (Queiruga et al. 2020, equation 30).
     """
 
     def __init__(self, modules: Sequence[nn.Module], basis: Basis) -> None:
-        """Stack ``modules``, one for each coefficient of ``basis``."""
+        """Stack ``modules``, the values at the nodes of ``basis``."""
         super().__init__()
         first = modules[0]
         # In a tuple, so that nn.Module does not register the template as a child.
         self._template = (copy.deepcopy(first).to("meta"),)
         self.basis = basis
+        # The module of the node that is about where the cell is.
+        of_cells = [modules[k * basis.size // basis.cells] for k in range(basis.cells)]
+        per_cell = self.per_cell
         stacked: dict[int, nn.Parameter] = {}  # by identity: what is tied stays tied
         for name, param in first.named_parameters(remove_duplicate=False):
             if id(param) not in stacked:
-                values = torch.stack([m.get_parameter(name).detach() for m in modules])
+                own = of_cells if name in per_cell else modules
+                values = torch.stack([m.get_parameter(name).detach() for m in own])
+                values = values if name in per_cell else basis.interpolate(values)
                 stacked[id(param)] = nn.Parameter(values, requires_grad=param.requires_grad)
             _holder(self, name).register_parameter(_leaf(name), stacked[id(param)])
         buffers: dict[int, Tensor] = {}
         for name, buffer in first.named_buffers(remove_duplicate=False):
             if id(buffer) not in buffers:
-                cells = modules[: basis.cells]
-                buffers[id(buffer)] = torch.stack([m.get_buffer(name) for m in cells])
+                buffers[id(buffer)] = torch.stack([m.get_buffer(name) for m in of_cells])
             holder, leaf = first.get_submodule(name.rpartition(".")[0]), _leaf(name)
             persistent = leaf not in holder._non_persistent_buffers_set
             _holder(self, name).register_buffer(leaf, buffers[id(buffer)], persistent=persistent)
@@ -62,6 +70,35 @@ class DepthWeights(nn.Module):
         self.template.train(mode)
         return super().train(mode)
 
+    @property
+    def per_cell(self) -> tuple[str, ...]:
+        """Names of the parameters that are constant in every cell though the basis is not."""
+        if isinstance(self.basis, Constant | PiecewiseConstant):
+            return ()
+        return _norm_parameters(self.template)
+
+    def bases(self) -> dict[nn.Parameter, Basis]:
+        """Return the basis of every parameter: the block's, or one constant a cell.
+
+        Example:
+            >>> unit = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+            >>> weights = DepthWeights([unit, unit, unit], PiecewiseLinear(cells=2))
+            >>> [str(basis) for basis in weights.bases().values()][1:3]
+            ['PiecewiseLinear(cells=2)', 'PiecewiseConstant(cells=2)']
+        """
+        per_cell, cells = self.per_cell, PiecewiseConstant(self.basis.cells)
+        named = self.named_parameters()
+        return {param: cells if name in per_cell else self.basis for name, param in named}
+
+    def at(self, place: Place) -> Tensors:
+        """Return the parameters and buffers at a depth, under the residual's names."""
+        bases, found = self.bases(), {}
+        for name, param in self.named_parameters(remove_duplicate=False):
+            terms = [weight * param[k] for k, weight in bases[param].at(place)]
+            found[name] = sum(terms[1:], terms[0])
+        buffers = self.named_buffers(remove_duplicate=False)
+        return found | {name: buffer[place.cell] for name, buffer in buffers}
+
     @torch.no_grad()
     def refine(self) -> None:
         """Split every cell in two in place; the weight functions do not change.
@@ -70,15 +107,31 @@ class DepthWeights(nn.Module):
             TypeError: if the basis has no cells to split.
         """
         finer = self.basis.refined()
-        for param in self.parameters():
-            _resize(param, self.basis.refine(param.data))
-        split: dict[int, Tensor] = {}
+        for param, basis in self.bases().items():
+            _resize(param, basis.refine(param.data))
+        self._map_buffers(lambda buffer: buffer.repeat_interleave(2, dim=0))
+        self.basis = finer
+
+    @torch.no_grad()
+    def project(self, basis: Basis) -> None:
+        """Take the nearest weight functions of another basis, in place; see OdeBlock.project."""
+        cells, old = PiecewiseConstant(basis.cells), PiecewiseConstant(self.basis.cells)
+        norms = _norm_parameters(self.template)
+        for name, param in self.named_parameters():
+            own, new = (old, cells) if name in norms else (self.basis, basis)
+            _resize(param, project(param.data, own, new))
+        self._map_buffers(
+            lambda b: project(b, old, cells) if b.is_floating_point() else _sampled(b, basis.cells)
+        )
+        self.basis = basis
+
+    def _map_buffers(self, function: Callable[[Tensor], Tensor]) -> None:
+        mapped: dict[int, Tensor] = {}
         for module in self.modules():
             for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
-                if id(buffer) not in split:
-                    split[id(buffer)] = buffer.repeat_interleave(2, dim=0)
-                setattr(module, name, split[id(buffer)])
-        self.basis = finer
+                if id(buffer) not in mapped:
+                    mapped[id(buffer)] = function(buffer)
+                setattr(module, name, mapped[id(buffer)])
 
 
 class DepthField:
@@ -95,10 +148,12 @@ class DepthField:
         self.cell = cell
         # Tied tensors are unbound once under each name, so that autograd sums their gradients.
         stacks = dict(weights.named_parameters(remove_duplicate=False))
-        self.coefficients = _rows(stacks, self.basis.size)
-        self.width = len(stacks)
+        norms = weights.per_cell
+        self.coefficients = _rows(_without(stacks, norms), self.basis.size)
+        self.norms = _rows({name: stacks[name] for name in norms}, self.basis.cells)
+        self.width = len(stacks) - len(norms)
         self.checked = torch.compiler.is_compiling()
-        own = tuple(p for row in self.coefficients for p in row.values())
+        own = tuple(p for row in (*self.coefficients, *self.norms) for p in row.values())
         named = {id(p): p for p in gradient.params or ()}  # each once
         self.params = (*own, *named.values())
         self.others = range(len(own), len(self.params))
@@ -127,11 +182,13 @@ class DepthField:
         return value
 
     def uses(self, stage: Stage) -> list[int]:
-        """Return the indices of the coefficients that the stage's depth (or its cell) reads."""
+        """Return the indices of the parameters that the stage's depth (or its cell) reads."""
         place = self._place(stage) if self.cell is None else Place(self.cell, 0.5)
         pairs = self.basis.at(place)
         own = (k * self.width + j for k, _ in pairs for j in range(self.width))
-        return [*own, *self.others]
+        norms = len(self.norms[0])
+        start = len(self.coefficients) * self.width + place.cell * norms
+        return [*own, *range(start, start + norms), *self.others]
 
     def recomputation(self) -> DepthField:
         """Return the same field for a backward pass: it leaves the stacked buffers alone.
@@ -152,14 +209,15 @@ class DepthField:
 
     def _weights(self, place: Place) -> Tensors:
         """Return the parameters at a depth: a coefficient itself, or a sum of several."""
+        norms = self.norms[place.cell]
         (first, weight), *rest = self.basis.at(place)
         if not rest and weight == 1.0:
-            return self.coefficients[first]
+            return {**self.coefficients[first], **norms}
         total = {name: weight * p for name, p in self.coefficients[first].items()}
         for k, weight in rest:
             for name, p in self.coefficients[k].items():
                 total[name] = total[name].add(p, alpha=weight)
-        return total
+        return {**total, **norms}
 
 
 class OdeBlock(nn.Module):
@@ -171,9 +229,10 @@ class OdeBlock(nn.Module):
 
     Args:
         residual: the field $f$: an ``nn.Module``, copied into every cell, or a function without
-            arguments that makes one, called once for each coefficient (fresh values everywhere).
-        weights: how parameters vary with depth: :class:`Constant`, :class:`PiecewiseConstant` or
-            :class:`PiecewiseLinear`.
+            arguments that makes one, called once for each of the basis's nodes (fresh values
+            everywhere).
+        weights: how parameters vary with depth: a basis from :mod:`companion.basis`, such as
+            :class:`~companion.PiecewiseConstant`; ``None`` is :class:`~companion.Constant`.
         method: one of :data:`companion.methods.METHODS`. Adaptive methods solve cell by cell.
         steps: equal steps on $[0, 1]$ (in every cell, for the Adams methods).
         gradient: a name from :data:`companion.gradients.GRADIENTS`, such as ``"backprop"`` or
@@ -220,12 +279,7 @@ class OdeBlock(nn.Module):
     ) -> None:
         """Stack one copy (or one fresh instance) of ``residual`` for each coefficient."""
         super().__init__()
-        basis = Constant() if weights is None else weights
-        if isinstance(basis, type) or not hasattr(basis, "refined"):
-            raise TypeError(
-                f"weights: {basis!r} is not allowed; pass a basis such as "
-                "PiecewiseConstant(cells=8)"
-            )
+        basis = Constant() if weights is None else _check_basis(weights)
         self.weights = DepthWeights(_instances(residual, basis.size), basis)
         self.scale = _finite(scale)
         self.time = time
@@ -389,12 +443,58 @@ class OdeBlock(nn.Module):
         if steps:
             self.steps *= 2
 
+    def project(self, weights: Basis) -> OdeBlock:
+        """Return a block with the nearest weight functions of another basis, for its own.
+
+        Every parameter is projected in $L^2$ (:func:`companion.basis.project`); a batch norm's
+        weight, bias and running statistics are averaged over the cells that merge, or copied. The
+        steps stay. Nothing is shared with this block.
+
+        Raises:
+            TypeError: if ``weights`` is not a basis.
+
+        Example:
+            >>> from companion import Chebyshev, PiecewiseConstant
+            >>> block = OdeBlock(lambda: nn.Linear(2, 2), PiecewiseConstant(cells=8), steps=8)
+            >>> block.project(Chebyshev(size=3)).weights.weight.shape
+            torch.Size([3, 2, 2])
+        """
+        other = copy.deepcopy(self)
+        other.weights.project(_check_basis(weights))
+        return other
+
     def __repr__(self) -> str:
         """Return the knobs in one line."""
         return (
             f"OdeBlock({self.weights.basis!r}, method={self.method!r}, steps={self.steps}, "
             f"gradient={self.gradient!r}, scale={self.scale:g})"
         )
+
+
+def ode_blocks(model: nn.Module) -> list[OdeBlock]:
+    """Return the blocks of a model in the order in which they were made."""
+    return [module for module in model.modules() if isinstance(module, OdeBlock)]
+
+
+def _norm_parameters(residual: nn.Module) -> tuple[str, ...]:
+    """Return the names of the weights and biases of norms that keep running statistics."""
+    norms = {
+        id(param)
+        for module in residual.modules()
+        if isinstance(module, _NormBase) and module.track_running_stats
+        for param in module.parameters(recurse=False)
+    }
+    named = residual.named_parameters(remove_duplicate=False)
+    return tuple(name for name, param in named if id(param) in norms)
+
+
+def _sampled(buffer: Tensor, cells: int) -> Tensor:
+    """Return what cannot be averaged, such as a count, at the left ends of ``cells`` cells."""
+    return buffer[[k * len(buffer) // cells for k in range(cells)]]
+
+
+def _without(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensors:
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
 def _cloned(tensors: Tensors) -> Tensors:
@@ -421,6 +521,14 @@ def _resize(param: nn.Parameter, values: Tensor) -> None:
     other = torch.float32 if values.dtype == torch.float64 else torch.float64
     param.data = torch.empty(0, dtype=other, device=values.device)
     param.data = values
+
+
+def _check_basis(weights: Basis) -> Basis:
+    if isinstance(weights, type) or not hasattr(weights, "refined"):
+        raise TypeError(
+            f"weights: {weights!r} is not allowed; pass a basis such as PiecewiseConstant(cells=8)"
+        )
+    return weights
 
 
 def _finite(scale: object) -> float:

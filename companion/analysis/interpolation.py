@@ -403,13 +403,7 @@ def _weights(block: OdeBlock, n: int) -> Weights:
     weights, basis = block.weights, block.weights.basis
     step, c = (n, 0) if n < block.steps else (n - 1, 1)
     place = locate(step, block.steps, Fraction(c), basis.cells)
-    stacks = dict(weights.named_parameters(remove_duplicate=False))
-    terms = [
-        (weight, {name: p[k].detach().clone() for name, p in stacks.items()})
-        for k, weight in basis.at(place)
-    ]
-    buffers = weights.named_buffers(remove_duplicate=False)
-    return _combine(terms) | {name: b[place.cell].clone() for name, b in buffers}
+    return {name: value.detach().clone() for name, value in weights.at(place).items()}
 
 
 def _combine(terms: Sequence[tuple[float | Tensor, Weights]]) -> Weights:

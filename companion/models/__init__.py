@@ -7,11 +7,14 @@ from companion.models.continuous_net import (
     pre_activation_unit,
     wide_continuous_net,
 )
-from companion.models.graphs import with_graph
+from companion.models.graphs import graph_summary, with_graph
+from companion.models.implicit_step import implicit_step
 from companion.models.layers import layer_weights
+from companion.models.one_step import OneStepNet, TanhField
 from companion.models.residual_conv import ResidualConvNet
 from companion.models.residual_mlp import ResidualMLP
 from companion.models.resnets import ResNet, resnet
+from companion.models.saving import load, save
 from companion.models.skip_init import SkipInit
 from companion.models.stitch import Stitch
 from companion.models.transfer import deepen, train_only, untie
@@ -19,16 +22,22 @@ from companion.models.transfer import deepen, train_only, untie
 __all__ = [
     "ContinuousMLP",
     "ContinuousNet",
+    "OneStepNet",
     "ResNet",
     "ResidualConvNet",
     "ResidualMLP",
     "SkipInit",
     "Stitch",
+    "TanhField",
     "deepen",
+    "graph_summary",
+    "implicit_step",
     "layer_weights",
+    "load",
     "ode_blocks",
     "pre_activation_unit",
     "resnet",
+    "save",
     "train_only",
     "untie",
     "wide_continuous_net",

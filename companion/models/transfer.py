@@ -10,17 +10,12 @@ from torch import nn
 
 from companion.arguments import check_count, is_count
 from companion.basis import Constant
-from companion.block import OdeBlock
+from companion.block import OdeBlock, ode_blocks
 from companion.models.layers import layer_weights
 
-__all__ = ["deepen", "ode_blocks", "train_only", "untie"]
+__all__ = ["deepen", "train_only", "untie"]
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-def ode_blocks(model: nn.Module) -> list[OdeBlock]:
-    """Return the blocks of a model in the order in which they were made."""
-    return [module for module in model.modules() if isinstance(module, OdeBlock)]
 
 
 def deepen(model: Model, steps: int | Sequence[int]) -> Model:
