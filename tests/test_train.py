@@ -5,8 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from companion.basis import PiecewiseConstant, PiecewiseLinear
-from companion.block import OdeBlock
 from companion.files import save_checkpoint
 from companion.train import (
     Snapshot,
@@ -15,7 +13,6 @@ from companion.train import (
     error_rate,
     fit,
     seeded,
-    split_optimiser_state,
     step_decay,
 )
 
@@ -582,91 +579,3 @@ def test_seeded_leaves_the_global_state_alone():
         inside = torch.rand(2)
     assert torch.equal(torch.rand(2), expected)
     assert not torch.equal(inside, expected)
-
-
-@pytest.mark.parametrize("copies", [2, 3])
-def test_split_state_moves_every_copy_as_the_original(copies):
-    """Adam's next step, from the same gradient, is the same for the original and its copies."""
-    values = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)
-    start = nn.Parameter(values.clone())
-    split = nn.Parameter(values.clone())
-    optimisers = [torch.optim.Adam([p], lr=0.1) for p in (start, split)]
-    for parameter, optimiser in zip((start, split), optimisers, strict=True):
-        (parameter**3).sum().backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    split.data = split.data.repeat_interleave(copies, dim=0)
-    split_optimiser_state(optimisers[1])
-    for parameter, optimiser in zip((start, split), optimisers, strict=True):
-        (parameter**2).sum().backward()
-        optimiser.step()
-    assert torch.equal(split.data, start.data.repeat_interleave(copies, dim=0))
-    assert optimisers[1].state[split]["step"] == 2
-
-
-def test_split_state_orders_copies_like_the_cells():
-    weight = nn.Parameter(torch.zeros(2, 1))
-    sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
-    weight.grad = torch.tensor([[1.0], [2.0]])
-    sgd.step()
-    weight.data = weight.data.repeat_interleave(2, dim=0)
-    split_optimiser_state(sgd)
-    assert sgd.state[weight]["momentum_buffer"].flatten().tolist() == [1.0, 1.0, 2.0, 2.0]
-
-
-@pytest.mark.parametrize(
-    ("before", "after"), [((2, 1), (5, 1)), ((4, 1), (2, 1)), ((3, 1), (5, 2))]
-)
-def test_split_state_of_another_shape(before, after):
-    weight = nn.Parameter(torch.zeros(before))
-    sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
-    weight.grad = torch.ones(before)
-    sgd.step()
-    weight.data = torch.zeros(after)
-    pattern = rf"momentum_buffer.*\({before[0]}, {before[1]}\).*\({after[0]}, {after[1]}\)"
-    with pytest.raises(ValueError, match=pattern):
-        split_optimiser_state(sgd)
-
-
-def trained_block(basis, optimiser):
-    with seeded(0):
-        block = OdeBlock(lambda: nn.Linear(2, 2), basis, steps=2).double()
-    made = optimiser(block.parameters())
-    block(torch.ones(1, 2, dtype=torch.float64)).square().sum().backward()
-    made.step()
-    return block, made
-
-
-@pytest.mark.parametrize(
-    "optimiser", [torch.optim.Adam, sgd(0.1, momentum=0.9)], ids=["adam", "momentum"]
-)
-@pytest.mark.parametrize("basis", [PiecewiseConstant(3), PiecewiseLinear(1), PiecewiseLinear(3)])
-def test_split_state_after_a_block_is_refined(basis, optimiser):
-    """The state is refined as the weights are: rows copied, or means put between neighbours."""
-    block, made = trained_block(basis, optimiser)
-    before = {p: dict(made.state[p]) for p in block.parameters()}
-    block.refine()
-    split_optimiser_state(made)
-    for parameter in block.parameters():
-        for name, old in before[parameter].items():
-            expected = basis.refine(old) if old.ndim else old
-            assert torch.equal(made.state[parameter][name], expected)
-            assert old.ndim == 0 or len(expected) == len(parameter) > len(old)
-
-
-@pytest.mark.parametrize("basis", [PiecewiseConstant(2), PiecewiseLinear(2)])
-def test_momentum_carries_a_refined_function_as_the_coarse_one(basis):
-    """A step on momentum alone commutes with refinement, as it is linear in the velocity."""
-    moved = []
-    for refined_first in (True, False):
-        block, made = trained_block(basis, sgd(0.1, momentum=0.9))
-        if refined_first:
-            block.refine()
-            split_optimiser_state(made)
-        for parameter in block.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        made.step()
-        if not refined_first:
-            block.refine()
-        moved.append(weights(block))
-    torch.testing.assert_close(*moved, rtol=0, atol=1e-15)

@@ -6,12 +6,14 @@ from companion.train.evaluate import error_rate
 from companion.train.fitting import fit
 from companion.train.loop import History, Snapshot
 from companion.train.refined_state import split_optimiser_state
+from companion.train.refinement import Refinement
 from companion.train.schedules import cosine, step_decay
 from companion.train.seeding import seeded
 from companion.train.team import Team, connected
 
 __all__ = [
     "History",
+    "Refinement",
     "Rows",
     "Snapshot",
     "Team",

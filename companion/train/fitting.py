@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from companion.arguments import check_type
 from companion.train.batches import Augment, Rows, RowSource, TensorSource
 from companion.train.loop import History, Loop, Snapshot
+from companion.train.refinement import Refinement
 from companion.train.team import Team
 
 
@@ -26,6 +27,7 @@ def fit(
     schedule: Callable[[float], float] | None = None,
     clip: float | None = None,
     augment: Augment | None = None,
+    refinement: Refinement | None = None,
     workers: int = 0,
     parallel: bool = False,
     on_epoch: Callable[[], Mapping[str, float]] | None = None,
@@ -38,10 +40,11 @@ def fit(
     and then and at the end. A run that finds such a file continues from it, in the middle of an
     epoch too, and ends with the same bits as one that was never interrupted. The file knows its
     run: the names and shapes of the parameters, the optimiser as first made, the data, the
-    generator's state at the start, ``batch_size`` and ``clip``. The initial weights and the
-    functions ``loss``, ``schedule``, ``augment`` and ``on_epoch`` cannot be compared; keep them as
-    they were.
+    generator's state at the start, ``batch_size``, ``clip`` and ``refinement``. The initial weights
+    and the functions ``loss``, ``schedule``, ``augment`` and ``on_epoch`` cannot be compared; keep
+    them as they were.
     More ``epochs`` than before lengthen the run; a schedule then sees fractions of the new length.
+    Give it the model as it was before all refinements, too.
 
     With ``parallel``, all processes call this with the same arguments on models with the same
     values. Each takes its share of every batch, gradients are averaged by
@@ -65,9 +68,12 @@ def fit(
         clip: largest norm of the whole gradient, above 0, or ``None``.
         augment: called as ``augment(x, generator)`` with the first tensor of each batch; returns
             what to train on in its place. Not for samples that are read when needed.
+        refinement: at which epochs the model's blocks are refined, or ``None``. The schedule of the
+            learning rates goes on.
         workers: processes that read such samples; 0 reads them in this one.
         parallel: whether the processes of ``torch.distributed`` train one model together.
-        on_epoch: called after each epoch; the numbers it returns join the history.
+        on_epoch: called after each epoch; the numbers it returns join the history. Called after
+            each refinement too; there ``refined_`` is put before their names.
         snapshot: where to keep the state, or ``None``.
         report: called with the finished fraction after every epoch.
 
@@ -75,13 +81,14 @@ def fit(
         The history, with ``"loss"`` and what ``on_epoch`` returned.
 
     Raises:
-        TypeError: ``epochs``, ``batch_size``, ``workers``, ``generator``, ``clip`` or ``snapshot``
-            of another type; data that are neither tensors in a sequence nor such samples; a
-            function that cannot be called, or an optimiser in place of one that makes it; a loss
-            that returns no tensor.
+        TypeError: ``epochs``, ``batch_size``, ``workers``, ``generator``, ``clip``, ``refinement``
+            or ``snapshot`` of another type; a block to refine whose basis has no cells; data that
+            are neither tensors in a sequence nor such samples; a function that cannot be called, or
+            an optimiser in place of one that makes it; a loss that returns no tensor.
         ValueError: data of different lengths or none, ``epochs`` or ``batch_size`` below 1,
             ``workers`` below 0, ``clip`` not above 0, a generator that is not on the CPU,
-            ``augment`` or ``workers`` with data they are not for, ``parallel`` in a process on its
+            ``augment`` or ``workers`` with data they are not for, ``refinement`` of a model without
+            blocks, ``parallel`` in a process on its
             own, a loss that returns more than a number, or a snapshot that is unreadable or belongs
             to another run; the message says in what they differ.
         RuntimeError: ``loss`` failed in one of several processes; the others wait for it, so let
@@ -99,6 +106,9 @@ def fit(
         (20, 3.0)
     """
     _check_options(epochs, batch_size, workers, generator, clip, snapshot)
+    check_type("refinement", refinement, Refinement, type(None))
+    if refinement is not None:
+        refinement.check(model)
     _check_functions(
         loss, optimiser, schedule=schedule, augment=augment, on_epoch=on_epoch, report=report
     )
@@ -109,7 +119,7 @@ def fit(
             "torchrun"
         )
     team = Team.running() if parallel else Team()
-    loop = Loop(model, optimiser(model.parameters()), source, batch_size, clip, team)
+    loop = Loop(model, optimiser(model.parameters()), source, batch_size, clip, team, refinement)
     if snapshot is not None:
         loop.made_with = loop.fingerprint()
         loop.resume(snapshot.path)
@@ -117,6 +127,11 @@ def fit(
         raise ValueError(f"epochs must be at least the {loop.epoch} already done; got {epochs}")
     network, saved_at = team.wrap(model), time.monotonic()
     while loop.epoch < epochs:
+        while loop.refinement_due():
+            del network  # several processes' network holds on to the parameters' old shapes
+            team.wait()
+            loop.refine(on_epoch)
+            network = team.wrap(model)
         for batch, rows, weight in loop.batches():
             loop.set_rates(schedule, epochs)
             with team.united():

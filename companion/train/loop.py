@@ -13,10 +13,14 @@ from companion.arguments import check_type
 from companion.files import load_checkpoint, save_checkpoint
 from companion.train.batches import RowSource, TensorSource, kind, tensor_hash
 from companion.train.differences import differences
+from companion.train.refinement import Refinement, refine
 from companion.train.team import Team
 
 History = dict[str, list[float]]
-"""One list per quantity, one entry per finished epoch; ``"loss"`` is the mean training loss."""
+"""One list per quantity, one entry per finished epoch; ``"loss"`` is the mean training loss.
+
+Names that begin with ``refined_`` have one entry per refinement.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,15 +56,29 @@ class Loop:
     batch_size: int
     clip: float | None
     team: Team
+    refinement: Refinement | None = None
     made_with: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
     position: int = 0
     order: Tensor | None = None
     total: Tensor | None = None
     history: History = field(default_factory=dict)
+    refined: int = 0
 
     def __post_init__(self) -> None:
         self.rates = [float(group["lr"]) for group in self.optimiser.param_groups]
+
+    def refinement_due(self) -> bool:
+        """Whether the model must be refined before the next step."""
+        return self.refinement is not None and self.refined < self.refinement.due(self.epoch)
+
+    def refine(self, on_epoch: Callable[[], Mapping[str, float]] | None) -> None:
+        """Refine the model once, and add what it then achieves to the history."""
+        assert self.refinement is not None
+        self.refinement.apply(self.model, self.optimiser)
+        self.refined += 1
+        if on_epoch is not None:
+            self._record({f"refined_{name}": value for name, value in on_epoch().items()})
 
     def batches(self) -> Iterator[tuple[list[Tensor], int, float]]:
         """Yield what is left of the current epoch, in random order.
@@ -104,9 +122,12 @@ class Loop:
         numbers = {"loss": self.total.item() / len(self.source)}
         if on_epoch is not None:
             numbers |= on_epoch()
+        self._record(numbers)
+        self.epoch, self.position, self.order, self.total = self.epoch + 1, 0, None, None
+
+    def _record(self, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
             self.history.setdefault(name, []).append(float(value))
-        self.epoch, self.position, self.order, self.total = self.epoch + 1, 0, None, None
 
     def fingerprint(self) -> dict[str, Any]:
         """Describe, before the first step, what makes a run this one and no other."""
@@ -123,6 +144,7 @@ class Loop:
             "data": self.source.fingerprint(),
             "generator": f"a state with hash {tensor_hash(self.source.generator.get_state())}",
             "model": {name: kind(p) for name, p in self.model.named_parameters()},
+            "refinement": None if self.refinement is None else repr(self.refinement),
         }
 
     def save(self, path: Path) -> None:
@@ -140,6 +162,7 @@ class Loop:
             "order": self.order,
             "total": self.total,
             "history": self.history,
+            "refined": self.refined,
             "generator": self.source.generator.get_state(),
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -164,6 +187,9 @@ class Loop:
             raise ValueError("it does not say which run it belongs to")
         if differing := differences(state["made_with"], self.made_with):
             raise ValueError("they differ in " + _listed(differing))
+        self.refined = state["refined"]
+        for _ in range(self.refined):
+            refine(self.model)
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.rates, self.order, self.history = state["rates"], state["order"], state["history"]
