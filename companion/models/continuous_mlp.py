@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Self
+from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from companion.arguments import check_count
 from companion.basis import Basis, PiecewiseConstant
 from companion.block import OdeBlock
 from companion.gradients import Gradient
+from companion.models.graphs import with_graph
 from companion.models.residual_mlp import residual
+from companion.models.skip_init import SkipInit
 
 __all__ = ["ContinuousMLP"]
 
@@ -39,6 +39,12 @@ class ContinuousMLP(nn.Module):
         skip_init: multiply the residual by a learnt scalar, so that the block starts as identity.
         gradient: how the block is differentiated.
 
+    Attributes:
+        arguments: the arguments that made this net, by name.
+        stem: from the sample to the first state.
+        block: the block.
+        head: from the last state to the logits.
+
     Shapes:
         ``(batch, inputs)`` to ``(batch, classes)``.
 
@@ -64,7 +70,7 @@ class ContinuousMLP(nn.Module):
         *,
         width: int = 16,
         hidden: int = 32,
-        weights: Basis = PiecewiseConstant(8),  # noqa: B008
+        weights: Basis = PiecewiseConstant(8),  # noqa: B008 - frozen
         method: str = "euler",
         steps: int = 8,
         scale: float = 1.0,
@@ -75,14 +81,16 @@ class ContinuousMLP(nn.Module):
         sizes = {"inputs": inputs, "classes": classes, "width": width, "hidden": hidden}
         for name, value in sizes.items():
             check_count(name, value)
-        self.stem = nn.Linear(inputs, width)
+        self.arguments: dict[str, Any] = {
+            **sizes, "weights": weights, "method": method, "steps": steps, "scale": scale,
+            "skip_init": skip_init, "gradient": gradient,
+        }  # fmt: skip
 
         def layer() -> nn.Module:
-            return _Skipped(residual(width, hidden)) if skip_init else residual(width, hidden)
+            return SkipInit(residual(width, hidden)) if skip_init else residual(width, hidden)
 
-        self.block = OdeBlock(
-            layer, weights=weights, method=method, steps=steps, gradient=gradient, scale=scale
-        )
+        self.stem = nn.Linear(inputs, width)
+        self.block = OdeBlock(layer, weights, method, steps, gradient, scale)
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,19 +116,5 @@ class ContinuousMLP(nn.Module):
         steps: int | None = None,
         gradient: str | Gradient | None = None,
     ) -> Self:
-        """Return a network that shares all parameters, with another graph; ``None`` keeps."""
-        other = copy.copy(self)
-        other._modules = dict(self._modules)
-        other.block = self.block.with_graph(method=method, steps=steps, gradient=gradient)
-        return other
-
-
-class _Skipped(nn.Module):
-    def __init__(self, residual: nn.Module) -> None:
-        super().__init__()
-        self.residual = residual
-        self.skip = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        value: Tensor = self.skip * self.residual(x)
-        return value
+        """Return the same weights under another graph: :func:`companion.models.with_graph`."""
+        return with_graph(self, method=method, steps=steps, gradient=gradient)
