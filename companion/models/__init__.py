@@ -8,7 +8,6 @@ from companion.models.continuous_net import (
     wide_continuous_net,
 )
 from companion.models.graphs import graph_summary, with_graph
-from companion.models.implicit_step import implicit_step
 from companion.models.layers import layer_weights
 from companion.models.one_step import OneStepNet, TanhField
 from companion.models.residual_conv import ResidualConvNet
@@ -31,7 +30,6 @@ __all__ = [
     "TanhField",
     "deepen",
     "graph_summary",
-    "implicit_step",
     "layer_weights",
     "load",
     "ode_blocks",
