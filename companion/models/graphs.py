@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from companion.basis import locate
 from companion.block import OdeBlock
 from companion.gradients import Gradient
+from companion.methods import ON_GRID, get_solver
+from companion.solve import Field, Stage
 
-__all__ = ["with_graph"]
+__all__ = ["graph_summary", "with_graph"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -69,3 +73,100 @@ def with_graph(
     found = view(model)
     assert isinstance(found, type(model))
     return found
+
+
+def graph_summary(model: nn.Module) -> str:
+    """Describe the graphs that the blocks of a model manifest: one line a step.
+
+    A line says at which depths the stages of a step evaluate the residual, and which cells of the
+    weight functions they read. The stages are those that the solver asks for, recorded in a solve
+    without a field. Methods without a fixed grid have one line a cell: their stages depend on the
+    input.
+
+    Args:
+        model: a block, or a model with blocks.
+
+    Raises:
+        ValueError: for a model without blocks.
+
+    Source:
+        Queiruga et al. 2020, Figs. 1 and 5.
+
+    Example:
+        Heun's second stage reads the end of a step from inside the step, so from its own cell:
+
+        >>> from companion import PiecewiseConstant
+        >>> block = OdeBlock(nn.Linear(2, 2), PiecewiseConstant(2), method="heun", steps=4)
+        >>> print(graph_summary(block))
+        OdeBlock: 1 block, 8 evaluations of a residual, 12 parameters
+        block: heun, 4 steps, 8 evaluations; PiecewiseConstant(cells=2), 12 parameters; scale 1
+          step   depths of the stages   cells read
+             1        0    0.25         0  0
+             2     0.25     0.5         0  0
+             3      0.5    0.75         1  1
+             4     0.75       1         1  1
+    """
+    blocks = {name: m for name, m in model.named_modules() if isinstance(m, OdeBlock)}
+    if not blocks:
+        raise ValueError(f"model: a {type(model).__name__} without an OdeBlock has no graph")
+    graphs = {name: _stages(block) for name, block in blocks.items()}
+    count = sum(len(stages) for stages in graphs.values() if stages is not None)
+    adaptive = any(stages is None for stages in graphs.values())
+    parts = [
+        "1 block" if len(blocks) == 1 else f"{len(blocks)} blocks",
+        "evaluations as the input asks" if adaptive else f"{count:,} evaluations of a residual",
+        f"{_size(model):,} parameters",
+    ]
+    lines = [f"{type(model).__name__}: {', '.join(parts)}"]
+    for name, block in blocks.items():
+        lines += _block_lines(name or "block", block, graphs[name])
+    return "\n".join(lines)
+
+
+def _stages(block: OdeBlock) -> list[Stage] | None:
+    """Return where a block evaluates its residual, or ``None`` if that depends on the input."""
+    solver = get_solver(block.method, block.steps, block.rtol, block.atol)
+    if not isinstance(solver, ON_GRID):
+        return None
+    asked: list[Stage] = []
+
+    def record(stage: Stage, y: Tensor) -> Tensor:
+        asked.append(stage)
+        return y
+
+    solver.solve(cast(Field, record), torch.zeros(1), (0.0, 1.0))
+    return asked
+
+
+def _block_lines(name: str, block: OdeBlock, stages: list[Stage] | None) -> list[str]:
+    basis, cells = block.weights.basis, block.weights.basis.cells
+    held = f"{basis!r}, {_size(block):,} parameters; scale {block.scale:g}"
+    if stages is None:
+        grid = [
+            f"  cell {k}: depth {k / cells:.4g} to {(k + 1) / cells:.4g}, steps as the input asks"
+            for k in range(cells)
+        ]
+        tolerances = f"rtol {block.rtol:g}, atol {block.atol:g}"
+        return [f"{name}: {block.method}, {tolerances}; {held}", *grid]
+    steps: dict[int, list[Stage]] = {}
+    for stage in stages:
+        steps.setdefault(stage.step, []).append(stage)
+    width = max(22, 9 * max(map(len, steps.values())))
+    lines = [
+        f"{name}: {block.method}, {block.steps} steps, {len(stages)} evaluations; {held}",
+        f"  step   {'depths of the stages':<{width}} cells read",
+    ]
+    for step, own in steps.items():
+        depths = " ".join(f"{float(stage.t):>8.4g}" for stage in own)
+        read = "  ".join(str(_cell(stage, cells)) for stage in own)
+        lines.append(f"  {step + 1:>4} {depths:<{width + 1}}  {read}")
+    return lines
+
+
+def _cell(stage: Stage, cells: int) -> int:
+    assert stage.c is not None  # a stage on a grid
+    return locate(stage.step, stage.steps, stage.c, cells).cell
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
