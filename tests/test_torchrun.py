@@ -51,7 +51,7 @@ def close(left, right):
 
 
 @pytest.mark.parametrize(
-    "case", ["tensors", "on demand", "checkpoint", "reconstruct", "single rows"]
+    "case", ["tensors", "on demand", "checkpoint", "reconstruct", "single rows", "refinement"]
 )
 def test_training_together_is_training_alone(ranks, case):
     """Also where the shares differ in size or one process has no row of a batch."""
@@ -76,6 +76,17 @@ def test_only_the_first_process_writes_snapshots_and_all_resume_from_them(ranks)
     assert ranks[0]["resumed"] == ranks[1]["resumed"]
     unbroken = ranks[0]["cases"]["tensors"]
     assert ranks[0]["resumed"]["loss"][0] == unbroken["loss"][0]
+
+
+def test_a_run_killed_after_a_refinement_ends_with_the_bits_of_an_unbroken_one(ranks):
+    """The network whose gradients are averaged is wrapped anew, here and when resumed."""
+    for found in ranks:
+        assert found["killed after"] == 1
+        assert found["refined and resumed"] == found["cases"]["refinement"]
+    shapes = {len(value) for name, value in worker.model().state_dict().items() if name[0] == "0"}
+    refined = ranks[0]["cases"]["refinement"]["state"]
+    assert shapes == {2}
+    assert {len(value) for name, value in refined.items() if name[0] == "0"} == {4}
 
 
 def test_the_command_line_gives_the_same_result_and_leaves_no_parts(tmp_path):

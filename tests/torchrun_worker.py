@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from torch import nn
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
 from companion.experiments import experiment
+from companion.files import load_checkpoint
 from companion.results import Findings
-from companion.train import Snapshot, connected, fit, seeded, step_decay
+from companion.train import Refinement, Snapshot, connected, fit, seeded, step_decay
 
 ROWS = 11  # the last batch of an epoch is odd: the shares differ
 
@@ -77,10 +79,11 @@ CASES = {
     "reconstruct": {"gradient": "reconstruct"},
     "batch norm": {"norm": True, "batch_size": 6},
     "single rows": {"batch_size": 1},
+    "refinement": {"refinement": Refinement(at=(1,))},
 }
 
 
-def train(case, parallel, snapshot=None, epochs=2):
+def train(case, parallel, snapshot=None, epochs=2, loss=loss):
     """Train and return all numbers that the run ends with."""
     options = dict(CASES[case])
     net = model(options.pop("gradient", "backprop"), options.pop("norm", False))
@@ -101,6 +104,23 @@ def train(case, parallel, snapshot=None, epochs=2):
     return {"state": state, "loss": history["loss"]}
 
 
+class Killed(BaseException):
+    """As if the process ended here."""
+
+
+def killed(case, snapshot, steps):
+    """Train for a number of steps, with a snapshot after each, and stop."""
+    left = iter(range(steps))
+
+    def counted(net, x, y):
+        if next(left, None) is None:
+            raise Killed
+        return loss(net, x, y)
+
+    with suppress(Killed):
+        train(case, True, snapshot, loss=counted)
+
+
 def main(folder: Path) -> None:
     with connected() as team:
         found = {"rank": team.rank, "size": team.size}
@@ -115,6 +135,11 @@ def main(folder: Path) -> None:
         train("tensors", True, shared, epochs=1)
         team.wait()
         found["resumed"] = train("tensors", True, shared)
+        refined = Snapshot(folder / "refined.pt", every=0)
+        killed("refinement", refined, steps=5)  # in the middle of the epoch after the refinement
+        team.wait()
+        found["killed after"] = load_checkpoint(refined.path)["refined"]
+        found["refined and resumed"] = train("refinement", True, refined)
         (folder / f"{team.rank}.json").write_text(json.dumps(found))
 
 
