@@ -186,7 +186,8 @@ def _compare(found: Any, error: Tensor, finer: Tensor, method: str) -> None:
 
 
 def _two_graphs(coarse: Tensor, fine: Tensor, order: int) -> Tensor:
-    return (fine - coarse) * 2**order / (2**order - 1)
+    power = 2.0**order
+    return (fine - coarse) * (power / (power - 1))
 
 
 TWO_GRAPHS = Exercise(
