@@ -116,7 +116,7 @@ def _check_minutes(answer: Seconds) -> str:
 def _minutes(
     first: float, last: float, at: Sequence[int], epochs: int, through_zero: bool = False
 ) -> float:
-    deepest = 2 ** len(at)
+    deepest = 2.0 ** len(at)
     slope = last / deepest if through_zero else (last - first) / (deepest - 1)
     start = 0.0 if through_zero else first - slope
     ends = zip((0, *at), (*at, epochs), strict=True)
