@@ -122,4 +122,4 @@ def deviation(scores: Tensor, reference: Tensor) -> float:
         >>> deviation(torch.tensor([[3.0, 5.0]]), torch.tensor([[3.0, 4.0]]))
         0.2
     """
-    return ((scores - reference).norm() / reference.norm()).item()
+    return float((scores - reference).norm() / reference.norm())
