@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from companion import OdeBlock, PiecewiseConstant
 from companion.files import save_checkpoint
 from companion.train import (
     Snapshot,
     Team,
     cosine,
     error_rate,
+    evaluating,
     fit,
     seeded,
     step_decay,
@@ -579,3 +581,18 @@ def test_seeded_leaves_the_global_state_alone():
         inside = torch.rand(2)
     assert torch.equal(torch.rand(2), expected)
     assert not torch.equal(inside, expected)
+
+
+def test_evaluation_gives_the_residuals_inside_blocks_their_mode_back():
+    """Their code runs in a module that a block does not register: its mode must return too."""
+    block = OdeBlock(nn.BatchNorm1d(3), PiecewiseConstant(cells=2), steps=2)
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    before = block(x)
+    error_rate(block, (x, torch.zeros(8, dtype=torch.int64)))
+    assert block.weights.template.training
+    assert torch.equal(block(x), before)  # the batch's statistics again, not the running ones
+    block.weights.template.eval()
+    with evaluating(block):
+        assert not block.training
+    assert block.training
+    assert not block.weights.template.training

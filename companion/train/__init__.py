@@ -2,7 +2,7 @@
 
 from companion.train.batches import Rows
 from companion.train.differences import differences
-from companion.train.evaluate import error_rate
+from companion.train.evaluate import error_rate, evaluating
 from companion.train.fitting import fit
 from companion.train.loop import History, Snapshot
 from companion.train.refined_state import split_optimiser_state
@@ -21,6 +21,7 @@ __all__ = [
     "cosine",
     "differences",
     "error_rate",
+    "evaluating",
     "fit",
     "seeded",
     "split_optimiser_state",

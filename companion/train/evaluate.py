@@ -1,11 +1,13 @@
 """How often a trained classifier is wrong."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from companion.block import DepthWeights
 from companion.train.batches import Rows
 
 
@@ -34,20 +36,43 @@ def error_rate(
         >>> error_rate(nn.Identity(), (x, torch.tensor([0, 1, 1]))) == 1 / 3
         True
     """
-    modes = {module: module.training for module in model.modules()}
     wrong, total = torch.zeros((), dtype=torch.int64), 0
-    model.eval()
-    try:
-        with torch.no_grad():
-            for x, y in _batches(model, data, batch_size, workers):
-                wrong = wrong.to(y.device) + (model(x).argmax(1) != y).sum()
-                total += len(y)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        for x, y in _batches(model, data, batch_size, workers):
+            wrong = wrong.to(y.device) + (model(x).argmax(1) != y).sum()
+            total += len(y)
     if total == 0:
         raise ValueError("data must hold at least one sample; got none")
     return wrong.item() / total
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Keep a model in evaluation mode inside the block; every part of it then gets its mode back.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with evaluating(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
+    """
+    modes = {module: module.training for module in _parts(model)}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _parts(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield all modules of a model, and those of the residuals inside blocks, which hide theirs."""
+    for module in model.modules():
+        yield module
+        if isinstance(module, DepthWeights):
+            yield from _parts(module.template)
 
 
 def _batches(
