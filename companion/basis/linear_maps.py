@@ -17,7 +17,7 @@ def apply(matrix: Tensor, coefficients: Tensor) -> Tensor:
     """
     wide = torch.promote_types(coefficients.dtype, torch.float64)
     matrix = matrix.to(coefficients.device, wide)
-    product = torch.tensordot(matrix, coefficients.to(wide), dims=1)
+    product: Tensor = torch.tensordot(matrix, coefficients.to(wide), dims=1)
     return product.to(coefficients.dtype)
 
 
