@@ -8,7 +8,16 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import nn
 
-from companion import Constant, OdeBlock, PiecewiseConstant, PiecewiseLinear, odeint
+from companion import (
+    Chebyshev,
+    Constant,
+    DiscontinuousLinear,
+    Fourier,
+    OdeBlock,
+    PiecewiseConstant,
+    PiecewiseLinear,
+    odeint,
+)
 from companion.analysis.interpolation import (
     Interpolation,
     curvature,
@@ -406,3 +415,10 @@ def test_measures_of_linear_weights_count_cells_not_nodes():
     block.weights.get_parameter("0.bias")[:, 0] = torch.linspace(0, 2, 5)
     assert smoothness(block).total.slope == pytest.approx(2.0)  # the slope of the function
     assert smoothness(block_of(2, Constant())).total == Smoothness(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("basis", [Chebyshev(3), Fourier(3), DiscontinuousLinear(2)], ids=repr)
+def test_coefficients_that_are_no_values_are_refused(basis):
+    """Their differences say nothing about depth."""
+    with pytest.raises(TypeError, match=r"block: .*block\.project\(PiecewiseConstant"):
+        smoothness(OdeBlock(nn.Linear(2, 2), basis))

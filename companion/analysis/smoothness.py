@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from companion.arguments import check_count
+from companion.basis import Constant, PiecewiseConstant, PiecewiseLinear, evaluate
 from companion.block import OdeBlock
 
-__all__ = ["DepthSmoothness", "Smoothness", "smoothness", "smoothness_of"]
+__all__ = ["DepthSmoothness", "Smoothness", "smoothness", "smoothness_of", "total_variation"]
 
 
 class Smoothness(NamedTuple):
@@ -52,7 +53,9 @@ def smoothness(block: OdeBlock) -> DepthSmoothness:
     For piecewise-linear weights, the slope and the variation are those of the function of depth.
 
     Raises:
-        ValueError: a block without parameters.
+        TypeError: a basis whose coefficients are not values at neighbouring depths.
+        ValueError: a block without parameters, or one with norms beside piecewise-linear weights,
+            which have another number of entries.
 
     Example:
         >>> from companion import PiecewiseConstant
@@ -60,7 +63,13 @@ def smoothness(block: OdeBlock) -> DepthSmoothness:
         >>> smoothness(block).total  # one module, copied into every cell
         Smoothness(slope=0.0, variation=0.0, delta=0.0)
     """
-    return smoothness_of(dict(block.weights.named_parameters()), block.weights.basis.cells)
+    basis = block.weights.basis
+    if not isinstance(basis, Constant | PiecewiseConstant | PiecewiseLinear):
+        raise TypeError(
+            f"block: the coefficients of {basis!r} are not values at neighbouring depths; measure "
+            "block.project(PiecewiseConstant(cells=64)) instead"
+        )
+    return smoothness_of(dict(block.weights.named_parameters()), basis.cells)
 
 
 @torch.no_grad()
@@ -91,6 +100,38 @@ def smoothness_of(weights: Mapping[str, Tensor], cells: int) -> DepthSmoothness:
     return DepthSmoothness(
         _measures(total, cells), {name: _measures(s, cells) for name, s in squares.items()}
     )
+
+
+@torch.no_grad()
+def total_variation(block: OdeBlock) -> float:
+    r"""Return how much the weights of a block vary over its depth, relative to their size.
+
+    $$\mathrm{TV} = \frac{\sum_k \lVert\theta(s_{k+1}) - \theta(s_k)\rVert}
+    {\max_k \lVert\theta(s_k)\rVert}$$
+
+    with all weights as one vector, in the middles $s_k$ of the cells; piecewise-constant weights
+    have their coefficients there. It is 0 for weights that do not depend on depth. Of $M$ cells
+    with independent weights it is about $\sqrt 2\,(M - 1)$.
+
+    Raises:
+        TypeError: a basis whose coefficients are not values at neighbouring depths.
+        ValueError: a block without parameters, or one with norms beside piecewise-linear weights,
+            which have another number of entries.
+
+    Example:
+        >>> from companion import PiecewiseConstant
+        >>> block = OdeBlock(torch.nn.Linear(1, 1, bias=False), PiecewiseConstant(cells=3))
+        >>> _ = block.weights.weight.data.copy_(torch.tensor([2.0, 4.0, 3.0]).view(3, 1, 1))
+        >>> total_variation(block)
+        0.75
+    """
+    bases, cells = block.weights.bases(), block.weights.basis.cells
+    if not bases:
+        raise ValueError("block: it has no parameters, so nothing varies")
+    middles = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
+    values = [evaluate(basis, p.detach().double(), middles) for p, basis in bases.items()]
+    stack = torch.cat([value.reshape(cells, -1) for value in values], dim=1)
+    return float(stack.diff(dim=0).norm(dim=1).sum() / stack.norm(dim=1).max())
 
 
 def _squared_steps(stack: Tensor) -> Tensor:
