@@ -115,6 +115,7 @@ CATALOGUE: dict[str, Statement] = {
         ("Q20-X1", "One-sided stages keep order 4 with jumping weights", "", "here", 10),
         ("Q20-X2", "The dip is an inverse modified equation", "", "here", 9),
         ("Q20-X3", "$\\epsilon$ decides invariance at least as much as the scheme", "", "here", 12),
+        ("Q20-F11", "Without skip-init, Euler nets lose less elsewhere", "Fig. 11", "Q20", 12),
         (
             "S22-P3",
             "An explicit bound on reverse Euler's states holds for every $N$",
@@ -127,6 +128,8 @@ CATALOGUE: dict[str, Statement] = {
         ("S22-X1", "Reverse Heun is of order 3 for weights smooth in depth", "", "here", 14),
         ("S22-F3c", "Heun's gradients are closer than Euler's", "Fig. 3c", "S22", 14),
         ("S22-MEM", "Without stored activations, memory does not grow with depth", "", "S22", 14),
+        ("FW2a", "Adaptive inference takes few evaluations of a refined net", "", "here", 12),
+        ("FW3", "Refined nets bear rounding and merged cells better", "", "here", 12),
         ("FW5", "Hyper-parameters found on coarse nets carry over", "", "here", 11),
         ("FW6", "Smooth nonlinear nets keep a limit in depth for a while", "", "here", 13),
         ("FW7", "$k$ sweeps give reverse order $k + 1$", "", "here", 15),
