@@ -11,7 +11,16 @@ import torch
 
 from benchmarks.harness import report, save, table
 
-NAMES = ("fixed_steps", "compiled", "gradients", "memory_free", "adaptive", "block", "memory")
+NAMES = (
+    "fixed_steps",
+    "compiled",
+    "gradients",
+    "memory_free",
+    "adaptive",
+    "block",
+    "depth",
+    "memory",
+)
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import memory_free
+from benchmarks import depth, memory_free
 from benchmarks.__main__ import NAMES
 from benchmarks.harness import Row, agree, cells, operations, report, save
 from benchmarks.memory import held
@@ -132,3 +132,11 @@ def test_the_page_says_what_is_above_and_close(monkeypatch):
 def test_the_record_holds_every_benchmark():
     content = json.loads((ROOT / "benchmarks" / "results" / "speed.json").read_text())
     assert tuple(part["name"] for part in content["benchmarks"]) == NAMES
+
+
+def test_evaluations_of_schemes_and_refinement():
+    """On paper: as many as stages; 2 epochs at each of 1, 2, 4 steps and 4 at 8, of 10 at 8."""
+    rows = depth.run(rounds=2, **depth.TINY)
+    counted = {row.candidate: row.ratio for row in rows if row.quantity == "evaluations"}
+    expected = {"midpoint": 2, "rk4": 4, "rk4_38": 4, "refined": (1 + 2 + 4 + 2 * 8) / (5 * 8)}
+    assert counted == pytest.approx(expected)
