@@ -11,7 +11,8 @@ ROOT = Path(companion.__file__).parent
 
 # From the bottom up. A module imports modules of lower layers, and of its own package.
 LAYERS = (
-    {"arguments", "schemes", "basis", "files", "sources", "claims", "machine"},
+    {"arguments", "files", "sources", "claims", "machine"},
+    {"schemes", "basis"},
     {"solve", "results"},
     {"checks", "leapfrog"},
     {"methods"},
