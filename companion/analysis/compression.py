@@ -18,9 +18,18 @@ from companion.arguments import check_count, is_count
 from companion.block import DepthWeights
 from companion.models import ode_blocks, with_graph
 from companion.observe import count_nfe
-from companion.train import error_rate
+from companion.train import error_rate, evaluating
 
-__all__ = ["Report", "compress", "merge_cells", "quantise", "quantise_blocks", "report", "size"]
+__all__ = [
+    "Report",
+    "compress",
+    "merge_cells",
+    "processor_seconds",
+    "quantise",
+    "quantise_blocks",
+    "report",
+    "size",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -85,7 +94,7 @@ def report(
     before, after = _scores(model, x), _scores(small, x)
     with count_nfe(small) as nfe:
         _scores(small, x)
-    seconds = min(_seconds(small, x) for _ in range(repeats))
+    seconds = min(processor_seconds(small, x) for _ in range(repeats))
     deviation = float((after - before).norm() / before.norm())
     return Report(size(small, bits), nfe.total, seconds, error_rate(small, (x, y)), deviation)
 
@@ -248,19 +257,17 @@ def _kernels(model: nn.Module) -> list[nn.Parameter]:
     return [param for param in dict.fromkeys(stacks) if param.ndim >= 3]
 
 
-@torch.no_grad()
-def _scores(model: nn.Module, x: Tensor) -> Tensor:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    scores: Tensor = model(x)
-    for module, mode in modes.items():
-        module.training = mode
-    return scores
-
-
-def _seconds(model: nn.Module, x: Tensor) -> float:
+def processor_seconds(model: nn.Module, x: Tensor) -> float:
+    """Return the processor time of one forward pass in evaluation mode, without gradients."""
     start = time.process_time()
     _scores(model, x)
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     return time.process_time() - start
+
+
+@torch.no_grad()
+def _scores(model: nn.Module, x: Tensor) -> Tensor:
+    with evaluating(model):
+        scores: Tensor = model(x)
+    return scores

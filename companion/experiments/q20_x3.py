@@ -48,8 +48,8 @@ def q20_x3(run: Run, *, seeds: int, epochs: int, steps: tuple[int, ...]) -> Find
 
     Curves: those of :class:`Swaps`. Scalars: ``mean_trained_VARIANT``, ``mean_limit_VARIANT``,
     ``rise_VARIANT`` (the largest rise of the mean test error under a graph of 4 or more steps), and
-    for ``scheme``, ``eps`` and ``refined`` the main effects: ``rise_effect_FACTOR`` on that rise, and
-    ``limit_effect_FACTOR`` on the deviation in the limit, in factors of ten.
+    for ``scheme``, ``eps`` and ``refined`` the main effects: ``rise_effect_FACTOR`` on that rise,
+    and ``limit_effect_FACTOR`` on the deviation in the limit, in factors of ten.
     """
     data = load_digits(device=run.device)
     needed = (COARSEST, CELLS)
