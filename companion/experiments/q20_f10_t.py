@@ -1,0 +1,79 @@
+r"""Q20-F10-T: wide ContinuousNets on Tiny-ImageNet, with Euler and with midpoint.
+
+Queiruga et al. (2020, Fig. 10 and appendix B.1) train the networks of Q20-T1b on images of 64 by 64
+pixels in 200 classes, one with Euler, one with midpoint and refinement, and run them with other
+schemes and steps. That is the ``full`` tier. It needs a data folder with
+``tiny-imagenet/train/CLASS/*.JPEG`` and ``tiny-imagenet/val/CLASS/*.JPEG``. As downloaded, the
+training images lie one folder deeper, and ``val_annotations.txt`` names the classes of the others.
+Training images are random pieces, resized and mirrored. The ``smoke`` tier is the same code on the
+small images of scikit-learn's digits.
+"""
+
+from dataclasses import replace
+
+from companion.experiments.q20_images_common import Settings, Study, study
+from companion.experiments.q20_images_data_common import load_images
+from companion.experiments.registry import experiment
+from companion.experiments.running import Run
+from companion.results import Claim, Findings
+
+
+@experiment(
+    id="Q20-F10-T",
+    title="Wide ContinuousNets with Euler and midpoint on larger images, under other graphs",
+    paper="Queiruga et al. 2020, Fig. 10",
+    claims=("CL47",),
+    tiers={
+        "smoke": {
+            "dataset": "digits",
+            "networks": ("euler", "midpoint"),
+            "channels": (8, 16),
+            "refine_at": (1, 2),
+            "epochs": 5,
+            "seeds": 1,
+            "autocast": False,
+            "compiled": False,
+        },
+        "full": {
+            "dataset": "tiny-imagenet",
+            "networks": ("euler", "midpoint"),
+            "channels": (64, 128, 256),
+            "refine_at": (20, 50, 80),
+            "epochs": 160,
+            "seeds": 1,
+            "autocast": True,
+            "compiled": False,
+        },
+    },
+)
+def q20_f10_t(
+    run: Run,
+    *,
+    dataset: str,
+    networks: tuple[str, ...],
+    channels: tuple[int, ...],
+    refine_at: tuple[int, ...],
+    epochs: int,
+    seeds: int,
+    autocast: bool,
+    compiled: bool,
+) -> Findings:
+    """Train every network from every seed, and run it with other schemes and steps.
+
+    Curves and scalars are those of Q20-T1a.
+    """
+    settings = Settings(channels, refine_at, epochs, autocast, compiled)
+    data = load_images(dataset, run, ("digits", "tiny-imagenet"))
+    found = study(run, networks, ("euler", "midpoint"), seeds, data, settings)
+    return replace(found.findings, claims=_claims(found))
+
+
+def _claims(found: Study) -> list[Claim]:
+    """Decide whether midpoint's network bears what breaks Euler's: RK4 in its place."""
+    cells = found.settings.cells
+    text = "test error, {} to RK4 with as many steps, after the swap minus before"
+    midpoint, euler = (found.rise(name, "rk4", cells) for name in ("midpoint", "euler"))
+    return [
+        Claim("CL47", text.format("midpoint"), midpoint, high=0.01),
+        Claim("CL47", text.format("Euler"), euler, low=0.05),
+    ]

@@ -1,0 +1,99 @@
+r"""Q20-T1a: ContinuousNets on CIFAR-10, beside a residual network, and under other graphs.
+
+Queiruga et al. (2020, Table 1) train a ResNet, a ContinuousNet with Euler and one with RK4 and
+refinement, with 32 units in each of three stages, and run the trained weights with other schemes
+and fewer steps. The ``full`` tier has 8 units and 60 epochs. The paper's size and schedule:
+``--set epochs=160 --set refine_at=[20,40,60,70,80]``. It resumes over several runs with
+``--resume``. The paper names no rate, decay or batch size; those here are usual ones. The ``smoke``
+tier is the same code on the small images of scikit-learn's digits.
+"""
+
+from dataclasses import replace
+
+from companion.experiments.q20_images_common import Settings, Study, study
+from companion.experiments.q20_images_data_common import load_images
+from companion.experiments.registry import experiment
+from companion.experiments.running import Run
+from companion.results import Claim, Findings
+
+MARGINS = {"digits": 0.02, "cifar10": 0.015}
+"""Largest difference of the errors of two networks."""
+
+
+@experiment(
+    id="Q20-T1a",
+    title="ContinuousNets with Euler and RK4 beside a residual network, and their swapped graphs",
+    paper="Queiruga et al. 2020, Table 1 and Figs. 7 to 9",
+    claims=("CL36", "CL37", "CL38", "CL39", "CL41"),
+    tiers={
+        "smoke": {
+            "dataset": "digits",
+            "networks": ("resnet", "euler", "rk4"),
+            "channels": (4, 8),
+            "refine_at": (1, 2, 3),
+            "epochs": 6,
+            "seeds": 1,
+            "autocast": False,
+            "compiled": False,
+        },
+        "full": {
+            "dataset": "cifar10",
+            "networks": ("resnet", "euler", "rk4", "rk4_deep"),
+            "channels": (16, 32, 64),
+            "refine_at": (8, 15, 22),
+            "epochs": 60,
+            "seeds": 1,
+            "autocast": True,
+            "compiled": False,
+        },
+    },
+)
+def q20_t1a(
+    run: Run,
+    *,
+    dataset: str,
+    networks: tuple[str, ...],
+    channels: tuple[int, ...],
+    refine_at: tuple[int, ...],
+    epochs: int,
+    seeds: int,
+    autocast: bool,
+    compiled: bool,
+) -> Findings:
+    """Train every network from every seed, and run it with other schemes and steps.
+
+    Curves: ``steps`` of the graphs; for each network ``error_NAME`` and ``loss_NAME`` of shape
+    ``(seeds, epochs)``; for those continuous in depth ``swap_error_NAME`` and ``deviation_NAME``
+    of shape ``(seeds, 4, steps)``, the test error and the logit deviation with Euler, midpoint,
+    RK4 and the 3/8 rule, ``variation_NAME`` of shape ``(seeds, blocks)``, and for the refined ones
+    ``refined_error_NAME`` of shape ``(seeds, splits)``, the error just after each split. Scalars:
+    ``mean_error_NAME``, ``parameters_NAME`` and ``images_per_second_NAME``, training at full depth.
+    """
+    settings = Settings(channels, refine_at, epochs, autocast, compiled)
+    data = load_images(dataset, run, tuple(MARGINS))
+    found = study(run, networks, ("resnet", "euler", "rk4"), seeds, data, settings)
+    return replace(found.findings, claims=_claims(found, dataset))
+
+
+def _claims(found: Study, dataset: str) -> list[Claim]:
+    """Decide the claims on errors averaged over seeds."""
+    margin = MARGINS[dataset]
+    cells, third = found.settings.cells, found.settings.third
+    resnet, euler, rk4 = (found.error(name) for name in ("resnet", "euler", "rk4"))
+    rise = "test error, {} after the swap minus before"
+    return [
+        Claim(
+            "CL36", "test error, ContinuousNet with Euler minus ResNet", euler - resnet,
+            low=-margin, high=margin,
+        ),
+        Claim(
+            "CL37", "test error, RK4 with refinement minus Euler", rk4 - euler,
+            low=-margin, high=margin,
+        ),
+        Claim("CL38", rise.format("RK4 to Euler,"), found.rise("rk4", "euler", cells), high=0.01),
+        Claim(
+            "CL39", rise.format(f"RK4 to the 3/8 rule with {third} of {cells} steps,"),
+            found.rise("rk4", "rk4_38", third), high=0.01,
+        ),
+        Claim("CL41", rise.format("Euler to RK4,"), found.rise("euler", "rk4", cells), low=0.05),
+    ]  # fmt: skip
