@@ -285,6 +285,38 @@ def test_a_refinement_halves_the_speed_of_the_weight_function():
         assert float((mean - whole / 2).norm() / whole.norm()) < 1e-4
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_output_moves_with_the_square_of_the_scale_over_the_depth(scale):
+    for layers in (1, 3, 8):
+        weights, x = draw(layers, seed=layers)
+        x, a = x[:1], torch.linspace(-1, 1, 4, dtype=F64)
+
+        def output(weights, x=x, layers=layers):
+            for theta in weights:
+                x = x + scale / layers * tanh_field(x, theta)
+            return x[0]
+
+        leaves = [theta.clone().requires_grad_() for theta in weights]
+        grads = torch.autograd.grad(output(leaves) @ a, leaves)
+        rate = 1e-6
+        up, down = (
+            output([theta + sign * rate * g for theta, g in zip(weights, grads, strict=True)])
+            for sign in (-1, 1)
+        )
+        moved = (up - down) / (2 * rate)
+        # A_n by hand: later layers, times the slope of tanh, times the input of the layer
+        states = [x]
+        for theta in weights:
+            states.append(states[-1] + scale / layers * tanh_field(states[-1], theta))
+        kernel, later = torch.zeros(4, 4, dtype=F64), torch.eye(4, dtype=F64)
+        for theta, state in zip(reversed(weights), reversed(states[:-1]), strict=True):
+            slopes = (1 - tanh_field(state, theta)[0] ** 2).diag()
+            kernel += later @ slopes @ slopes @ later.T * float(state.square().sum()) / layers
+            later = later @ (torch.eye(4, dtype=F64) + scale / layers * slopes @ theta)
+        wanted = -(scale**2) / layers * kernel @ a
+        torch.testing.assert_close(moved, wanted, rtol=1e-6, atol=1e-9)
+
+
 # The cost model
 
 
