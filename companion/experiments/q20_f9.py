@@ -84,7 +84,7 @@ def q20_f9(
     )
 
     # Times do not depend on the weights, so the network that is timed has not been trained.
-    net = digits_net(RK4, run.seed).to(run.device)
+    net = digits_net(RK4, run.seed).to(data.x_test)
     times = run.map(lambda part: time_graphs(net, data, timed_steps, repeats), {"times": ()})[
         "times"
     ]
