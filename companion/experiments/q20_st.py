@@ -11,7 +11,7 @@ from companion.basis import Constant
 from companion.block import OdeBlock
 from companion.experiments.registry import experiment
 from companion.experiments.running import Run
-from companion.models import ContinuousNet, pre_activation_unit
+from companion.models import ContinuousNet, Stitch, pre_activation_unit
 from companion.results import Findings
 from companion.solve import FixedStep
 from companion.train import seeded
@@ -61,8 +61,10 @@ def _ratios(run: Run, steps: int, scale: float, channels: int) -> tuple[float, f
         unit = pre_activation_unit(channels).to(run.device)
         x = torch.randn(8, channels, 6, 6).to(run.device)
         net = ContinuousNet(channels=(4, 4), weights=Constant(), steps=steps, scale=scale)
+    stitch = net.stitches[0]
+    assert isinstance(stitch, Stitch)
     problem = OdeBlock(unit, steps=steps, scale=scale).problem(x)
     assert isinstance(problem.solver, FixedStep)
     added = problem.solver.step(problem.field, x, (0.0, 1.0), 0, problem.scale) - x
     residual = float(unit(x).norm() / added.norm())
-    return float(net.stitches[0].scale) * residual, scale * steps * residual
+    return stitch.scale * residual, scale * steps * residual
