@@ -1,0 +1,148 @@
+"""The theorems of chapter 9, each against numbers that do not come from a trained net."""
+
+import math
+
+import pytest
+import torch
+
+from companion.data import pendulum
+from companion.observe import fit_slope
+from companion.schemes import SCHEMES, get_scheme
+
+F64 = torch.float64
+
+
+def step(method, field, x, h):
+    return get_scheme(method).step(lambda i, y: field(y), x, h)
+
+
+def flow(x, h, substeps=4):
+    """The exact flow, nearly to rounding: steps of order 4 inside one that is short already."""
+    for _ in range(substeps):
+        x = step("rk4", pendulum.field, x, h / substeps)
+    return x
+
+
+def inverted(method, h):
+    """The field f - (Phi_h - phi_h) / h, the inverse modified one but for O(h^(p+1))."""
+
+    def field(x):
+        f = pendulum.field
+        return f(x) - (step(method, f, x, h) - flow(x, h)) / h
+
+    return field
+
+
+def jet(x):
+    """The field, its derivative along itself once and twice, and f''(f, f)."""
+    f, gamma = pendulum.field(x), pendulum.GRAVITY
+
+    def times_jacobian(u):
+        return torch.stack([u[..., 1], -gamma * torch.cos(x[..., 0]) * u[..., 0]], -1)
+
+    bend = torch.stack(
+        [torch.zeros_like(f[..., 0]), gamma * torch.sin(x[..., 0]) * f[..., 0] ** 2], -1
+    )
+    return f, times_jacobian(f), times_jacobian(times_jacobian(f)), bend
+
+
+TERMS = {
+    "euler": (1, lambda f, df, ddf, bend: df / 2),
+    "midpoint": (2, lambda f, df, ddf, bend: bend / 24 + ddf / 6),
+    "heun": (2, lambda f, df, ddf, bend: -bend / 12 + ddf / 6),
+}
+
+
+@pytest.fixture(scope="module")
+def states():
+    return pendulum.region(40, 0.1, amplitude=2.5, generator=torch.Generator().manual_seed(0))[0]
+
+
+def test_closed_form_solves_the_equation():
+    t, h = torch.linspace(0, 7, 101, dtype=F64), 1e-3
+    for rho0 in (-1.0, 0.3, pendulum.START, 3.0):
+        after = [pendulum.exact(t + k * h, rho0) for k in (-2, -1, 1, 2)]
+        slope = (after[0] - 8 * after[1] + 8 * after[2] - after[3]) / (12 * h)
+        states = pendulum.exact(t, rho0)
+        torch.testing.assert_close(slope, pendulum.field(states), rtol=0, atol=1e-8)
+        torch.testing.assert_close(states[0], torch.tensor([rho0, 0.0], dtype=F64))
+        back = pendulum.exact(t + pendulum.period(rho0), rho0)
+        torch.testing.assert_close(back, states, rtol=0, atol=1e-9)
+        half = pendulum.exact(t + pendulum.period(rho0) / 2, rho0)
+        torch.testing.assert_close(half, -states, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", TERMS)
+def test_leading_terms_of_the_inverse_modified_equation(method, states):
+    order, term = TERMS[method]
+    sizes = (0.02, 0.01, 0.005)
+    plain, corrected = [], []
+    for h in sizes:
+        parts = jet(states)
+        found = inverted(method, h)(states)
+        plain.append(float((found - parts[0]).norm()))
+        corrected.append(float((found - parts[0] - h**order * term(*parts)).norm()))
+    assert fit_slope(sizes, plain).value == pytest.approx(order, abs=0.15)
+    assert fit_slope(sizes, corrected).value == pytest.approx(order + 1, abs=0.15)
+
+
+def test_of_eulers_method_the_field_is_known_exactly(states):
+    found = step("euler", inverted("euler", 0.1), states, 0.1)
+    torch.testing.assert_close(found, flow(states, 0.1), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", ["midpoint", "heun", "kutta3", "rk4"])
+def test_the_inverted_field_makes_one_step_exact_to_a_higher_order(method, states):
+    order, sizes = SCHEMES[method].order, (0.08, 0.04, 0.02)
+    errors = [
+        float((step(method, inverted(method, h), states, h) - flow(states, h)).norm())
+        for h in sizes
+    ]
+    assert fit_slope(sizes, errors).value == pytest.approx(order + 2, abs=0.35)
+
+
+def rollout_error(method, field, h, time):
+    x = pendulum.exact(0.0)
+    for _ in range(round(time / h)):
+        x = step(method, field, x, h)
+    return x - pendulum.exact(time)
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint"])
+def test_the_error_of_a_rollout_has_the_shape_of_the_dip(method):
+    time, order, gaps = 0.8, SCHEMES[method].order, []
+    for h in (0.02, 0.01):
+        leading = rollout_error(method, pendulum.field, h, time)  # h_d^p c
+        bias = torch.tensor([0.3, -0.2], dtype=F64) * leading.norm()
+        model = inverted(method, h)
+
+        def trained(x, model=model, bias=bias):
+            return model(x) + bias * torch.cos(x.flip(-1))
+
+        left = rollout_error(method, trained, h, time)  # R
+        worst = 0.0
+        for factor in (0.5, 2):
+            found = rollout_error(method, trained, factor * h, time)
+            predicted = (factor**order - 1) * leading + left
+            worst = max(worst, float((found - predicted).norm() / leading.norm()))
+        gaps.append(worst / 2**order)
+    assert gaps[0] < 0.3
+    assert gaps[1] < 0.65 * gaps[0]
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint"])
+def test_the_dip_ratio_is_that_of_truncation_to_optimisation_error(method):
+    time, h = 0.8, 0.02
+    own = float(rollout_error(method, pendulum.field, h, time).norm())
+    turns = 2 * math.pi * torch.arange(8, dtype=F64) / 8
+    circle = torch.stack([torch.cos(turns), torch.sin(turns)], -1)
+    bias = own * torch.cat([size * circle for size in (0.03, 0.3, 3.0)])
+    model = inverted(method, h)
+
+    def trained(x):
+        return model(x) + bias
+
+    left = rollout_error(method, trained, h, time).norm(dim=-1)
+    dip = rollout_error(method, trained, h / 8, time).norm(dim=-1) / left
+    torch.testing.assert_close(dip, own / left, rtol=0.2, atol=1.0)
+    assert (dip[left > own] < 2.2).all()
