@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from companion.models import OneStepNet
+from companion.schemes import get_scheme
 from companion.train import cosine
 
-__all__ = ["one_step_errors", "train_nets"]
+__all__ = ["fit_closely", "one_step_errors", "train_nets"]
 
 Pairs = tuple[Tensor, Tensor]
 
@@ -94,3 +95,56 @@ def _lbfgs(net: OneStepNet, data: Pairs, steps: int) -> None:
         return loss
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
+
+
+def fit_closely(net: OneStepNet, data: Pairs, steps: int) -> float:
+    r"""Train a net of an explicit scheme by damped Gauss-Newton steps; return the final error.
+
+    The method of Levenberg and Marquardt on the residuals $(F(x_k) - x_{k+1})/\Delta t$: with few
+    parameters it comes far closer to a perfect fit than gradient descent. Every step solves the
+    normal equations; the damping falls after a step that lowers the sum of squares and grows after
+    one that is refused.
+
+    Args:
+        net: the net, trained in place.
+        data: states, and the states one step later.
+        steps: number of steps, accepted or refused.
+
+    Returns:
+        The root mean square of the residuals' norms.
+    """
+    now, later = data
+    scheme = get_scheme(net.method)
+    names, shapes = zip(*((n, p.shape) for n, p in net.field.named_parameters()), strict=True)
+    sizes = [shape.numel() for shape in shapes]
+
+    def residual(flat: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        split = zip(names, shapes, flat.split(sizes), strict=True)
+        values = {name: part.reshape(shape) for name, shape, part in split}
+
+        def field(i: int, x: Tensor) -> Tensor:
+            value: Tensor = torch.func.functional_call(net.field, values, (x,))
+            return value
+
+        return scheme.increment(field, x, net.step) / net.step - (y - x) / net.step
+
+    jacobian = torch.func.vmap(torch.func.jacrev(residual), in_dims=(None, 0, 0))
+    flat = torch.cat([p.detach().reshape(-1) for p in net.field.parameters()])
+    damping = 1e-2
+    with torch.no_grad():
+        r = residual(flat, now, later)
+        fresh = True
+        for _ in range(steps):
+            if fresh:
+                rows = jacobian(flat, now, later).reshape(-1, len(flat))
+                normal, slope = rows.mT @ rows, rows.mT @ r.reshape(-1)
+            damped = normal + damping * torch.diag(normal.diagonal() + 1e-12)
+            moved = flat - torch.linalg.solve(damped, slope)
+            trial = residual(moved, now, later)
+            fresh = bool(trial.square().sum() < r.square().sum())
+            if fresh:
+                flat, r = moved, trial
+            damping *= 0.3 if fresh else 4.0
+        for own, part in zip(net.field.parameters(), flat.split(sizes), strict=True):
+            own.copy_(part.reshape(own.shape))
+    return float(r.square().sum(-1).mean().sqrt())
