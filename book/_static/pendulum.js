@@ -6,8 +6,8 @@ document.addEventListener("DOMContentLoaded", () => {
   if (!data || !figure) return;
 
   const SVG = "http://www.w3.org/2000/svg";
-  const MOTION = { width: 640, height: 300, left: 50, right: 630, top: 16, bottom: 262, limit: 4 };
-  const ERROR = { width: 640, height: 300, left: 70, right: 630, top: 16, bottom: 250 };
+  const MOTION = { width: 640, height: 304, left: 50, right: 630, top: 16, bottom: 262, limit: 4 };
+  const ERROR = { width: 640, height: 310, left: 70, right: 630, top: 16, bottom: 244 };
   const RANGE = { h: [0.005, 0.5], e: [1e-10, 1e2] };
   const FIELDS = { ...data.labels, equation: "none: the true equation" };
 
@@ -86,7 +86,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const group = svg("g", { class: "pendulum-axes" });
     for (let t = 0; t <= data.shown; t += 1) {
       group.append(svg("line", { x1: atTime(t), x2: atTime(t), y1: MOTION.top, y2: MOTION.bottom }));
-      group.append(words(atTime(t), MOTION.bottom + 24, t));
+      group.append(words(atTime(t), MOTION.bottom + 28, t));
     }
     for (const a of [-2, 0, 2]) {
       group.append(svg("line", { x1: MOTION.left, x2: MOTION.right, y1: atAngle(a), y2: atAngle(a) }));
@@ -101,7 +101,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const group = svg("g", { class: "pendulum-axes" });
     for (const h of [0.01, 0.03, 0.1, 0.3]) {
       group.append(svg("line", { x1: atStep(h), x2: atStep(h), y1: ERROR.top, y2: ERROR.bottom }));
-      group.append(words(atStep(h), ERROR.bottom + 24, h));
+      group.append(words(atStep(h), ERROR.bottom + 26, h));
     }
     for (let power = -9; power <= 0; power += 3) {
       const y = atError(10 ** power);
@@ -111,7 +111,7 @@ document.addEventListener("DOMContentLoaded", () => {
       group.append(svg("line", { x1: ERROR.left, x2: ERROR.right, y1: y, y2: y }), name);
     }
     group.append(words(ERROR.left + 6, ERROR.top + 14, `error after ${data.time} s`, "start"));
-    group.append(words((ERROR.left + ERROR.right) / 2, ERROR.bottom + 46, "step in s"));
+    group.append(words((ERROR.left + ERROR.right) / 2, ERROR.bottom + 54, "step in s"));
     return group;
   }
 
