@@ -43,7 +43,8 @@ OWN = 4 * CELLS
 """Evaluations of the graph that the RK4 networks were trained with."""
 
 _EXACT = 64 * CELLS
-"""Steps of RK4 that stand for the exact solution; more than 1e-9 accurate at these scales."""
+"""Steps of RK4 that stand for the exact solution, to about 5e-6: at the kinks of the ReLU its error
+falls like that of a method of order 2."""
 
 
 @experiment(
@@ -56,7 +57,7 @@ _EXACT = 64 * CELLS
         "full": {
             "seeds": 10,
             "epochs": 30,
-            "tolerances": (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6, 1e-7),
+            "tolerances": (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5),
         },
     },
 )
@@ -136,7 +137,7 @@ class Across(nn.Module):
         def field(t: Tensor, x: Tensor) -> Tensor:
             cell = min(int(float(t) * cells), cells - 1)
             values = {name: stack[cell] for name, stack in stacks.items()}
-            residual = torch.func.functional_call(block.weights.template, values, (x,))
+            residual: Tensor = torch.func.functional_call(block.weights.template, values, (x,))
             return block.scale * residual
 
         tolerance = self.tolerance

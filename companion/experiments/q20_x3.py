@@ -5,6 +5,7 @@ in two more ways: Euler's have epsilon = M, RK4's have epsilon = 1 and are refin
 combinations of the three are trained, on digits in both tiers; ``full`` has more seeds.
 """
 
+from collections.abc import Mapping
 from itertools import product
 
 import numpy as np
@@ -15,11 +16,14 @@ from companion.experiments.registry import experiment
 from companion.experiments.running import Run
 from companion.results import Claim, Findings
 
-FACTORS = {"scheme": ("rk4", "euler"), "eps": (1.0, float(CELLS)), "refined": (True, False)}
-"""The levels of each factor, the one that the paper's reading favours first."""
+FACTORS = ("scheme", "eps", "refined")
+"""What the grid varies."""
 
-GRID = {levels: Variant(*levels) for levels in product(*FACTORS.values())}
-"""The eight variants by their levels."""
+GRID = {
+    (method, scale, refined): Variant(method, scale, refined)
+    for method, scale, refined in product(("rk4", "euler"), (1.0, float(CELLS)), (True, False))
+}
+"""The variants by their levels, of each factor the one that should help to change graphs first."""
 
 COARSEST = 4
 """Fewest steps of a graph that counts: half of what the networks were trained with."""
@@ -75,11 +79,11 @@ def largest_rise(swaps: Swaps, variant: str) -> float:
     return float(rises.max())
 
 
-def main_effect(values: dict[tuple[object, ...], float], position: int) -> float:
+def main_effect(values: Mapping[tuple[str, float, bool], float], position: int) -> float:
     """Return by how much the second level of a factor raises the mean over the other factors.
 
     Example:
-        >>> main_effect({("a", 1): 1.0, ("a", 2): 2.0, ("b", 1): 5.0, ("b", 2): 6.0}, position=0)
+        >>> main_effect({("rk4", 1.0, True): 1.0, ("euler", 1.0, True): 5.0}, position=0)
         4.0
     """
     first = next(iter(values))[position]

@@ -68,7 +68,7 @@ def permutation(size: int, seed: int) -> Tensor:
 
     Example:
         >>> permutation(5, seed=0)
-        tensor([4, 1, 2, 0, 3])
+        tensor([4, 0, 1, 3, 2])
     """
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
 
