@@ -138,6 +138,7 @@ CATALOGUE: dict[str, Statement] = {
         ("FW2b", "Implicit midpoint bears stiffness, and steps back exactly", "", "here", 9),
         ("FW3", "Refined nets bear rounding and merged cells better", "", "here", 12),
         ("FW1", "On any grid the order is $\\min(r, q + 2)$ for weights in $C^q$", "", "here", 10),
+        ("FW4", "Split cells transfer to a new task like a ResNet's last layers", "", "here", 11),
         ("FW5", "Hyper-parameters found on coarse nets carry over", "", "here", 11),
         ("FW6", "Smooth nonlinear nets keep a limit in depth for a while", "", "here", 13),
         ("FW7", "$k$ sweeps give reverse order $k + 1$", "", "here", 15),
