@@ -196,9 +196,10 @@ def quantise(values: Tensor, bits: int) -> Tensor:
     largest = wide.abs().max() if wide.numel() else wide.new_zeros(())
     if largest == 0:
         return values.detach().clone()
-    levels = 2 ** (bits - 1) - 1
+    levels = float(2 ** (bits - 1) - 1)
     # Whole levels first: dividing by m / levels would round twice, and might miss a half.
-    return (torch.round(wide * levels / largest) * largest / levels).to(values.dtype)
+    rounded: Tensor = torch.round(wide * levels / largest) * largest / levels
+    return rounded.to(values.dtype)
 
 
 def quantise_blocks(model: Model, bits: int) -> Model:
