@@ -119,7 +119,7 @@ def fit_closely(net: OneStepNet, data: Pairs, steps: int) -> float:
     sizes = [shape.numel() for shape in shapes]
 
     def residual(flat: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        split = zip(names, shapes, flat.split(sizes), strict=True)
+        split = zip(names, shapes, torch.split(flat, sizes), strict=True)
         values = {name: part.reshape(shape) for name, shape, part in split}
 
         def field(i: int, x: Tensor) -> Tensor:
@@ -145,6 +145,6 @@ def fit_closely(net: OneStepNet, data: Pairs, steps: int) -> float:
             if fresh:
                 flat, r = moved, trial
             damping *= 0.3 if fresh else 4.0
-        for own, part in zip(net.field.parameters(), flat.split(sizes), strict=True):
+        for own, part in zip(net.field.parameters(), torch.split(flat, sizes), strict=True):
             own.copy_(part.reshape(own.shape))
     return float(r.square().sum(-1).mean().sqrt())
