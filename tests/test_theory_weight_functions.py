@@ -200,6 +200,25 @@ def test_a_knot_inside_a_step_costs_what_the_kernel_says(name, q):
             assert exactly - float(found) == pytest.approx(h ** (q + 2) * kernel, abs=1e-14)
 
 
+@pytest.mark.parametrize(
+    ("name", "q", "places"),
+    [("heun", -1, [Fraction(1, 2)]), ("rk4", -1, [Fraction(1, 6), Fraction(5, 6)]),
+     ("rk4_38", 0, [Fraction(1, 4), Fraction(1, 2), Fraction(3, 4)])],
+)  # fmt: skip
+def test_some_places_of_a_knot_cost_nothing(name, q, places):
+    """kappa vanishes there, in fractions, and not at a place beside."""
+    scheme = SCHEMES[name]
+
+    def kernel(sigma):
+        stages = zip(scheme.b, scheme.c, strict=True)
+        caught = sum(b * (c - sigma) ** (q + 1) for b, c in stages if c >= sigma)
+        return (1 - sigma) ** (q + 2) / (q + 2) - caught
+
+    for sigma in places:
+        assert kernel(sigma) == 0
+        assert kernel(sigma + Fraction(1, 50)) != 0
+
+
 # Refinement and projection
 
 
