@@ -145,7 +145,7 @@ def test_the_evaluations_it_prints_are_those_that_happen(method):
 
 
 def test_the_parameters_it_prints_are_those_of_the_model():
-    model = net(weights=Chebyshev(3, cells=2), method="dopri5")
+    model = net(weights=Chebyshev(3, cells=2))
     text = graph_summary(model)
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in text.splitlines()[0]
     own = sum(p.numel() for p in model.blocks[1].parameters())

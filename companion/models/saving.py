@@ -115,7 +115,10 @@ def _rebuilt(state: dict[str, Any], left_out: dict[str, Any]) -> nn.Module:
     arguments = {name: _decoded(value) for name, value in state["arguments"].items()}
     with torch.random.fork_rng(devices=[]):  # the first values are drawn, and replaced
         model = make(**arguments, **left_out)
-    for block, knobs in zip(ode_blocks(model), state["blocks"], strict=True):
+    blocks, found = ode_blocks(model), state["blocks"]
+    if len(blocks) != len(found):
+        raise ValueError(f"the file has {len(found)} blocks, the model {len(blocks)}")
+    for block, knobs in zip(blocks, found, strict=True):
         wanted = {name: _decoded(value) for name, value in knobs.items()}
         if block.weights.basis != wanted["basis"]:
             block.weights.project(wanted["basis"])  # for the shapes
