@@ -8,6 +8,7 @@ midpoint method has, and the convergence test of Q20-F4a is repeated with it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,8 @@ def stiff_growth(method: str) -> float:
     rates = torch.tensor(RATES, dtype=torch.float64)
 
     def decay(x: Tensor) -> Tensor:
-        return -rates * x
+        change: Tensor = -rates * x
+        return change
 
     x = torch.ones(2, dtype=torch.float64)
     norms = [float(x.norm())]
@@ -97,7 +99,7 @@ def stiff_growth(method: str) -> float:
     return max(norms) / norms[0]
 
 
-def _step(f: Any, x: Tensor, h: float, method: str) -> Tensor:
+def _step(f: Callable[[Tensor], Tensor], x: Tensor, h: float, method: str) -> Tensor:
     if method in IMPLICIT:
         return implicit_step(f, x, h, method)
     end: Tensor = odeint(lambda t, x: f(x), x, [0.0, h], method=method)[-1]
@@ -106,15 +108,15 @@ def _step(f: Any, x: Tensor, h: float, method: str) -> Tensor:
 
 def _order(method: str) -> float:
     """Return the order of a scheme on the true pendulum, from the errors at time 1."""
-    start, end = pendulum.exact([0.0, 1.0])
+    states = pendulum.exact([0.0, 1.0])
 
     def evaluate(method: str, n: int) -> Tensor:
-        x = start
+        x = states[0]
         for _ in range(n):
             x = implicit_step(pendulum.field, x, 1.0 / n, method)
         return x
 
-    return fitted_order(ORDER_GRID, graph_errors(evaluate, end, [method], ORDER_GRID)[method])
+    return fitted_order(ORDER_GRID, graph_errors(evaluate, states[1], [method], ORDER_GRID)[method])
 
 
 @torch.no_grad()
