@@ -24,7 +24,7 @@ from companion.experiments.running import Part, Run
 from companion.models import ContinuousNet, Stitch
 from companion.models.continuous_net import pre_activation_unit
 from companion.models.layers import basic_branch, convolution
-from companion.results import Findings
+from companion.results import Claim, Findings
 from companion.solve import NonFiniteError
 from companion.train import Refinement, error_rate, fit, seeded, step_decay
 
@@ -152,7 +152,10 @@ def make_network(name: str, data: Images, settings: Settings, seed: int, full: b
 
 def objective(net: nn.Module, settings: Settings) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
     """Return the mean cross-entropy of a batch, computed as the settings say."""
-    compiled = torch.compile(net) if settings.compiled else None
+    compiled = None
+    if settings.compiled:
+        torch.compiler.reset()  # past a number of networks it would fall back to eager silently
+        compiled = torch.compile(net)
 
     def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if settings.autocast:  # convolutions in half precision read a pixel's channels together
@@ -299,10 +302,19 @@ class Study:
         rows = self.found[name]
         return float(np.mean([row["swap_error"][i][j] for row in rows])) - self.error(name)
 
-    def widest(self, name: str, least: int) -> float:
-        """Return the largest rise over all schemes with at least so many steps."""
-        wide = [steps for steps in self.settings.steps if steps >= least]
-        return max(self.rise(name, method, steps) for method in METHODS for steps in wide)
+    def moved(self, name: str) -> float:
+        """Return the mean logit deviation of a network under RK4 with the most steps."""
+        i = METHODS.index("rk4")
+        return float(np.mean([row["deviation"][i][-1] for row in self.found[name]]))
+
+    def broken(self, claim: str, dataset: str) -> Claim:
+        """Decide whether RK4 breaks Euler's network; on digits the error has no room for it."""
+        cells, most = self.settings.cells, self.settings.steps[-1]
+        if dataset == "digits":
+            text = f"logit deviation of Euler's network under RK4 with {most} steps"
+            return Claim(claim, text, self.moved("euler"), low=0.25)
+        text = "test error, Euler to RK4 with as many steps, after the swap minus before"
+        return Claim(claim, text, self.rise("euler", "rk4", cells), low=0.05)
 
 
 def study(

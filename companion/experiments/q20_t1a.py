@@ -29,9 +29,9 @@ MARGINS = {"digits": 0.02, "cifar10": 0.015}
         "smoke": {
             "dataset": "digits",
             "networks": ("resnet", "euler", "rk4"),
-            "channels": (4, 8),
-            "refine_at": (1, 2, 3),
-            "epochs": 6,
+            "channels": (8, 16),
+            "refine_at": (1, 2, 4),
+            "epochs": 8,
             "seeds": 1,
             "autocast": False,
             "compiled": False,
@@ -95,5 +95,5 @@ def _claims(found: Study, dataset: str) -> list[Claim]:
             "CL39", rise.format(f"RK4 to the 3/8 rule with {third} of {cells} steps,"),
             found.rise("rk4", "rk4_38", third), high=0.01,
         ),
-        Claim("CL41", rise.format("Euler to RK4,"), found.rise("euler", "rk4", cells), low=0.05),
+        found.broken("CL41", dataset),
     ]  # fmt: skip
