@@ -71,10 +71,9 @@ def project(coefficients: Tensor, old: Basis, new: Basis) -> Tensor:
     """
     _check_size("coefficients", coefficients, old)
     pieces = math.lcm(old.cells, new.cells)
-    # Enough for products of waves too: twice the nodes that products of polynomials need, and more.
-    local, weights = np.polynomial.legendre.leggauss(
-        old.size // old.cells + new.size // new.cells + 16
-    )
+    # More nodes than polynomials need: waves take about pi of them a period.
+    nodes = 4 * (old.size // old.cells + new.size // new.cells) + 16
+    local, weights = np.polynomial.legendre.leggauss(nodes)
     points = [(piece, (x + 1) / 2) for piece in range(pieces) for x in local.tolist()]
     phi, psi = (
         _matrix(basis, [_inside(piece, u, pieces // basis.cells) for piece, u in points])
