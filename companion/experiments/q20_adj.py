@@ -79,7 +79,9 @@ def q20_adj(run: Run, *, seeds: int, ratios: tuple[int, ...], gain: float) -> Fi
         }
 
     found = run.map(compare, {f"seed {k}": (run.seed + k,) for k in range(seeds)}).values()
-    table = {name: torch.tensor([part[name] for part in found]) for name in pairs}
+    table = {
+        name: torch.tensor([part[name] for part in found], dtype=torch.float64) for name in pairs
+    }
     curves = {f"error_{name}": values[..., 0] for name, values in table.items()}
     cosines = {f"cosine_{name}": values[..., 1] for name, values in table.items()}
     scalars: dict[str, float] = {}
