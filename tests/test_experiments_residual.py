@@ -9,7 +9,6 @@ from companion import OdeBlock, PiecewiseConstant
 from companion.exercises import WrongAnswer
 from companion.exercises.residual_steps import SCHEME, THRESHOLD, TURN
 from companion.experiments import q20_ob, run
-from companion.experiments.q20_err import GRAVITY, START, pendulum, pendulum_solution
 from companion.experiments.s22_f1 import (
     _ROUGH,
     BEST_MONOTONE,
@@ -47,22 +46,6 @@ def test_gradients_are_compared_too(monkeypatch):
 
 
 # Q20-ERR: orders on the pendulum
-
-
-def test_pendulum_solution_solves_the_equation():
-    t = np.linspace(0, 6, 61)
-    exact = pendulum_solution(t)
-
-    def field(t, x):
-        return [x[1], -GRAVITY * np.sin(x[0])]
-
-    reference = solve_ivp(field, (0, 6), [START, 0], "DOP853", t, rtol=1e-13, atol=1e-13)
-    np.testing.assert_allclose(exact, reference.y.T, rtol=0, atol=1e-10)
-    energy = exact[:, 1] ** 2 / 2 - GRAVITY * np.cos(exact[:, 0])
-    np.testing.assert_allclose(energy, -GRAVITY * np.cos(START), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(
-        pendulum(0.0, torch.from_numpy(exact)).numpy(), np.array(field(0, exact.T)).T, rtol=1e-14
-    )
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,16 @@
 r"""Q20-ERR: local error, global error and order, on the pendulum.
 
-:math:`\ddot\rho = -\gamma\sin\rho` has a closed form in Jacobi's elliptic functions, so errors are
-measured against the solution itself (Queiruga et al. 2020, section 3 and Eq. 13; that equation has
-misprints, the form used here is checked in the tests).
+The pendulum's motion has a closed form (:mod:`companion.data.pendulum`), so errors are measured
+against the solution itself (Queiruga et al. 2020, section 3).
 """
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.special import ellipj, ellipk
 from torch import Tensor
 
+from companion.data import pendulum
 from companion.experiments.registry import experiment
 from companion.experiments.running import Part, Run
 from companion.observe import fit_slope
@@ -21,8 +18,6 @@ from companion.ode import odeint
 from companion.results import Claim, Findings
 from companion.schemes import get_scheme
 
-GRAVITY = 9.81
-START = 3 * math.pi / 4
 TIME = 2.0
 
 
@@ -74,52 +69,20 @@ def q20_err(
     return Findings(scalars, curves, claims)
 
 
-def pendulum(t: float | Tensor, x: Tensor) -> Tensor:
-    """Return the velocity of the pendulum's state: angle and angular velocity.
-
-    Shapes:
-        ``(..., 2)`` to the same.
-
-    Example:
-        >>> pendulum(0.0, torch.tensor([0.0, 1.0]))
-        tensor([1., -0.])
-    """
-    return torch.stack([x[..., 1], -GRAVITY * torch.sin(x[..., 0])], dim=-1)
-
-
-def pendulum_solution(t: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    r"""Return the pendulum's state at the times ``t``, released at rest from the angle 135 degrees.
-
-    .. math:: \rho(t) = 2 \arcsin\bigl(k\,\mathrm{sn}(K - \omega t)\bigr), \qquad
-       \dot\rho(t) = -2 k \omega\,\mathrm{cn}(K - \omega t), \qquad
-       k = \sin\tfrac{\rho(0)}2, \quad \omega = \sqrt\gamma
-
-    Shapes:
-        ``(...)`` to ``(..., 2)``.
-
-    Example:
-        >>> pendulum_solution(0.0).round(12) + 0.0
-        array([2.35619449, 0.        ])
-    """
-    k, omega = math.sin(START / 2), math.sqrt(GRAVITY)
-    sn, cn, _, _ = ellipj(ellipk(k**2) - omega * np.asarray(t), k**2)
-    return np.stack([2 * np.arcsin(k * sn), -2 * k * omega * cn], axis=-1)
-
-
-def _states(t: NDArray[np.float64] | float, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.asarray(pendulum_solution(t))).to(device)
+def _field(t: Tensor, x: Tensor) -> Tensor:
+    return pendulum.field(x)
 
 
 def _global_error(scheme: str, steps: int, device: torch.device) -> float:
-    start = _states(0.0, device)
-    end = odeint(pendulum, start, [0.0, TIME], method=scheme, steps=steps)[-1]
-    return float((end - _states(TIME, device)).norm())
+    start, exact = pendulum.exact([0.0, TIME]).to(device)
+    end = odeint(_field, start, [0.0, TIME], method=scheme, steps=steps)[-1]
+    return float((end - exact).norm())
 
 
 def _local_error(scheme: str, steps: int, device: torch.device) -> float:
     """Return the largest error of one step from a point of the exact solution."""
-    exact = _states(np.linspace(0, TIME, steps + 1), device)
-    stepped = odeint(pendulum, exact[:-1], [0.0, TIME / steps], method=scheme, steps=1)[-1]
+    exact = pendulum.exact(np.linspace(0, TIME, steps + 1)).to(device)
+    stepped = odeint(_field, exact[:-1], [0.0, TIME / steps], method=scheme, steps=1)[-1]
     return float((stepped - exact[1:]).norm(dim=-1).max())
 
 
