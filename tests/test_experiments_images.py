@@ -227,6 +227,21 @@ def test_autocast_changes_only_digits_of_the_numbers():
     np.testing.assert_allclose(rounded["loss"], plain["loss"], rtol=0.02)
 
 
+def test_a_compiled_network_trains_and_the_swapped_graphs_are_not_it(monkeypatch):
+    """Compilation itself takes half a minute: a stand-in counts the calls of the network."""
+    calls = []
+
+    def compiled(net):
+        return lambda x: calls.append(net.training) or net(x)
+
+    data, part = few_images(), Part(None, lambda x: None)
+    plain = train_and_swap(part, "rk4", 0, data, SETTINGS)
+    monkeypatch.setattr(torch, "compile", compiled)
+    found = train_and_swap(part, "rk4", 0, data, replace(SETTINGS, compiled=True))
+    assert calls == [True] * 6  # two epochs of three batches, and no evaluation
+    assert found == plain
+
+
 def test_a_network_that_leaves_the_finite_numbers_counts_as_guessing(monkeypatch):
     def diverge(*arguments, **options):
         raise NonFiniteError("too large")

@@ -1,4 +1,5 @@
 import copy
+import functools
 from functools import partial
 
 import pytest
@@ -117,14 +118,26 @@ def test_equals_training_stage_by_stage(momentum, optimiser):
     assert model.first.steps == other.first.steps == 4
 
 
-@pytest.mark.parametrize("momentum", ["split", "drop"])
-@pytest.mark.parametrize("optimiser", [SGD, ADAM], ids=["momentum", "adam"])
+@functools.cache
+def unbroken(momentum, optimiser):
+    """Return a network after a run that nothing interrupts, and the history."""
+    whole = net()
+    return whole, train(whole, momentum=momentum, optimiser=optimiser, on_epoch=one)
+
+
+def one():
+    return {"one": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("momentum", "optimiser"),
+    [("split", SGD), ("split", ADAM), ("drop", SGD)],
+    ids=["momentum", "adam", "drop"],
+)
 @pytest.mark.parametrize("killed_at", [3, 8, 9])
 def test_resumes_bit_for_bit_in_every_stage(tmp_path, momentum, optimiser, killed_at):
     """Killed in an epoch before a refinement, at that epoch's end, and in the next one."""
-    whole = net()
-    expected = train(whole, momentum=momentum, optimiser=optimiser, on_epoch=lambda: {"one": 1.0})
-
+    whole, expected = unbroken(momentum, optimiser)
     calls = 0
 
     def killing(model, x, y):
@@ -138,7 +151,7 @@ def test_resumes_bit_for_bit_in_every_stage(tmp_path, momentum, optimiser, kille
         "momentum": momentum,
         "optimiser": optimiser,
         "snapshot": Snapshot(tmp_path / "last.pt", every=0),
-        "on_epoch": lambda: {"one": 1.0},
+        "on_epoch": one,
     }
     with pytest.raises(KeyboardInterrupt):
         fit_with(killing, **options)
@@ -173,20 +186,16 @@ def test_a_run_that_ended_at_a_refinement_is_lengthened(tmp_path, momentum):
 
 
 def test_a_finished_run_gives_its_network_back(tmp_path):
-    whole, again = net(), net()
-    snapshot = Snapshot(tmp_path / "last.pt")
-    train(whole, snapshot=snapshot)
+    again, snapshot = net(), Snapshot(tmp_path / "last.pt")
+    train(net(), snapshot=snapshot)
     train(again, snapshot=snapshot)
-    assert same(again, whole)
+    assert same(again, unbroken("split", SGD)[0])
     assert again.first.steps == 4
 
 
 def test_the_optimiser_made_anew_is_as_if_momentum_was_dropped():
     """The two ways end with different weights, or the tests above would show nothing."""
-    split, dropped = net(), net()
-    train(split)
-    train(dropped, momentum="drop")
-    assert not same(split, dropped)
+    assert not same(unbroken("split", SGD)[0], unbroken("drop", SGD)[0])
 
 
 def test_snapshots_know_the_refinement(tmp_path):

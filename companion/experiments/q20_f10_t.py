@@ -70,6 +70,6 @@ def q20_f10_t(
 
 def _claims(found: Study, dataset: str) -> list[Claim]:
     """Decide whether midpoint's network bears what breaks Euler's: RK4 in its place."""
-    text = "test error, midpoint to RK4 with as many steps, after the swap minus before"
+    text = f"{dataset}, test error, midpoint to RK4 at equal steps, after the swap minus before"
     rise = found.rise("midpoint", "rk4", found.settings.cells)
     return [Claim("CL47", text, rise, high=0.01), found.broken("CL47", dataset)]

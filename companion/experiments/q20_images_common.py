@@ -311,9 +311,9 @@ class Study:
         """Decide whether RK4 breaks Euler's network; on digits the error has no room for it."""
         cells, most = self.settings.cells, self.settings.steps[-1]
         if dataset == "digits":
-            text = f"logit deviation of Euler's network under RK4 with {most} steps"
+            text = f"digits, logit deviation of Euler's network under RK4 with {most} steps"
             return Claim(claim, text, self.moved("euler"), low=0.25)
-        text = "test error, Euler to RK4 with as many steps, after the swap minus before"
+        text = f"{dataset}, test error, Euler to RK4 at equal steps, after the swap minus before"
         return Claim(claim, text, self.rise("euler", "rk4", cells), low=0.05)
 
 

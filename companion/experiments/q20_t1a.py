@@ -77,23 +77,19 @@ def q20_t1a(
 
 def _claims(found: Study, dataset: str) -> list[Claim]:
     """Decide the claims on errors averaged over seeds."""
-    margin = MARGINS[dataset]
-    cells, third = found.settings.cells, found.settings.third
+    margin, cells, third = MARGINS[dataset], found.settings.cells, found.settings.third
     resnet, euler, rk4 = (found.error(name) for name in ("resnet", "euler", "rk4"))
-    rise = "test error, {} after the swap minus before"
+    texts = (
+        "ContinuousNet with Euler minus ResNet",
+        "RK4 with refinement minus Euler",
+        "RK4 to Euler, after the swap minus before",
+        f"RK4 to the 3/8 rule with {third} of {cells} steps, after the swap minus before",
+    )
+    matches, slightly, swapped, short = (f"{dataset}, test error, {text}" for text in texts)
     return [
-        Claim(
-            "CL36", "test error, ContinuousNet with Euler minus ResNet", euler - resnet,
-            low=-margin, high=margin,
-        ),
-        Claim(
-            "CL37", "test error, RK4 with refinement minus Euler", rk4 - euler,
-            low=-margin, high=margin,
-        ),
-        Claim("CL38", rise.format("RK4 to Euler,"), found.rise("rk4", "euler", cells), high=0.01),
-        Claim(
-            "CL39", rise.format(f"RK4 to the 3/8 rule with {third} of {cells} steps,"),
-            found.rise("rk4", "rk4_38", third), high=0.01,
-        ),
+        Claim("CL36", matches, euler - resnet, low=-margin, high=margin),
+        Claim("CL37", slightly, rk4 - euler, low=-margin, high=margin),
+        Claim("CL38", swapped, found.rise("rk4", "euler", cells), high=0.01),
+        Claim("CL39", short, found.rise("rk4", "rk4_38", third), high=0.01),
         found.broken("CL41", dataset),
-    ]  # fmt: skip
+    ]

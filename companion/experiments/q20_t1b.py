@@ -69,15 +69,16 @@ def q20_t1b(
 
 def _claims(found: Study, dataset: str) -> list[Claim]:
     """Decide the claims on errors averaged over seeds."""
-    cells = found.settings.cells
+    cells, (euler, rk4) = found.settings.cells, LEVELS[dataset]
     half = max(cells // 2, 1)
-    text = (
-        f"test error, RK4 to the 3/8 rule with {half} of {cells} steps, after the swap minus before"
+    texts = (
+        "Euler",
+        "RK4 with refinement",
+        f"RK4 to the 3/8 rule with {half} of {cells} steps, after the swap minus before",
     )
+    first, second, swapped = (f"{dataset}, test error, {text}" for text in texts)
     return [
-        Claim("CL43", "test error, Euler", found.error("euler"), high=LEVELS[dataset][0]),
-        Claim(
-            "CL43", "test error, RK4 with refinement", found.error("rk4"), high=LEVELS[dataset][1]
-        ),
-        Claim("CL43", text, found.rise("rk4", "rk4_38", half), high=0.02),
+        Claim("CL43", first, found.error("euler"), high=euler),
+        Claim("CL43", second, found.error("rk4"), high=rk4),
+        Claim("CL43", swapped, found.rise("rk4", "rk4_38", half), high=0.02),
     ]
