@@ -5,7 +5,7 @@ pixels in 200 classes, one with Euler, one with midpoint and refinement, and run
 schemes and steps. That is the ``full`` tier. It needs a data folder with
 ``tiny-imagenet/train/CLASS/*.JPEG`` and ``tiny-imagenet/val/CLASS/*.JPEG``. As downloaded, the
 training images lie one folder deeper, and ``val_annotations.txt`` names the classes of the others.
-Training images are random pieces, resized and mirrored. The ``smoke`` tier is the same code on the
+Training images are random pieces, scaled and mirrored. The ``smoke`` tier is the same code on the
 small images of scikit-learn's digits.
 """
 
