@@ -169,7 +169,7 @@ def euler_adjoint(task, steps):
 
 
 def test_adj_measures_the_adjoint_written_out():
-    result = run("Q20-ADJ", seeds=1, ratios=(1, 3), gain=4.0)
+    result = run("Q20-ADJ", seeds=1, ratios=(1, 3), nets=1, train_ratios=(1, 3), epochs=1)
     task = q20_adj._task(0, 4.0, CPU)
     for k, ratio in enumerate((1, 3)):
         wanted = q20_adj._gradient(task, "euler", 4 * ratio, "backprop")
@@ -181,6 +181,9 @@ def test_adj_measures_the_adjoint_written_out():
     assert result["error_checkpoint_rk4"].max() < 1e-15
     assert result["error_reversible_async_leapfrog"].max() < 1e-13
     assert result["at_three_euler"] / result["at_one_euler"] < 0.5
+    harm = result["test_error_adjoint"] - result["test_error_backprop"]
+    assert result["harm_at_three"] == pytest.approx(harm[0, 1])
+    assert harm[0, 0] > 0.1
 
 
 # FW1

@@ -278,6 +278,12 @@ def test_stitch_is_its_formula():
     torch.testing.assert_close(stitch(x), shortcut + 0.25 * residual(x), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", ["inputs", "outputs"])
+def test_a_stitch_needs_channels(name):
+    with pytest.raises(ValueError, match=f"{name}: 0 is not allowed"):
+        Stitch(**{"inputs": 2, "outputs": 2, name: 0}, residual=nn.Identity())
+
+
 @pytest.mark.parametrize(("scale", "steps", "factor"), [(1.0, 8, 1 / 8), (8.0, 8, 1.0)])
 def test_the_factor_of_the_stitches_is_that_of_a_step(scale, steps, factor):
     net = small_net(scale=scale, steps=steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from companion.arguments import check_count
 from companion.models.layers import convolution
 
 __all__ = ["Stitch"]
@@ -33,12 +34,16 @@ class Stitch(nn.Module):
     Shapes:
         ``(batch, inputs, h, w)`` to ``(batch, outputs, h / 2, w / 2)``, rounded up.
 
+    Raises:
+        ValueError: for ``inputs`` or ``outputs`` that is no integer of at least 1.
+
     Source:
         Queiruga et al. 2020, Eq. 28 and appendix A.1.
 
     Example:
         >>> import torch
-        >>> from companion.models.layers import basic_branch
+        >>> from companion.arguments import check_count
+from companion.models.layers import basic_branch
         >>> stitch = Stitch(8, 16, basic_branch(8, 16, stride=2), scale=0.5)
         >>> stitch(torch.zeros(1, 8, 6, 6)).shape
         torch.Size([1, 16, 3, 3])
@@ -46,6 +51,8 @@ class Stitch(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, residual: nn.Module, scale: float = 1.0) -> None:
         super().__init__()
+        check_count("inputs", inputs)
+        check_count("outputs", outputs)
         self.down = convolution(inputs, outputs, 1, stride=2)
         self.residual = residual
         self.scale = scale
