@@ -42,8 +42,7 @@ class Stitch(nn.Module):
 
     Example:
         >>> import torch
-        >>> from companion.arguments import check_count
-from companion.models.layers import basic_branch
+        >>> from companion.models.layers import basic_branch
         >>> stitch = Stitch(8, 16, basic_branch(8, 16, stride=2), scale=0.5)
         >>> stitch(torch.zeros(1, 8, 6, 6)).shape
         torch.Size([1, 16, 3, 3])
