@@ -56,10 +56,11 @@ class ContinuousNet(nn.Module):
     the factor $\varepsilon/N_t$ of one Euler step (:class:`~companion.models.Stitch`): $N_t$ is
     ``steps`` when the net is made, and refining or another graph later leaves the factor alone.
 
-    With ``method="euler"`` and ``scale`= `steps`` = number of cells this is a residual network.
+    With ``method="euler"`` and as many cells and as large a ``scale`` as ``steps``, this is a
+    residual network.
     With 3 channels of input, 10 classes and $M$ cells it has $97\,219\,M + 73\,180$ parameters.
 
-    The file of :func:`~companion.models.save` holds what :attr:`arguments` and the blocks say.
+    The file of :func:`~companion.models.save` holds what ``arguments`` and the blocks say.
 
     Args:
         classes: size of the output.
@@ -179,7 +180,7 @@ def wide_continuous_net(classes: int = 100, **options: Any) -> ContinuousNet:
 
     Args:
         classes: size of the output.
-        **options: as for :class:`ContinuousNet`, without ``channels``.
+        **options: as for :class:`~companion.models.ContinuousNet`, without ``channels``.
 
     Source:
         Queiruga et al. 2020, section 5.1 and appendix B.1.

@@ -32,7 +32,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     The file holds the arguments that made the model, and of every block its present basis, scheme,
     steps and gradient: those after refining, projecting or choosing another graph. An argument
     that is neither plain data, a basis, a gradient nor a function of :mod:`companion.models` is
-    left out; :func:`load` asks for it.
+    left out; :func:`~companion.models.load` asks for it.
 
     Args:
         model: a :class:`~companion.models.ContinuousNet`, or another model of this package with an
@@ -73,7 +73,7 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 
 def load(path: str | Path, **left_out: Any) -> nn.Module:
-    """Read a model that :func:`save` wrote, on the CPU, in the mode and dtype it had.
+    """Read a model that :func:`~companion.models.save` wrote, on the CPU, in the mode and dtype it had.
 
     Nothing in the file is executed, and no random number is drawn from the global generators.
 

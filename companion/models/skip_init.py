@@ -16,7 +16,7 @@ class SkipInit(nn.Module):
     training only $s$ has a gradient, $\langle \partial L/\partial y, \mathcal R(x) \rangle$.
 
     So the residual must not be zero itself: after a last norm whose weights start at zero, as in
-    :func:`companion.models.layers.pre_activation`, nothing would ever learn.
+    ``companion.models.layers.pre_activation``, nothing would ever learn.
 
     Args:
         residual: the module $\mathcal R$, called with whatever this one is called with.
