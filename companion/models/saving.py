@@ -73,7 +73,7 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 
 def load(path: str | Path, **left_out: Any) -> nn.Module:
-    """Read a model that :func:`~companion.models.save` wrote, on the CPU, in the mode and dtype it had.
+    """Read what :func:`~companion.models.save` wrote: on the CPU, in the mode and dtype it had.
 
     Nothing in the file is executed, and no random number is drawn from the global generators.
 
