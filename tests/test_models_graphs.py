@@ -157,3 +157,12 @@ def test_an_adaptive_graph_has_a_line_a_cell():
     assert "evaluations as the input asks" in text.splitlines()[0]
     assert text.splitlines()[3] == "  cell 1: depth 0.25 to 0.5, steps as the input asks"
     assert len(text.splitlines()) == 2 + 4
+
+
+def test_a_compiled_model_is_refused_and_left_as_it_was() -> None:
+    net = ContinuousMLP(3, 2)
+    x, compiled = torch.ones(1, 3), torch.compile(net, backend="eager")
+    before = net(x)
+    with pytest.raises(ValueError, match="compile the view"):
+        with_graph(compiled, method="rk4", steps=2)
+    assert torch.equal(net(x), before)

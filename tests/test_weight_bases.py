@@ -377,3 +377,10 @@ def test_errors(make, message):
 def test_blocks_of_a_model_in_order():
     first, second = block_of(Chebyshev(2)), block_of(Fourier(3))
     assert ode_blocks(nn.Sequential(first, nn.Sequential(second))) == [first, second]
+
+
+@pytest.mark.parametrize("cells", [3, 10, 100])
+def test_single_precision_knots_belong_to_the_cell_on_their_right(cells: int) -> None:
+    values = torch.arange(float(cells))
+    found = evaluate(PiecewiseConstant(cells), values, torch.linspace(0, 1, cells + 1))
+    assert torch.equal(found, torch.cat([values, values[-1:]]))

@@ -40,7 +40,10 @@ def evaluate(basis: Basis, coefficients: Tensor, s: Tensor) -> Tensor:
     _check_size("coefficients", coefficients, basis)
     if s.ndim != 1 or not ((s >= 0) & (s <= 1)).all():
         raise ValueError(f"s: {s} is not allowed; pass a list of depths in [0, 1]")
-    return apply(_matrix(basis, [_place(depth, basis.cells) for depth in s.tolist()]), coefficients)
+    # The float32 nearest to 0.7 lies below it: what rounds to a knot is that knot.
+    slack = max(1e-9, basis.cells * torch.finfo(s.dtype).eps) if s.is_floating_point() else 0.0
+    places = [_place(depth, basis.cells, slack) for depth in s.tolist()]
+    return apply(_matrix(basis, places), coefficients)
 
 
 def project(coefficients: Tensor, old: Basis, new: Basis) -> Tensor:
@@ -88,9 +91,9 @@ def _inside(piece: int, local: float, pieces: int) -> Place:
     return Place(piece // pieces, (piece % pieces + local) / pieces)
 
 
-def _place(s: float, cells: int) -> Place:
+def _place(s: float, cells: int, slack: float) -> Place:
     # A depth such as 0.29 of 100 cells is the knot that it rounds to.
-    cell = min(math.floor(s * cells + 1e-9), cells - 1)
+    cell = min(math.floor(s * cells + slack), cells - 1)
     return Place(cell, min(max(s * cells - cell, 0.0), 1.0))
 
 

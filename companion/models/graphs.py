@@ -39,7 +39,8 @@ def with_graph(
         gradient: how all blocks are differentiated.
 
     Raises:
-        ValueError: for a model without blocks, or a value that a block refuses.
+        ValueError: for a model without blocks, one that :func:`torch.compile` returned, or a value
+            that a block refuses.
 
     Source:
         Queiruga et al. 2020, section 5.3.
@@ -66,6 +67,11 @@ def with_graph(
         children = {name: child and view(child) for name, child in module._modules.items()}
         if all(child is module._modules[name] for name, child in children.items()):
             return module
+        if "forward" in vars(module):  # a copy would go on to call the old module's
+            raise ValueError(
+                f"model: a {type(module).__name__} with a forward of its own, as torch.compile "
+                "makes it, has a fixed graph; choose the graph first and compile the view"
+            )
         other = copy.copy(module)
         other._modules = children
         return other
