@@ -142,3 +142,15 @@ def test_the_module_is_reached_as_an_attribute():
     import companion.data
 
     assert companion.data.pendulum is pendulum
+
+
+@pytest.mark.parametrize("gap", [1e-9, -1e-9])
+def test_an_angle_that_rounds_to_the_upright_one_is_refused(gap: float) -> None:
+    angle = math.copysign(math.pi, gap) - gap
+    for call in (lambda: pendulum.exact([0.5], angle), lambda: pendulum.period(angle)):
+        with pytest.raises(ValueError, match=r"rho0: .* stands"):
+            call()
+
+
+def test_half_precision_times_are_read_as_they_are() -> None:
+    assert torch.equal(pendulum.exact(torch.tensor([0.5]).bfloat16()), pendulum.exact([0.5]))

@@ -75,7 +75,8 @@ def exact(t: Numbers, rho0: Numbers = START) -> Tensor:
         ``t`` and ``rho0`` broadcast.
 
     Raises:
-        ValueError: a time that is not finite, or an angle outside $(-\pi, \pi)$.
+        ValueError: a time that is not finite, or an angle outside $(-\pi, \pi)$ or so near its
+            ends that double precision cannot tell.
 
     Source:
         Queiruga et al. 2020, Eq. 13, corrected.
@@ -181,7 +182,7 @@ def region(
 
 def _doubles(values: Numbers) -> NDArray[np.float64]:
     if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
+        values = values.detach().double().cpu().numpy()  # numpy has no bfloat16
     return np.asarray(values, dtype=np.float64)
 
 
@@ -189,6 +190,11 @@ def _angles(rho0: Numbers) -> NDArray[np.float64]:
     angles = _doubles(rho0)
     if not (np.abs(angles) < math.pi).all():
         raise ValueError(f"rho0: {rho0!r} is not allowed; angles must lie inside (-pi, pi)")
+    if (np.sin(angles / 2) ** 2 == 1).any():  # the period would be infinite
+        raise ValueError(
+            f"rho0: {rho0!r} is not allowed; in double precision that is pi, where the pendulum "
+            "stands; stay at least 1e-7 away from it"
+        )
     return angles
 
 
