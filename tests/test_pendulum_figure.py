@@ -70,9 +70,9 @@ PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><head><title>Slide
 COLOURS = {"light": "color:#222832;background:#fff", "dark": "color:#ced6dd;background:#14181e"}
 
 
-@pytest.fixture(params=["light", "dark"])
+@pytest.fixture
 def page(request, browser, tmp_path):
-    theme = request.param
+    theme = getattr(request, "param", "light")
     path = tmp_path / "slider.html"
     path.write_text(PAGE.format(theme=theme, static=STATIC.as_uri(), colours=COLOURS[theme]))
     page = browser.new_page(viewport={"width": 390, "height": 1200})
@@ -151,6 +151,7 @@ def test_the_picture_gives_way_and_nothing_is_too_wide(page):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
 def test_it_is_accessible(page):
     found = [v for v in Axe().run(page).response["violations"] if v["impact"] in SERIOUS]
     assert not found
