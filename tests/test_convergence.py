@@ -178,3 +178,10 @@ def test_numerical_methods_by_the_same_function():
 
     errors = graph_errors(evaluate, end, ["euler"], [400, 800])
     assert errors["euler"] == pytest.approx((0.524, 0.251), rel=5e-3)
+
+
+def test_states_of_different_shapes_are_refused_not_broadcast() -> None:
+    net = OneStepNet("euler", step=0.1, generator=torch.Generator().manual_seed(0))
+    start, end = torch.ones(2).double(), torch.ones(3, 2).double()
+    with pytest.raises(ValueError, match=r"end: shape \(3, 2\)"):
+        convergence_test(net, start, end, time=0.2, methods=(), steps=(4,))

@@ -87,8 +87,9 @@ def convergence_test(
             at least one must be larger.
 
     Raises:
-        ValueError: a time that is no multiple of the net's step, numbers of steps that are no
-            integers of at least 1 or none finer than the net's, or an unknown method.
+        ValueError: states of different shapes, a time that is no multiple of the net's step,
+            numbers of steps that are no integers of at least 1 or none finer than the net's, or an
+            unknown method.
 
     Source:
         Queiruga et al. 2020, Eq. 18 and 19, without the square.
@@ -104,6 +105,11 @@ def convergence_test(
     own = round(time / net.step)
     if own < 1 or not math.isclose(own * net.step, time, rel_tol=1e-9):
         raise ValueError(f"time: {time!r} is not allowed; it must be a multiple of {net.step!r}")
+    if start.shape != end.shape:
+        raise ValueError(
+            f"end: shape {tuple(end.shape)} is not allowed; it must be start's, "
+            f"{tuple(start.shape)}"
+        )
     counts = _counts((*steps, own))
     if counts[-1] == own:
         raise ValueError(f"steps: {tuple(steps)!r} is not allowed; one must exceed {own}")
