@@ -40,6 +40,7 @@ class DepthWeights(nn.Module):
         first = modules[0]
         # In a tuple, so that nn.Module does not register the template as a child.
         self._template = (copy.deepcopy(first).to("meta"),)
+        self._norms = _norm_parameters(first)  # here: on the meta device nothing is tied
         self.basis = basis
         # The module of the node that is about where the cell is.
         of_cells = [modules[k * basis.size // basis.cells] for k in range(basis.cells)]
@@ -75,7 +76,7 @@ class DepthWeights(nn.Module):
         """Names of the parameters that are constant in every cell though the basis is not."""
         if isinstance(self.basis, Constant | PiecewiseConstant):
             return ()
-        return _norm_parameters(self.template)
+        return self._norms
 
     def bases(self) -> dict[nn.Parameter, Basis]:
         """Return the basis of every parameter: the block's, or one constant a cell.
@@ -116,9 +117,8 @@ class DepthWeights(nn.Module):
     def project(self, basis: Basis) -> None:
         """Take the nearest weight functions of another basis, in place; see OdeBlock.project."""
         cells, old = PiecewiseConstant(basis.cells), PiecewiseConstant(self.basis.cells)
-        norms = _norm_parameters(self.template)
         for name, param in self.named_parameters():
-            own, new = (old, cells) if name in norms else (self.basis, basis)
+            own, new = (old, cells) if name in self._norms else (self.basis, basis)
             _resize(param, project(param.data, own, new))
         self._map_buffers(
             lambda b: project(b, old, cells) if b.is_floating_point() else _sampled(b, basis.cells)

@@ -384,3 +384,26 @@ def test_single_precision_knots_belong_to_the_cell_on_their_right(cells: int) ->
     values = torch.arange(float(cells))
     found = evaluate(PiecewiseConstant(cells), values, torch.linspace(0, 1, cells + 1))
     assert torch.equal(found, torch.cat([values, values[-1:]]))
+
+
+def test_integers_are_refused():
+    with pytest.raises(TypeError, match=r"coefficients: torch\.int64 is not allowed"):
+        evaluate(PiecewiseLinear(1), torch.tensor([0, 1]), DEPTHS)
+    with pytest.raises(TypeError, match=r"coefficients: torch\.int64 is not allowed"):
+        project(torch.tensor([0, 1]), PiecewiseLinear(1), PiecewiseConstant(2))
+
+
+def test_a_norm_tied_to_another_parameter_is_one_a_cell_under_both_names():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+            self.gain = self.norm.weight
+
+        def forward(self, x):
+            return self.gain * self.norm(x)
+
+    block = OdeBlock(Tied(), Chebyshev(4, cells=2), steps=4)
+    assert block.weights.gain.shape == (2, 3)
+    block(randn(8, 3, dtype=torch.float32)).sum().backward()
+    assert block.weights.gain.grad.abs().max() > 0

@@ -186,8 +186,7 @@ def quantise(values: Tensor, bits: int) -> Tensor:
         >>> quantise(torch.tensor([-3.0, 0.4, 0.6, 1.2]), bits=3)
         tensor([-3.,  0.,  1.,  1.])
     """
-    if not is_count(bits, least=2) or bits > 16:
-        raise ValueError(f"bits: {bits!r} is not allowed; it must be an integer from 2 to 16")
+    _check_bits(bits)
     if not values.is_floating_point():
         raise TypeError(f"values: {values.dtype} is not allowed; pass a floating-point tensor")
     wide = values.detach().double()
@@ -229,7 +228,10 @@ def size(model: nn.Module, bits: int | None = None) -> int:
 
     Args:
         model: a model with blocks.
-        bits: bits of an entry; ``None`` is that of its dtype.
+        bits: bits of an entry, from 2 to 16; ``None`` is that of its dtype.
+
+    Raises:
+        ValueError: for ``bits`` out of this range.
 
     Example:
         >>> from companion import OdeBlock, PiecewiseConstant
@@ -237,6 +239,8 @@ def size(model: nn.Module, bits: int | None = None) -> int:
         >>> size(block), size(block, bits=4)
         (640, 196)
     """
+    if bits is not None:
+        _check_bits(bits)
     tensors = [*model.parameters(), *model.buffers()]
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if bits is None:
@@ -245,6 +249,11 @@ def size(model: nn.Module, bits: int | None = None) -> int:
     full = sum(param.numel() * param.element_size() for param in kernels)
     packed = sum(-(-param.numel() * bits // 8) + param.element_size() for param in kernels)
     return total - full + packed
+
+
+def _check_bits(bits: int) -> None:
+    if not is_count(bits, least=2) or bits > 16:
+        raise ValueError(f"bits: {bits!r} is not allowed; it must be an integer from 2 to 16")
 
 
 def _block_weights(model: nn.Module) -> list[DepthWeights]:

@@ -25,8 +25,8 @@ class Chebyshev:
 
     Args:
         size: number $n \ge 1$ of coefficients; the degree is $n - 1$.
-        cells: number of equal cells for what is kept one a cell: buffers, and the parameters of
-            modules that have some, as batch norm does.
+        cells: number of equal cells for what is kept one a cell: buffers, and a batch norm's weight
+            and bias.
 
     Raises:
         ValueError: if an argument is not a positive integer.

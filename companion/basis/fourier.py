@@ -27,8 +27,8 @@ class Fourier:
 
     Args:
         size: number $n = 2K + 1$ of coefficients, odd.
-        cells: number of equal cells for what is kept one a cell: buffers, and the parameters of
-            modules that have some, as batch norm does.
+        cells: number of equal cells for what is kept one a cell: buffers, and a batch norm's weight
+            and bias.
 
     Raises:
         ValueError: if an argument is not a positive integer, or ``size`` is even.

@@ -29,6 +29,7 @@ def evaluate(basis: Basis, coefficients: Tensor, s: Tensor) -> Tensor:
         Shape ``(n, *shape)``.
 
     Raises:
+        TypeError: for coefficients that are integers.
         ValueError: for coefficients of another number than the basis has, or depths outside
             $[0, 1]$.
 
@@ -65,6 +66,7 @@ def project(coefficients: Tensor, old: Basis, new: Basis) -> Tensor:
         Shape ``(new.size, *shape)``.
 
     Raises:
+        TypeError: for coefficients that are integers.
         ValueError: for coefficients of another number than ``old`` has.
 
     Example:
@@ -106,6 +108,8 @@ def _matrix(basis: Basis, places: list[Place]) -> Tensor:
 
 
 def _check_size(name: str, coefficients: Tensor, basis: Basis) -> None:
+    if not (coefficients.is_floating_point() or coefficients.is_complex()):
+        raise TypeError(f"{name}: {coefficients.dtype} is not allowed; pass floating-point numbers")
     if coefficients.ndim == 0 or len(coefficients) != basis.size:
         raise ValueError(
             f"{name}: shape {tuple(coefficients.shape)} is not allowed; {basis!r} needs "

@@ -32,7 +32,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     The file holds the arguments that made the model, and of every block its present basis, scheme,
     steps and gradient: those after refining, projecting or choosing another graph. An argument
     that is neither plain data, a basis, a gradient nor a function of :mod:`companion.models` is
-    left out; :func:`~companion.models.load` asks for it.
+    left out; :func:`~companion.models.load` asks for it. The modes of single parts, and which
+    parameters are frozen, are not kept.
 
     Args:
         model: a :class:`~companion.models.ContinuousNet`, or another model of this package with an

@@ -2,25 +2,22 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from companion.basis import Basis
 
-VELOCITIES = ("momentum_buffer", "exp_avg", "grad_avg")
-"""Entries of an optimiser's state that move with the weights; all others are sizes of gradients."""
-
 
 def split_optimiser_state(optimiser: Optimizer, before: Mapping[nn.Parameter, Basis]) -> None:
     r"""Refine the optimiser's state as the weight functions of its parameters have been refined.
 
-    Let $R$ be the matrix that refines coefficients. A velocity $m$, such as a momentum, becomes
-    $R m$: a step along it changes the function of depth as it would have before. The size of a
-    gradient $v$, such as Adam's second moment, becomes $|R| v$. It stays above zero, and a step
-    $m/\sqrt v$ grows by $\sqrt{\max_i \sum_j |R_{ij}|}$ at most. Where $R$ copies or averages,
-    both rules are the same one, and that factor is 1. Scalars such as step counts stay as they
-    are, and so does the state of other parameters.
+    Let $R$ be the matrix that refines coefficients; its entries are not negative. A velocity $m$,
+    such as a momentum, becomes $R m$: a step along it changes the function of depth as it would
+    have before. The size of a gradient $v$, such as Adam's second moment, becomes $R v$. Where $R$
+    copies or averages, a step $m/\sqrt v$ stays within the largest one before. Where it pads, the
+    new coefficients start from $m = v = 0$ at the old step count: Adam's first step of theirs has
+    the size $(1 - \beta_1)/\sqrt{1 - \beta_2}$ times the rate, about 3. Scalars such as step
+    counts stay as they are, and so does the state of other parameters.
 
     Args:
         optimiser: its parameters have been refined already.
@@ -48,18 +45,10 @@ def split_optimiser_state(optimiser: Optimizer, before: Mapping[nn.Parameter, Ba
             if not isinstance(value, Tensor) or value.ndim == 0:
                 continue
             coarse = value.shape == (basis.size, *parameter.shape[1:])
-            refined = _refined(value, basis, name in VELOCITIES) if coarse else value
+            refined = basis.refine(value) if coarse else value
             if not coarse or refined.shape != parameter.shape:
                 raise ValueError(
                     f"optimiser state {name!r} of shape {tuple(value.shape)} cannot be split from "
                     f"{basis!r} for a parameter of shape {tuple(parameter.shape)}"
                 )
             state[name] = refined
-
-
-def _refined(value: Tensor, basis: Basis, velocity: bool) -> Tensor:
-    matrix = basis.refine(torch.eye(basis.size, dtype=value.dtype, device=value.device))
-    if velocity or bool((matrix >= 0).all()):
-        return basis.refine(value)
-    sizes: Tensor = torch.tensordot(matrix.abs(), value, dims=1)
-    return sizes
