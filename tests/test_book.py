@@ -275,6 +275,7 @@ def test_chapters_and_their_figures_carry_the_number_of_the_file(book):
         html = soup(book.pages()[page])
         number = str(int(Path(name).name[:2]))
         assert html.select_one("h1 .section-number").get_text().strip() == f"{number}."
+        assert html.title.get_text().startswith(f"{number}. ")  # links to neighbours read this
         captions = [c.get_text().split()[1] for c in html.find_all(class_="caption-number")]
         assert captions
         assert {c.split(".")[0] for c in captions} == {number}
@@ -289,12 +290,16 @@ def code_blocks(path: Path) -> list[str]:
 
 
 def test_readme_examples_run_and_the_first_is_five_lines():
-    example, memory_free = code_blocks(ROOT / "README.md")
+    example, memory_free, continuous = code_blocks(ROOT / "README.md")
     assert len([line for line in example.splitlines() if line and "import" not in line]) <= 5
     scope: dict = {}
     exec(example, scope)
     exec(memory_free, scope)
     assert all(p.grad.abs().sum() > 0 for p in scope["block"].parameters())
+    exec(continuous, scope)
+    blocks = [(net.blocks[0].weights.basis.cells, net.blocks[0].steps)
+              for net in (scope["net"], scope["shallow"])]  # fmt: skip
+    assert blocks == [(4, 4), (4, 1)]
     expected = torch.exp(torch.tensor([-1.0]))
     torch.testing.assert_close(scope["ys"][-1], expected)
     torch.testing.assert_close(scope["y0"].grad, expected)

@@ -32,7 +32,8 @@ def renumber(app: Sphinx, env: BuildEnvironment) -> list[str]:
         for figures in env.toc_fignumbers.get(docname, {}).values():
             figures.update({label: exchanged(found) for label, found in figures.items()})
         titles = [found[docname] for found in (env.titles, env.longtitles) if docname in found]
-        for node in (*titles, *env.tocs[docname].findall(nodes.reference)):
+        entries = (*titles, *env.tocs[docname].findall(nodes.reference))
+        for node in {id(node): node for node in entries}.values():  # both titles may be one node
             if "secnumber" in node:
                 node["secnumber"] = exchanged(node["secnumber"])
     return list(env.all_docs)
