@@ -110,7 +110,12 @@ def _error_hint(got: float, wanted: float, steps: int, right: int) -> str:
         )
     if math.isclose(got, wanted**2, rel_tol=1e-6):
         return "That is the square, as the paper prints it. It has twice the slope; take the norm."
-    return "The number of steps is right. Compare both entries with pendulum.exact(time)."
+    if math.isclose(got, wanted / math.sqrt(2), rel_tol=1e-6):
+        return "The norm is the root of the sum of the squares, not of their mean."
+    return (
+        "The number of steps is right. The norm is the root of the sum of squares, over both "
+        "entries of x - pendulum.exact(time)."
+    )
 
 
 def _error(step: Step, h: float, time: float) -> float:
@@ -142,6 +147,7 @@ ERROR = Exercise(
         "one step": lambda step, h, time: _distance(step, h, h, 1),
         "against the start": lambda step, h, time: _distance(step, h, 0.0, round(time / h)),
         "the angle alone": _angle_alone,
+        "the mean of squares": lambda step, h, time: _error(step, h, time) / math.sqrt(2),
         "no step": lambda step, h, time: 0.0,
         "unfilled": lambda step, h, time: ...,
     },
@@ -189,6 +195,8 @@ def _check_heun(answer: Any) -> str:
 
 
 def _heun_hint(a: float, b: float) -> str:
+    if math.isclose(a, -1 / 12, rel_tol=0.01) and math.isclose(b, 1 / 6, rel_tol=0.01):
+        return "Close: give fractions."
     if math.isclose(a, 1 / 24, rel_tol=1e-6) and math.isclose(b, 1 / 6, rel_tol=1e-6):
         return "Those are the midpoint method's."
     if math.isclose(a, 1 / 12, rel_tol=1e-6) and math.isclose(b, -1 / 6, rel_tol=1e-6):
@@ -229,6 +237,7 @@ HEUN = Exercise(
         "the flow alone": (1 / 6, 1 / 6),
         "the method alone": (-1 / 4, 0),
         "exchanged": (1 / 6, -1 / 12),
+        "rounded": (-0.0833, 0.1667),
         "right for one field only": (1 / 12, 0),
         "one number": (1 / 6,),
         "a word": "heun",
@@ -282,6 +291,11 @@ def _recovery_error(answer: Recovery, field: Field, x: Tensor, h: float) -> floa
         got = answer(step, x.clone(), h)
     except TypeError as error:
         raise WrongAnswer(f"Call it as answer(step, x, h). {error}") from None
+    except RuntimeError as error:
+        raise WrongAnswer(
+            f"Torch stopped: {error} Differentiate step with torch.func.jvp or with autograd; "
+            "torch.func.vmap does not go through it."
+        ) from None
     if got is ...:
         raise WrongAnswer("Fill in the dots first.")
     if not isinstance(got, Tensor) or got.shape != x.shape:
@@ -311,6 +325,7 @@ RECOVER = Exercise(
         "the pendulum's field, looked up": lambda step, x, h: pendulum.field(x),
         "no division by h": lambda step, x, h: step(x) - x,
         "a number": lambda step, x, h: 0.0,
+        "mapped over the states": lambda step, x, h: torch.func.vmap(torch.func.jacrev(step))(x),
         "a call without h": lambda step, x: step(x) - x,
         "unfilled": lambda step, x, h: ...,
     },
