@@ -178,7 +178,8 @@ def test_a_knot_inside_a_step_costs_what_the_kernel_says(name, q):
     if scheme.order < q + 2:  # it errs on the pieces too
         return
     for steps in (5, 8):
-        for cell, sigma in ((0, 0.3), (3, 0.55), (4, 0.9)):
+        end = [(3, 1.0)] if steps == 8 else []  # exact in binary: the end stage reads the right
+        for cell, sigma in ((0, 0.3), (3, 0.55), (4, 0.9), *end):
             tau, h = (cell + sigma) / steps, 1 / steps
 
             def theta(t, tau=tau):
@@ -205,11 +206,11 @@ def test_a_knot_inside_a_step_costs_what_the_kernel_says(name, q):
     [("heun", -1, [Fraction(1, 2)]), ("rk4", -1, [Fraction(1, 6), Fraction(5, 6)]),
      ("rk4_38", 0, [Fraction(1, 4), Fraction(1, 2), Fraction(3, 4)])],
 )  # fmt: skip
-def test_some_places_of_a_knot_cost_nothing(name, q, places):
-    """kappa vanishes there, in fractions, and not at a place beside."""
+def test_the_kernel_has_zeros(name, q, places):
+    """kappa vanishes there, in fractions, and not beside; the next kernel only for 3/8 at 1/2."""
     scheme = SCHEMES[name]
 
-    def kernel(sigma):
+    def kernel(sigma, q=q):
         stages = zip(scheme.b, scheme.c, strict=True)
         caught = sum(b * (c - sigma) ** (q + 1) for b, c in stages if c >= sigma)
         return (1 - sigma) ** (q + 2) / (q + 2) - caught
@@ -217,6 +218,40 @@ def test_some_places_of_a_knot_cost_nothing(name, q, places):
     for sigma in places:
         assert kernel(sigma) == 0
         assert kernel(sigma + Fraction(1, 50)) != 0
+        assert (kernel(sigma, q + 1) == 0) == (name == "rk4_38" and sigma == Fraction(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "q", "place", "order"),
+    [("rk4", -1, Fraction(1, 4), 1), ("heun", -1, Fraction(1, 2), 2),
+     ("rk4", -1, Fraction(1, 6), 2), ("rk4", -1, Fraction(5, 6), 2),
+     ("rk4_38", 0, Fraction(1, 3), 2), ("rk4_38", 0, Fraction(1, 4), 3),
+     ("rk4_38", 0, Fraction(3, 4), 3), ("rk4_38", 0, Fraction(1, 2), 4)],
+)  # fmt: skip
+def test_a_zero_of_the_kernel_gains_one_order(name, q, place, order):
+    """N = 1 mod 12 keeps the knot at its place in a step; the truth is solved up to it and on."""
+    w, b, turn = randn(3, 3, seed=1), randn(3, seed=2), randn(3, 3, seed=3)
+
+    def weights(t, right):
+        bend = float(t - place) ** (q + 1) if right else 0.0
+        return w + (math.sin(t) / 2 + bend) * turn, b * float(1 + t)
+
+    def side(x, start, end, right):
+        def reads(n, c):
+            return weights(start + (n + c) * (end - start) / 200, right)
+
+        return stepped(tanh_field, x, "rk4", 200, reads, float(end - start))
+
+    start = randn(3, seed=9)
+    true = side(side(start, Fraction(0), place, False), place, Fraction(1), True)
+    steps, errors = (37, 73, 145), []
+    for n in steps:
+
+        def reads(k, c, n=n):
+            return weights((k + c) / n, (k + c) / n >= place)
+
+        errors.append(float((stepped(tanh_field, start, name, n, reads) - true).norm()))
+    assert fit_slope(steps, errors).value == pytest.approx(-order, abs=0.12)
 
 
 # Refinement and projection
