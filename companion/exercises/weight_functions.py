@@ -39,7 +39,10 @@ def _check_leaks(answer: Mapping[str, Any]) -> str:
             raise WrongAnswer(f"{name}: no stage of this scheme lies at the end of the step.")
         if given == ends:
             raise WrongAnswer(f"{name}: do not count the stages at c = 1, add up their weights b.")
-        raise WrongAnswer(f"{name}: not {given:g}. Add up b_i over the stages with c_i = 1.")
+        raise WrongAnswer(
+            f"{name}: not {given:g}. Add up b_i over the stages with c_i = 1, and write fractions "
+            "in full: 1/6, not 0.167."
+        )
     return "Right: only stages at the end of a step can read the next cell."
 
 
@@ -94,8 +97,8 @@ def _read_hint(got: int, wanted: int, step: int, steps: int, c: Fraction, cells:
         return f"{where} The end of a step is read from inside the step."
     if c != 1 and got == wanted - 1 and on_knot:
         return (
-            f"{where} This point is exactly a knot, and a cell owns its left end. If "
-            "rounding moved it, count in integers or Fractions."
+            f"{where} This point is exactly a knot, and a cell owns its left end. If your "
+            "answer uses c, rounding may have moved it: count in integers or Fractions."
         )
     return f"{where} The point is {point} cells from the left."
 
