@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from companion import OdeBlock, PiecewiseConstant, odeint
+from companion.exercises import many_graphs as exercises
 from companion.observe import fit_slope
 from companion.schemes import SCHEMES
 from companion.train import seeded
@@ -240,3 +241,23 @@ def test_a_margin_protects_the_class():
     worst.scatter_(1, order, torch.tensor([[-1.0, 1.0]], dtype=F64).expand(500, 2).contiguous())
     worst *= (1.001 * margin / 2).unsqueeze(1)
     assert ((logits + worst).argmax(1) == order[:, 1]).all()
+
+
+class Shear(nn.Module):
+    """A coupling layer: the first number sets the speed of the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.speed = nn.Linear(1, 1)
+        nn.init.constant_(self.speed.weight, 2.0)
+
+    def forward(self, x):
+        speed = 2 + torch.tanh(self.speed(x[:, :1])) ** 2
+        return torch.cat([torch.zeros_like(speed), speed], dim=1)
+
+
+def test_checkers_take_answers_in_single_precision():
+    assert exercises.IDENTITY.check(torch.tensor([8.0, -8 / 9])).startswith("Right")
+    field = Shear()
+    assert exercises.EXACT.check((field, torch.randn(8, 2))).startswith("Right")
+    assert field.speed.weight.dtype == torch.float32  # the reader's module stays as it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,9 +27,9 @@ def _check_identity(answer: Any) -> str:
     except (TypeError, ValueError):
         raise WrongAnswer("Give two numbers, the weights of the two layers.") from None
     product = (1 + first) * (1 + second)
-    if not math.isclose(product, 1.0, rel_tol=1e-9):
+    if not math.isclose(product, 1.0, rel_tol=1e-6):
         raise WrongAnswer(
-            f"The network multiplies by {product:g}, not by 1. A layer x + theta x multiplies by "
+            f"The network multiplies by {product:.9g}, not by 1. A layer x + theta x multiplies by "
             "1 + theta."
         )
     flow = math.exp(min(first + second, 700.0))
@@ -157,13 +158,12 @@ def _check_two_graphs(answer: Estimate) -> str:
             steps = 64 if order == 1 else 32
             coarse = block.with_graph(method=method, steps=steps)(x)
             fine = block.with_graph(method=method, steps=2 * steps)(x)
-            _compare(
-                answer(coarse.clone(), fine.clone(), order), flow - coarse, flow - fine, method
-            )
+            _compare(answer(coarse.clone(), fine.clone(), order), coarse, fine, flow, method)
     return "Right: two graphs tell how far the coarse one is from the flow."
 
 
-def _compare(found: Any, error: Tensor, finer: Tensor, method: str) -> None:
+def _compare(found: Any, coarse: Tensor, fine: Tensor, flow: Tensor, method: str) -> None:
+    error = flow - coarse
     if not isinstance(found, Tensor) or found.shape != error.shape:
         raise WrongAnswer("Return a tensor of the shape of the two outputs.")
 
@@ -174,7 +174,11 @@ def _compare(found: Any, error: Tensor, finer: Tensor, method: str) -> None:
         return
     if near(-error):
         raise WrongAnswer(f"{method}: the right size, the wrong sign. Return flow minus coarse.")
-    if near(finer):
+    if near(flow):
+        raise WrongAnswer(
+            f"{method}: that is the flow itself, or an output near it. Subtract the coarse output."
+        )
+    if near(flow - fine):
         raise WrongAnswer(
             f"{method}: that is the error of the fine graph. Return the coarse one's."
         )
@@ -197,6 +201,7 @@ TWO_GRAPHS = Exercise(
     wrong={
         "the difference alone": lambda coarse, fine, order: fine - coarse,
         "the fine error": lambda coarse, fine, order: (fine - coarse) / (2**order - 1),
+        "the flow": lambda coarse, fine, order: coarse + _two_graphs(coarse, fine, order),
         "the wrong sign": lambda coarse, fine, order: -_two_graphs(coarse, fine, order),
         "always order one": lambda coarse, fine, order: _two_graphs(coarse, fine, 1),
         "twice the order": lambda coarse, fine, order: (
@@ -223,6 +228,8 @@ def _check_exact(answer: Answer) -> str:
         raise WrongAnswer("Give a pair: a field and a batch of states.") from None
     if x.ndim != 2 or not callable(field):
         raise WrongAnswer("Give a pair: a field and a batch of states of shape (batch, dim).")
+    if isinstance(field, nn.Module):
+        field = copy.deepcopy(field).double()  # as the states
     ends = [_end(field, x, *graph) for graph in _GRAPHS]
     worst = max(float((end - ends[0]).abs().max()) for end in ends)
     if not worst <= 1e-5:
@@ -248,7 +255,9 @@ def _end(field: Callable[[Tensor], Tensor], x: Tensor, method: str, steps: int) 
         try:
             end: Tensor = block(x)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise WrongAnswer(f"The field cannot be run on these states. {error}") from None
+            raise WrongAnswer(
+                f"The field cannot be run on these states (float64). {error}"
+            ) from None
     return end
 
 
