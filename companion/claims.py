@@ -78,7 +78,7 @@ CATALOGUE: dict[str, Statement] = {
         ("CL39", "Depth compresses from 32 to 11 and 6 steps", "93.44 %, 92.28 %", "Q20", 12),
         ("CL40", "Inference time is proportional to evaluations", "32.55 s to 6.25 s", "Q20", 12),
         ("CL41", "An Euler-trained net breaks under another graph", "Fig. 9", "Q20", 12),
-        ("CL42", "RK4-trained weights vary less with depth", "Fig. 8", "Q20", 11),
+        ("CL42", "Weights grown with RK4 vary less with depth", "Fig. 8", "Q20", 11),
         ("CL43", "Accuracy on CIFAR-100", "78.80 %, 77.99 %, 76.19 %", "Q20", 12),
         ("CL44", "The adjoint needs $N_t \\ge 3M$ steps", "3", "Q20", 16),
         ("CL45", "Batch norm must be sliced in time", "", "Q20", 10),

@@ -257,6 +257,18 @@ def test_copies_of_a_field_that_commutes_with_its_variation_stay_equal(method, f
     assert not torch.allclose(first, second, rtol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
+@pytest.mark.parametrize("field", [lambda x, w: w, lambda x, w: w * x], ids=["no state", "linear"])
+def test_even_these_copies_differ_without_whole_steps_of_their_own(method, field):
+    weights = [torch.tensor([[t]], dtype=F64) for t in (0.8, -1.3)]
+    x = torch.tensor([[0.7]], dtype=F64)
+    found = gradients(field, split(weights), x, method, 2)
+    for first, second in zip(found[::2], found[1::2], strict=True):
+        assert not torch.allclose(first, second, rtol=0.1)
+    if method == "euler":  # its only stage reads the first copy
+        assert all(not g.any() for g in found[1::2])
+
+
 # Momentum and speed
 
 

@@ -38,7 +38,9 @@ def _check_split(answer: Callable[[Tensor], Any]) -> str:
         got = answer(stack.clone())
         if got is ...:
             raise WrongAnswer("Fill in the dots first.")
-        if not isinstance(got, Tensor) or got.shape != (2 * shape[0], *shape[1:]):
+        if not isinstance(got, Tensor):
+            raise WrongAnswer(f"Return a tensor; this is a {type(got).__name__}.")
+        if got.shape != (2 * shape[0], *shape[1:]):
             raise WrongAnswer(f"From a stack of shape {shape} return one with twice the rows.")
         wanted = stack.repeat_interleave(2, dim=0)
         if torch.equal(got, torch.cat([stack, stack])) and shape[0] > 1:
@@ -100,6 +102,19 @@ def _check_minutes(answer: Seconds) -> str:
             raise WrongAnswer(f"{where}: these are seconds. Divide by 60.")
         if math.isclose(got, epochs * last / 60, rel_tol=1e-6):
             raise WrongAnswer(f"{where}: that is full depth from the start.")
+        if math.isclose(got, round(wanted), rel_tol=1e-12):
+            raise WrongAnswer(f"{where}: nearly. Do not round.")
+        if math.isclose(got, _one_step_less(*case), rel_tol=1e-6):
+            raise WrongAnswer(
+                f"{where}: from 1 step to 2**J there are 2**J - 1 steps more. Divide the "
+                "difference of the seconds by that."
+            )
+        if math.isclose(got, _one_early(*case), rel_tol=1e-6):
+            raise WrongAnswer(
+                f"{where}: an epoch early. `at` counts finished epochs, and epochs count from 0."
+            )
+        if math.isclose(got, _one_late(*case), rel_tol=1e-6):
+            raise WrongAnswer(f"{where}: an epoch late. Epoch at[0] already has 2 steps.")
         if math.isclose(got, _through_zero(*case), rel_tol=1e-6):
             raise WrongAnswer(
                 f"{where}: an epoch with no steps at all still costs something. Draw the line "
@@ -110,7 +125,7 @@ def _check_minutes(answer: Seconds) -> str:
                 f"{where}: not {got:.6g} minutes. The network has 1 step in epochs 0 to "
                 "at[0] - 1, then 2 steps until at[1] - 1, and so on to the end."
             )
-    return "Right: the paper's 608 minutes come out of 16 and 394 seconds."
+    return "Right: 607.6 minutes come out of 16 and 394 seconds; the paper has 608."
 
 
 def _minutes(
@@ -125,6 +140,16 @@ def _minutes(
 
 def _through_zero(first: float, last: float, at: Sequence[int], epochs: int) -> float:
     return _minutes(first, last, at, epochs, through_zero=True)
+
+
+def _one_step_less(first: float, last: float, at: Sequence[int], epochs: int) -> float:
+    slope = (last - first) / 2.0 ** len(at)
+    ends = zip((0, *at), (*at, epochs), strict=True)
+    return sum((b - a) * (first + slope * (2**k - 1)) for k, (a, b) in enumerate(ends)) / 60
+
+
+def _one_early(first: float, last: float, at: Sequence[int], epochs: int) -> float:
+    return _minutes(first, last, [a - 1 for a in at], epochs)
 
 
 def _one_late(first: float, last: float, at: Sequence[int], epochs: int) -> float:
@@ -146,6 +171,9 @@ MINUTES = Exercise(
         "seconds": lambda first, last, at, epochs: 60 * _minutes(first, last, at, epochs),
         "a line through zero": _through_zero,
         "refined an epoch late": _one_late,
+        "refined an epoch early": _one_early,
+        "the slope over one step too many": _one_step_less,
+        "rounded": lambda first, last, at, epochs: round(_minutes(first, last, at, epochs)),
         "a step more at a time": _one_step_each,
         "a tuple": lambda first, last, at, epochs: (first, last),
         "unfilled": lambda first, last, at, epochs: ...,
@@ -172,6 +200,8 @@ def _check_left(answer: Callable[[Tensor, Tensor, int], Any]) -> str:
             raise WrongAnswer(f"{case}: the sign. It is what must be added to `fine`.")
         if order > 1 and torch.allclose(got, fine - coarse):
             raise WrongAnswer(f"{case}: that is the change. Less than that is left.")
+        if torch.allclose(got, exact):
+            raise WrongAnswer(f"{case}: return what must be added to `fine`, not the sum.")
         if torch.allclose(got, exact - coarse):
             raise WrongAnswer(f"{case}: that is the error of `coarse`.")
         if not torch.allclose(got, wanted):
@@ -195,6 +225,7 @@ LEFT = Exercise(
         "of the coarse one": lambda coarse, fine, order: (fine - coarse) / (1 - 2.0**-order),
         "over 2**order": lambda coarse, fine, order: (fine - coarse) / 2**order,
         "over the order": lambda coarse, fine, order: (fine - coarse) / order,
+        "the sum": lambda coarse, fine, order: fine + _left(coarse, fine, order),
         "a norm": lambda coarse, fine, order: (fine - coarse).norm(),
         "unfilled": lambda coarse, fine, order: ...,
     },
@@ -247,7 +278,10 @@ def _check_field(field: nn.Module) -> None:
             )
             if by_x is not None and bool(by_x.any()):
                 continue
-        raise WrongAnswer("Each component must depend on the state; a bias alone is too easy.")
+        raise WrongAnswer(
+            "Each component must depend on the state, at the values that the parameters have now. "
+            "A bias alone is too easy. If they start from zero, start elsewhere."
+        )
 
 
 def _gradients_of_copies(field: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
@@ -257,6 +291,8 @@ def _gradients_of_copies(field: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
     block.refine()
     loss = (block(x) - target).square().sum()
     params = [p for p in block.parameters() if p.requires_grad]
+    if not loss.requires_grad or not params:
+        raise WrongAnswer("The value of the module must depend on the numbers to train.")
     grads = torch.autograd.grad(loss, params, materialize_grads=True)
     return torch.cat([g[0].flatten() for g in grads]), torch.cat([g[1].flatten() for g in grads])
 
@@ -273,6 +309,15 @@ class TurnAndStretch(nn.Module):
         """Return the velocity at ``x``."""
         quarter = torch.stack([-x[..., 1], x[..., 0]], dim=-1)
         return self.stretch * x + self.turn * quarter
+
+
+class _Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle = nn.Parameter(torch.zeros(3, dtype=F64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
 
 
 class _NoEffect(nn.Module):
@@ -309,6 +354,7 @@ TOGETHER = Exercise(
         "a bias alone": _bias_only(),
         "nothing to train": nn.Tanh(),
         "parameters without effect": _NoEffect(),
+        "parameters that are not used": _Unused(),
         "another shape": _drawn(nn.Linear(2, 3)),
         "no module": lambda x: x,
         "unfilled": ...,
