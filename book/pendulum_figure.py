@@ -22,7 +22,7 @@ from companion.schemes import get_scheme
 
 STATIC = Path(__file__).parent / "_static"
 STEP, TIME, SHOWN = 0.1, 3.2, 6.4
-COUNTS = (8, 10, 12, 16, 20, 24, 28, 30, 31, 32, 33, 34, 36, 40, 48, 64, 96, 128, 256, 512)
+COUNTS = (512, 256, 128, 96, 64, 48, 40, 36, 34, 33, 32, 31, 30, 28, 24, 20, 16, 12, 10, 8)
 METHODS = {"euler": "Euler", "midpoint": "midpoint", "rk4": "RK4"}
 PANELS = (("euler", 32), ("euler", 64), ("rk4", 64))
 
@@ -92,7 +92,7 @@ def picture(found: dict[str, Any]) -> Figure:
         above, below = figure.subfigures(2, 1)
         for axes, (name, n) in zip(above.subplots(1, 3, sharey=True), PANELS, strict=True):
             motion(axes, found, nets[name], n)
-        above.axes[0].set_ylabel("angle")
+        above.axes[0].set_ylabel("angle (rad)")
         axes = below.subplots()
         steps = [TIME / n for n in COUNTS]
         for name, net in nets.items():

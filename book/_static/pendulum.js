@@ -92,7 +92,7 @@ document.addEventListener("DOMContentLoaded", () => {
       group.append(svg("line", { x1: MOTION.left, x2: MOTION.right, y1: atAngle(a), y2: atAngle(a) }));
       group.append(words(MOTION.left - 8, atAngle(a) + 7, minus(a), "end"));
     }
-    group.append(words(MOTION.left + 6, MOTION.top + 14, "angle", "start"));
+    group.append(words(MOTION.left + 6, MOTION.top + 14, "angle in rad", "start"));
     group.append(words(MOTION.right - 4, MOTION.bottom - 8, "time in s", "end"));
     return group;
   }
@@ -162,7 +162,9 @@ document.addEventListener("DOMContentLoaded", () => {
     plot.replaceChildren(errorAxes());
     const own = { x1: atStep(data.step), x2: atStep(data.step), y1: ERROR.top, y2: ERROR.bottom };
     plot.append(svg("line", { ...own, class: "pendulum-own" }));
-    plot.append(curve(place(errors("equation", chosen.method)), "pendulum-baseline"));
+    if (chosen.field !== "equation") {
+      plot.append(curve(place(errors("equation", chosen.method)), "pendulum-baseline"));
+    }
     plot.append(curve(points, "pendulum-net"));
     const [cx, cy] = points[at];
     plot.append(svg("circle", { cx, cy, r: 8, class: "pendulum-now" }));
@@ -188,8 +190,8 @@ document.addEventListener("DOMContentLoaded", () => {
     plot.setAttribute(
       "aria-label",
       `Error after ${data.time} s against the step, both logarithmic. ${who}. The error is ` +
-        `${size} at the chosen step. Dashed: the true equation under the same scheme. ` +
-        `A dotted upright line marks the step of the data.`,
+        `${size} at the chosen step. A dotted upright line marks the step of the data.` +
+        (chosen.field === "equation" ? "" : " Dashed: the true equation under the same scheme."),
     );
   }
 
