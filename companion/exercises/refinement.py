@@ -145,7 +145,7 @@ def _through_zero(first: float, last: float, at: Sequence[int], epochs: int) -> 
 def _one_step_less(first: float, last: float, at: Sequence[int], epochs: int) -> float:
     slope = (last - first) / 2.0 ** len(at)
     ends = zip((0, *at), (*at, epochs), strict=True)
-    return sum((b - a) * (first + slope * (2**k - 1)) for k, (a, b) in enumerate(ends)) / 60
+    return sum((b - a) * (first + slope * (2.0**k - 1)) for k, (a, b) in enumerate(ends)) / 60
 
 
 def _one_early(first: float, last: float, at: Sequence[int], epochs: int) -> float:
