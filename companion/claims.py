@@ -80,7 +80,7 @@ CATALOGUE: dict[str, Statement] = {
         ("CL41", "An Euler-trained net breaks under another graph", "Fig. 9", "Q20", 12),
         ("CL42", "Weights grown with RK4 vary less with depth", "Fig. 8", "Q20", 11),
         ("CL43", "Accuracy on CIFAR-100", "78.80 %, 77.99 %, 76.19 %", "Q20", 12),
-        ("CL44", "The adjoint needs $N_t \\ge 3M$ steps", "3", "Q20", 16),
+        ("CL44", "The adjoint needs $N_t \\ge 3M$ steps", "3", "Q20", 12),
         ("CL45", "Batch norm must be sliced in time", "", "Q20", 10),
         ("CL46", "Skip initialisation starts from the identity", "", "Q20", 10),
         ("CL47", "Tiny-ImageNet shows the same behaviour", "about 40 %", "Q20", 12),
