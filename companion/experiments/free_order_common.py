@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from companion.basis import PiecewiseConstant, PiecewiseLinear
 from companion.block import OdeBlock
 from companion.gradients import Gradient, Reconstruct, Reversible, get_gradient
+from companion.models import layer_weights
 from companion.observe import count_nfe
 from companion.train import seeded
 
@@ -108,10 +108,8 @@ def draw_task(
         [(5, 16, 8), (5, 8, 16)]
     """
     make, shape = NETWORKS[network]
-    nodes = method == "heun"
-    basis = PiecewiseLinear(depth) if nodes else PiecewiseConstant(depth)
     with seeded(seed):
-        block = OdeBlock(make().double(), basis, method=method, steps=depth)
+        block = OdeBlock(make().double(), layer_weights(depth, method), method=method, steps=depth)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in block.weights.parameters():

@@ -29,7 +29,7 @@ def layer_weights(layers: int, method: str, tied: bool = False) -> Basis:
     $N + 1$ sets. On the grid of $N$ steps the ends of step $n$ lie in the cells $n$ and $n + 1$ of
     $N + 1$ equal cells. So cells serve here as well, and the running statistics of a norm stay
     with the parameters they belong to. :class:`~companion.basis.PiecewiseLinear` has the same
-    parameters, but one set of statistics for both ends of a step.
+    parameters, but for a batch norm's, which it keeps with the statistics: one set a cell.
 
     Args:
         layers: number $N$ of layers.
