@@ -82,6 +82,7 @@ class DepthWeights(nn.Module):
         """Return the basis of every parameter: the block's, or one constant a cell.
 
         Example:
+            >>> from companion import PiecewiseLinear
             >>> unit = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
             >>> weights = DepthWeights([unit, unit, unit], PiecewiseLinear(cells=2))
             >>> [str(basis) for basis in weights.bases().values()][1:3]

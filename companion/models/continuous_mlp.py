@@ -56,6 +56,7 @@ class ContinuousMLP(nn.Module):
         Queiruga et al. 2020, sections 4 and 5 (the block); the perceptron and its sizes are ours.
 
     Example:
+        >>> import torch
         >>> net = ContinuousMLP(64, 10, method="rk4", steps=4, weights=PiecewiseConstant(4))
         >>> net(torch.zeros(3, 64)).shape
         torch.Size([3, 10])

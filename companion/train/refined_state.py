@@ -29,6 +29,7 @@ def split_optimiser_state(optimiser: Optimizer, before: Mapping[nn.Parameter, Ba
             not have the parameter's shape once it is refined.
 
     Example:
+        >>> import torch
         >>> from companion import OdeBlock, PiecewiseConstant
         >>> block = OdeBlock(nn.Linear(2, 2), PiecewiseConstant(cells=1))
         >>> sgd = torch.optim.SGD(block.parameters(), lr=0.1, momentum=0.9)
