@@ -23,7 +23,7 @@ serve: book ## build the book and serve it on http://localhost:8000
 
 test: .venv/.installed ## run every check (the tests build the book themselves)
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 notebooks: .venv/.installed ## re-execute the notebooks whose outputs are stale
 	$(BIN)/python tools/notebooks.py sync
