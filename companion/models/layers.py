@@ -28,7 +28,7 @@ def layer_weights(layers: int, method: str, tied: bool = False) -> Basis:
     two, $\theta_n$ where the step starts and $\theta_{n+1}$ where it ends, and neighbours share:
     $N + 1$ sets. On the grid of $N$ steps the ends of step $n$ lie in the cells $n$ and $n + 1$ of
     $N + 1$ equal cells. So cells serve here as well, and the running statistics of a norm stay
-    with the parameters they belong to. :class:`~companion.basis.PiecewiseLinear` has the same
+    with the parameters they belong to. :class:`~companion.PiecewiseLinear` has the same
     parameters, but for a batch norm's, which it keeps with the statistics: one set a cell.
 
     Args:

@@ -66,7 +66,7 @@ def untie(model: Model, which: Collection[int] | None = None) -> Model:
 
     Args:
         model: a model with tied blocks.
-        which: the blocks to untie, by position in :func:`~companion.models.ode_blocks`; all if
+        which: the blocks to untie, by position in :func:`~companion.block.ode_blocks`; all if
             ``None``.
 
     Raises:
