@@ -114,9 +114,7 @@ def total_variation(block: OdeBlock) -> float:
     with independent weights it is about $\sqrt 2\,(M - 1)$.
 
     Raises:
-        TypeError: a basis whose coefficients are not values at neighbouring depths.
-        ValueError: a block without parameters, or one with norms beside piecewise-linear weights,
-            which have another number of entries.
+        ValueError: a block without parameters.
 
     Example:
         >>> from companion import PiecewiseConstant
