@@ -1,4 +1,4 @@
-"""What test files share: one thread, a device to run on, a browser, and the tools on the path."""
+"""What test files share: one thread, a device to run on, a browser, and scripts on the path."""
 
 import os
 import shutil
@@ -13,7 +13,8 @@ import torch
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "book")]  # the latter: data of figures
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

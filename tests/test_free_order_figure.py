@@ -1,37 +1,21 @@
 """The slider of chapter 15: its data are current, and it works by mouse and by keyboard."""
 
 import json
-import sys
-from pathlib import Path
 
+import free_order_figure
 import pytest
+import sliders
 import torch
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
-from test_browser import SERIOUS
-
-ROOT = Path(__file__).parents[1]
-STATIC = ROOT / "book" / "_static"
-FILES = ("free_order_data.js", "free_order.js", "free_order.css", "free_order.svg")
-
-
-@pytest.fixture(scope="module")
-def module():
-    sys.path.insert(0, str(ROOT / "book"))
-    import free_order_figure
-
-    yield free_order_figure
-    sys.path.remove(str(ROOT / "book"))
 
 
 @pytest.fixture(scope="module")
 def committed():
-    text = (STATIC / "free_order_data.js").read_text(encoding="utf-8")
-    return json.loads(text.removeprefix("window.freeOrderData = ").rstrip().removesuffix(";"))
+    return sliders.committed_data("free_order")
 
 
-def test_data_are_what_the_code_computes(module, committed):
-    fresh = json.loads(json.dumps(module.data()))
+def test_data_are_what_the_code_computes(committed):
+    fresh = json.loads(json.dumps(free_order_figure.data()))
     assert {k: fresh[k] for k in ("depths", "labels")} == {
         k: committed[k] for k in ("depths", "labels")
     }
@@ -50,10 +34,10 @@ def test_data_are_what_the_code_computes(module, committed):
             )
 
 
-def test_true_trajectories_are_those_of_a_plain_loop(module, committed):
+def test_true_trajectories_are_those_of_a_plain_loop(committed):
     depth = 12
-    x = torch.tensor(module.START, dtype=torch.float64)
-    block = module.network(depth)
+    x = torch.tensor(free_order_figure.START, dtype=torch.float64)
+    block = free_order_figure.network(depth)
     turn, speed = (p.detach() for p in block.weights.parameters())
     for n, shown in enumerate(committed["paths"][str(depth)]["true"][1:]):
         x = x + speed[n] @ torch.tanh(turn[n] @ x) / depth
@@ -71,31 +55,13 @@ def test_order_2_is_ahead_from_the_depth_that_the_page_names(committed):
 
 
 def test_it_is_small():
-    assert sum((STATIC / name).stat().st_size for name in FILES) < 200_000
-
-
-PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><head><title>Slider</title>
-<link rel="stylesheet" href="{static}/free_order.css">
-<script defer src="{static}/free_order_data.js"></script>
-<script defer src="{static}/free_order.js"></script></head>
-<body style="{colours}"><main><h1>Slider</h1>
-<figure id="free-order-fig-slider"><img src="{static}/free_order.svg" alt="Three depths">
-<figcaption>Caption</figcaption></figure></main></body></html>"""
-COLOURS = {"light": "color:#222832;background:#fff", "dark": "color:#ced6dd;background:#14181e"}
+    assert sliders.bytes_to_load("free_order") < 200_000
 
 
 @pytest.fixture(params=["light", "dark"])
 def page(request, browser, tmp_path):
-    theme = request.param
-    path = tmp_path / "slider.html"
-    path.write_text(PAGE.format(theme=theme, static=STATIC.as_uri(), colours=COLOURS[theme]))
-    page = browser.new_page(viewport={"width": 390, "height": 900})
-    errors = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(path.as_uri())
-    yield page
-    page.close()
-    assert not errors
+    with sliders.opened(browser, tmp_path, "free_order", request.param) as page:
+        yield page
 
 
 @pytest.mark.browser
@@ -126,29 +92,15 @@ def test_a_rule_can_be_left_out(page):
 
 @pytest.mark.browser
 def test_the_picture_gives_way_and_nothing_is_too_wide(page):
-    expect(page.get_by_alt_text("Three depths")).to_be_hidden()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    box = page.locator(".free-order > svg").bounding_box()
-    for line in page.locator(".free-order > svg polyline").all():
-        part = line.bounding_box()
-        assert part["x"] >= box["x"] - 1
-        assert part["x"] + part["width"] <= box["x"] + box["width"] + 1
-        assert part["y"] >= box["y"] - 1
-        assert part["y"] + part["height"] <= box["y"] + box["height"] + 1
+    sliders.assert_picture_gives_way(page)
+    sliders.assert_inside(page, page.locator(".free-order > svg"))
 
 
 @pytest.mark.browser
 def test_it_is_accessible(page):
-    found = [v for v in Axe().run(page).response["violations"] if v["impact"] in SERIOUS]
-    assert not found
+    sliders.assert_accessible(page)
 
 
 @pytest.mark.browser
 def test_the_picture_stays_without_scripts(browser, tmp_path):
-    path = tmp_path / "slider.html"
-    path.write_text(PAGE.format(theme="light", static=STATIC.as_uri(), colours=""))
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto(path.as_uri())
-    expect(page.get_by_alt_text("Three depths")).to_be_visible()
-    context.close()
+    sliders.assert_picture_stays_without_scripts(browser, tmp_path, "free_order")
