@@ -1,4 +1,4 @@
-"""Compute the trajectories that the slider of chapter 15 shows, and its picture for paper.
+"""Compute the trajectories that the slider of chapter 17 shows, and its picture for paper.
 
 Run `python book/free_order_figure.py` after a change; the two files it writes are committed.
 """
