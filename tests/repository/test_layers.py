@@ -14,7 +14,7 @@ LAYERS = (
     {"arguments", "files", "sources", "claims", "machine"},
     {"schemes", "basis"},
     {"solve", "results"},
-    {"checks", "leapfrog"},
+    {"checks", "leapfrog", "records"},
     {"methods"},
     {"gradients"},
     {"ode"},
