@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from companion.claims import CATALOGUE
+
 _EXPERIMENTS = Path(__file__).parent / "experiments"
 _TIERS = ("full", "tiny")
 
@@ -87,9 +89,10 @@ def locate(id: str) -> str:
     """
     pattern = re.compile(rf"{re.escape(stem(id))}_[a-z0-9]+_[a-z0-9]+")
     for path in _EXPERIMENTS.glob(f"*/{stem(id)}_*.py"):
-        if pattern.fullmatch(path.stem) and (entry := next(_declared(path), None)):
-            if entry.id == id:
-                return entry.module
+        if pattern.fullmatch(path.stem):
+            for entry in _declared(path):
+                if entry.id == id:
+                    return entry.module
     raise ValueError(unknown("experiment", id, entries()))
 
 
@@ -131,8 +134,6 @@ def _entry(call: ast.Call, function: ast.FunctionDef, module: str) -> Entry:
         if value is not None
     }
     other = {name: _items(given[name]) for name in _TIERS if name in given}
-    from companion.claims import CATALOGUE
-
     claims = dict.fromkeys(text for text in strings if isinstance(text, str) and text in CATALOGUE)
     paper = ast.literal_eval(given["paper"])
     return Entry(id, title, paper, module, tuple(claims), {"smoke": smoke, **other})

@@ -11,7 +11,7 @@ ROOT = Path(companion.__file__).parent
 
 # From the bottom up. A module imports modules of lower layers, and of its own package.
 LAYERS = (
-    {"arguments", "files", "sources", "claims", "machine"},
+    {"arguments", "files", "sources", "claims", "chapters", "listing", "machine"},
     {"schemes", "basis"},
     {"solve", "results"},
     {"checks", "leapfrog", "records"},

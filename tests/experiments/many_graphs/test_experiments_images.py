@@ -12,6 +12,7 @@ from companion.__main__ import main
 from companion.basis import PiecewiseConstant
 from companion.data import cifar, crop_and_flip, load_cifar10, load_cifar100
 from companion.experiments import run
+from companion.experiments.continuous_net.q20_t1a_cifar_10 import _claims as cifar10_claims
 from companion.experiments.many_graphs import image_nets as module
 from companion.experiments.many_graphs.image_data import Images
 from companion.experiments.many_graphs.image_nets import (
@@ -23,7 +24,6 @@ from companion.experiments.many_graphs.image_nets import (
     train_and_swap,
 )
 from companion.experiments.many_graphs.q20_f10_t_tiny_imagenet import _claims as tiny_claims
-from companion.experiments.many_graphs.q20_t1a_cifar_10 import _claims as cifar10_claims
 from companion.experiments.many_graphs.q20_t1b_cifar_100 import _claims as cifar100_claims
 from companion.experiments.running import Part
 from companion.models import ContinuousNet
