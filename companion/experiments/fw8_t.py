@@ -21,6 +21,7 @@ from companion.experiments.running import Part, Run
 from companion.experiments.s22_training_common import (
     RULES,
     Study,
+    at_depth,
     digits_error,
     digits_net,
     train_all,
@@ -40,7 +41,7 @@ _CLOSE = 0.02
     claims=("FW7", "FW8-T"),
     tiers={
         "smoke": {
-            "rules": tuple(rule for rule in RULES if rule not in ("predicted2", "heun_reverse")),
+            "rules": tuple(rule for rule in RULES if rule not in ("predicted_2", "heun_reverse")),
             "depths": (4, 8, 16),
             "seeds": 2,
             "epochs": 6,
@@ -105,7 +106,7 @@ def _scalars(study: Study, contraction: NDArray[np.float64]) -> dict[str, float]
         scalars[f"enough_{rule}"] = enough(study, rule, np.mean)
         scalars[f"enough_median_{rule}"] = enough(study, rule, np.median)
         for depth, row in zip(study.depths, errors, strict=True):
-            scalars[f"median_{rule}_{depth}"] = float(np.median(row))
+            scalars[f"median_{at_depth(rule, depth)}"] = float(np.median(row))
     for depth, row in zip(study.depths, contraction, strict=True):
         scalars[f"contraction_{depth}"] = float(row.mean())
     return scalars
