@@ -74,7 +74,7 @@ def digits_net(variant: Variant, seed: int) -> ContinuousMLP:
         weights, steps = PiecewiseConstant(1), 1
     with seeded(seed):
         return ContinuousMLP(
-            64, 10, width=variant.width, hidden=2 * variant.width, weights=weights,
+            64, 10, width=variant.width, hidden=2 * variant.width, basis=weights,
             method=variant.method, steps=steps, scale=variant.scale, skip_init=variant.skip_init,
         )  # fmt: skip
 

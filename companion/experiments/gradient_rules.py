@@ -1,7 +1,6 @@
 """Training one network by every gradient rule: what the training experiments share."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch.optim import SGD, Optimizer
 
 from companion.data import Samples
 from companion.experiments.running import Part, Run
-from companion.gradients import Backprop, Gradient, Reconstruct, Reversible
+from companion.gradients import NAMED_RULES, Rule
 from companion.models import ResidualMLP
 from companion.solve import NonFiniteError
 from companion.train import Rows, error_rate, fit, seeded, step_decay
@@ -25,34 +24,25 @@ Split = tuple[Tensor, Tensor] | Rows
 """Samples with their classes, in memory or read when they are needed."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A scheme and how it is differentiated.
-
-    Attributes:
-        method: the scheme of the network.
-        gradient: how its gradient is computed.
-        reference: the rule with backprop to compare with.
-    """
-
-    method: str
-    gradient: Gradient
-    reference: str = "backprop"
-
-
 RULES: Mapping[str, Rule] = {
-    "backprop": Rule("euler", Backprop()),
-    "reverse": Rule("euler", Reconstruct(rule="reverse")),
-    "sweeps": Rule("euler", Reconstruct(rule="reverse", sweeps=2)),
-    "corrected": Rule("euler", Reconstruct(rule="corrected")),
-    "predicted": Rule("euler", Reconstruct(rule="predicted")),
-    "predicted2": Rule("euler", Reconstruct(rule="predicted", order=2)),
-    "heun_backprop": Rule("heun", Backprop(), "heun_backprop"),
-    "heun_reverse": Rule("heun", Reconstruct(rule="reverse"), "heun_backprop"),
-    "heun_corrected": Rule("heun", Reconstruct(rule="corrected"), "heun_backprop"),
-    "reversible": Rule("async_leapfrog", Reversible()),
-}
+    name: NAMED_RULES[name]
+    for name in (
+        "backprop", "reverse", "sweeps", "corrected", "predicted", "predicted_2",
+        "heun_backprop", "heun_reverse", "heun_corrected", "reversible",
+    )
+}  # fmt: skip
 """The rules that networks are trained by."""
+
+
+def at_depth(rule: str, depth: int) -> str:
+    """Name a rule at a depth, by another name than that of a rule whose number is its order.
+
+    Example:
+        >>> at_depth("predicted", 16), at_depth("predicted", 2)
+        ('predicted_16', 'predicted_depth_2')
+    """
+    name = f"{rule}_{depth}"
+    return f"{rule}_depth_{depth}" if name in RULES else name
 
 
 class Study:
@@ -87,7 +77,7 @@ class Study:
     def scalars(self) -> dict[str, float]:
         """Return ``error_RULE_DEPTH``, the means over seeds."""
         pairs = [(rule, depth) for rule in self.errors for depth in self.depths]
-        return {f"error_{rule}_{depth}": self.mean(rule, depth) for rule, depth in pairs}
+        return {f"error_{at_depth(rule, depth)}": self.mean(rule, depth) for rule, depth in pairs}
 
     def curves(self) -> dict[str, Any]:
         """Return ``depths``, ``error_RULE`` and ``diverged_RULE``."""

@@ -98,7 +98,7 @@ def test_blocks_are_quantised_with_one_scale_for_all_depths():
 
 
 def test_merged_cells_take_the_mean():
-    model = net(weights=PiecewiseConstant(8))
+    model = net(basis=PiecewiseConstant(8))
     small = merge_cells(model, 2)
     assert small.block.weights.basis == PiecewiseConstant(2)
     assert (small.block.steps, model.block.weights.basis.cells) == (8, 8)
@@ -110,7 +110,7 @@ def test_merged_cells_take_the_mean():
 
 
 def test_cells_that_do_not_divide_are_weighted_by_their_overlap():
-    model = net(weights=PiecewiseConstant(4))
+    model = net(basis=PiecewiseConstant(4))
     before = model.block.weights.get_parameter("0.weight").detach()
     after = merge_cells(model, 3).block.weights.get_parameter("0.weight")
     expected = torch.stack([
@@ -143,7 +143,7 @@ def test_bases_keep_their_kind_and_constants_are_refused():
 
 
 def test_bytes_counted_by_hand():
-    model = net(weights=PiecewiseConstant(8))
+    model = net(basis=PiecewiseConstant(8))
     stem, head = 5 * 4 + 4, 4 * 3 + 3
     kernels, biases = 8 * 6 * 4, 8 * (6 + 4)  # of each of the two kernels; of both biases
     assert size(model) == 8 * (stem + head + 2 * kernels + biases)
@@ -153,7 +153,7 @@ def test_bytes_counted_by_hand():
 
 
 def test_buffers_count_and_norms_are_not_rounded():
-    model = ContinuousNet(channels=(4,), weights=PiecewiseConstant(2), steps=2)
+    model = ContinuousNet(channels=(4,), basis=PiecewiseConstant(2), steps=2)
     entries = [*model.parameters(), *model.buffers()]
     assert size(model) == sum(t.numel() * (8 if t.dtype == torch.int64 else 4) for t in entries)
     before, after = model.state_dict(), quantise_blocks(model, 3).state_dict()
@@ -166,7 +166,7 @@ def test_buffers_count_and_norms_are_not_rounded():
 
 
 def test_the_report_by_value():
-    model = net(weights=PiecewiseConstant(8), method="rk4")
+    model = net(basis=PiecewiseConstant(8), method="rk4")
     kept = {name: p.clone() for name, p in model.state_dict().items()}
     found = report(model, x(), labels(), cells=2, bits=3, method="midpoint", steps=3, repeats=1)
     small = quantise_blocks(merge_cells(model, 2), 3).with_graph(method="midpoint", steps=3)
@@ -183,7 +183,7 @@ def test_the_report_by_value():
 
 def test_cells_merge_before_bits_are_rounded():
     """Means of rounded weights would need more levels."""
-    model = compress(net(weights=PiecewiseConstant(8)), cells=4, bits=3)
+    model = compress(net(basis=PiecewiseConstant(8)), cells=4, bits=3)
     for layer in (0, 2):
         assert len(model.block.weights.get_parameter(f"{layer}.weight").unique()) <= 7
 
@@ -199,7 +199,7 @@ def test_nothing_asked_is_nothing_done():
 
 
 def test_timing_does_not_train_or_update():
-    model = ContinuousNet(channels=(2,), weights=PiecewiseConstant(1), steps=1).train()
+    model = ContinuousNet(channels=(2,), basis=PiecewiseConstant(1), steps=1).train()
     before = {name: t.clone() for name, t in model.state_dict().items()}
     assert processor_seconds(model, torch.randn(2, 3, 4, 4)) > 0
     assert model.training

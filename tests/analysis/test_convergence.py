@@ -126,7 +126,7 @@ def test_bad_arguments_are_named(options, name):
 def perceptron(scale, method="euler"):
     torch.manual_seed(3)
     net = ContinuousMLP(
-        5, 3, width=4, hidden=6, weights=PiecewiseConstant(4), method=method, steps=4, scale=scale
+        5, 3, width=4, hidden=6, basis=PiecewiseConstant(4), method=method, steps=4, scale=scale
     )
     return net.double(), torch.randn(20, 5, dtype=torch.float64)
 

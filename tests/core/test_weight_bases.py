@@ -353,7 +353,7 @@ def test_projection_into_a_finer_basis_keeps_the_function():
 
 @pytest.mark.parametrize("value", [PiecewiseConstant, 3, "hat"], **NAMES)
 def test_projection_needs_a_basis(value):
-    with pytest.raises(TypeError, match=r"weights: .* is not allowed; pass a basis"):
+    with pytest.raises(TypeError, match=r"basis: .* is not allowed; pass a basis"):
         block_of(PiecewiseConstant(2)).project(value)
 
 

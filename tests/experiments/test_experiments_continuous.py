@@ -126,7 +126,7 @@ def test_bn_finds_that_one_set_of_statistics_does_harm():
 
 def test_shared_statistics_are_the_means_over_cells_and_nothing_else_moves():
     with seeded(0):
-        net = ContinuousNet(inputs=1, channels=(2,), weights=PiecewiseConstant(3), steps=3)
+        net = ContinuousNet(inputs=1, channels=(2,), basis=PiecewiseConstant(3), steps=3)
         net.blocks[0].weights.get_parameter("skip").data.fill_(1.0)
         net(torch.randn(9, 1, 5, 5))
     state, shared = net.state_dict(), q20_bn._with_shared_statistics(net).state_dict()
@@ -140,7 +140,7 @@ def test_shared_statistics_are_the_means_over_cells_and_nothing_else_moves():
 def test_halves_whose_statistics_do_not_part_are_counted():
     """Before its first step a net with skip initialisation has one state at all depths."""
     with seeded(0):
-        net = ContinuousNet(inputs=1, channels=(2, 3), weights=PiecewiseConstant(2))
+        net = ContinuousNet(inputs=1, channels=(2, 3), basis=PiecewiseConstant(2))
         x = torch.randn(9, 1, 5, 5)
     net.refine()
     assert q20_bn._equal_halves(net, x) == 2 * 2 * 2

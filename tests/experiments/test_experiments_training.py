@@ -57,7 +57,7 @@ def test_rules_are_what_their_names_say():
         "sweeps": ("euler", Reconstruct("reverse", sweeps=2)),
         "corrected": ("euler", Reconstruct("corrected")),
         "predicted": ("euler", Reconstruct("predicted", order=1)),
-        "predicted2": ("euler", Reconstruct("predicted", order=2)),
+        "predicted_2": ("euler", Reconstruct("predicted", order=2)),
         "heun_backprop": ("heun", Backprop()),
         "heun_reverse": ("heun", Reconstruct("reverse")),
         "heun_corrected": ("heun", Reconstruct("corrected")),

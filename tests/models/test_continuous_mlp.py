@@ -59,14 +59,14 @@ def written(net, x, method, steps, scale, cells):
 )
 def test_the_net_is_the_loop(method, steps, cells, skip):
     net = scrambled(
-        weights=PiecewiseConstant(cells), method=method, steps=steps, scale=2.5, skip_init=skip
+        basis=PiecewiseConstant(cells), method=method, steps=steps, scale=2.5, skip_init=skip
     )
     expected = written(net, samples(), method, steps, 2.5, cells)
     torch.testing.assert_close(net(samples()), expected, rtol=0, atol=1e-12)
 
 
 def test_another_graph_of_the_same_weights():
-    net = scrambled(weights=PiecewiseConstant(4), steps=4)
+    net = scrambled(basis=PiecewiseConstant(4), steps=4)
     other = net.with_graph(method="rk4", steps=8)
     torch.testing.assert_close(
         other(samples()), written(net, samples(), "rk4", 8, 1.0, 4), rtol=0, atol=1e-12
@@ -77,7 +77,7 @@ def test_another_graph_of_the_same_weights():
 
 def test_initial_weights_are_those_of_the_residual_network():
     with seeded(3):
-        net = ContinuousMLP(5, 3, width=4, hidden=6, weights=PiecewiseConstant(4), steps=4)
+        net = ContinuousMLP(5, 3, width=4, hidden=6, basis=PiecewiseConstant(4), steps=4)
     with seeded(3):
         plain = ResidualMLP(5, 3, width=4, hidden=6, layers=4, tied=False, scaled=True)
     assert net.state_dict().keys() == plain.state_dict().keys()
@@ -93,7 +93,7 @@ def test_skip_initialisation_starts_as_the_identity():
 
 
 def test_refining_doubles_cells_and_steps_of_the_same_function():
-    net = scrambled(weights=PiecewiseConstant(2), method="rk4", steps=2)
+    net = scrambled(basis=PiecewiseConstant(2), method="rk4", steps=2)
     before = net(samples())
     net.refine()
     assert (net.block.weights.basis, net.block.steps) == (PiecewiseConstant(4), 4)
@@ -101,7 +101,7 @@ def test_refining_doubles_cells_and_steps_of_the_same_function():
 
 
 def test_saved_and_loaded(tmp_path):
-    net = scrambled(weights=Chebyshev(3), skip_init=True, scale=2.0)
+    net = scrambled(basis=Chebyshev(3), skip_init=True, scale=2.0)
     save(net, tmp_path / "net.pt")
     assert torch.equal(load(tmp_path / "net.pt").double()(samples()), net(samples()))
 

@@ -110,7 +110,7 @@ class Written:
     [("euler", euler, 3, 3), ("euler", euler, 2, 4), ("rk4", rk4, 2, 2)],
 )
 def test_continuous_net_is_the_written_out_network(method, step, cells, steps, training):
-    net = small_net(weights=PiecewiseConstant(cells), method=method, steps=steps, scale=1.7)
+    net = small_net(basis=PiecewiseConstant(cells), method=method, steps=steps, scale=1.7)
     net.train(training)
     written = Written(net, step, cells, steps, 1.7)
     x = images(5, 2, 7, 7)
@@ -133,7 +133,7 @@ def parameters(net):
 )
 def test_parameters_are_the_papers(cells, count, printed):
     with torch.device("meta"):
-        net = ContinuousNet(weights=PiecewiseConstant(cells), steps=cells)
+        net = ContinuousNet(basis=PiecewiseConstant(cells), steps=cells)
     assert parameters(net) == count == 97_219 * cells + 73_180
     assert f"{count / 1e6:.1f}" == printed
 
@@ -142,7 +142,7 @@ def test_parameters_of_the_wide_nets_and_of_one_without_scalars():
     with torch.device("meta"):
         wide, tiny = wide_continuous_net(), wide_continuous_net(classes=200)
         plain = ContinuousNet(skip_init=False)
-        smooth = ContinuousNet(weights=Chebyshev(8, cells=2))
+        smooth = ContinuousNet(basis=Chebyshev(8, cells=2))
     assert parameters(wide) == 13_576_638
     assert f"{parameters(wide) / 1e6:.2f}" == "13.58"
     assert parameters(tiny) - parameters(wide) == 100 * (256 + 1)
@@ -151,13 +151,13 @@ def test_parameters_of_the_wide_nets_and_of_one_without_scalars():
 
 
 def test_wide_nets_take_images_of_any_size():
-    net = ContinuousNet(7, channels=(2, 3, 4), weights=PiecewiseConstant(1), steps=1)
+    net = ContinuousNet(7, channels=(2, 3, 4), basis=PiecewiseConstant(1), steps=1)
     assert net(torch.zeros(1, 3, 64, 64)).shape == net(torch.zeros(1, 3, 9, 7)).shape == (1, 7)
 
 
 def test_convolutions_start_with_the_variance_of_he():
     with seeded(0):
-        net = ContinuousNet(channels=(32, 48), weights=PiecewiseConstant(4))
+        net = ContinuousNet(channels=(32, 48), basis=PiecewiseConstant(4))
     named = dict(net.named_parameters())
     for name, fan_out in (
         ("stem.0.weight", 9 * 32),
@@ -175,7 +175,7 @@ def test_any_residual_unit():
     def unit(channels):
         return nn.Sequential(nn.GroupNorm(1, channels), nn.Conv2d(channels, channels, 1), nn.Tanh())
 
-    net = small_net(residual=unit, weights=PiecewiseLinear(2), method="heun", steps=2)
+    net = small_net(residual=unit, basis=PiecewiseLinear(2), method="heun", steps=2)
     assert net.blocks[1].weights.get_parameter("residual.1.weight").shape == (3, 6, 6, 1, 1)
     assert net(images(1, 2, 5, 5)).shape == (1, 3)
 
@@ -188,7 +188,7 @@ def test_knobs_reach_every_block():
 
 
 def test_refining_splits_all_cells_and_leaves_the_stitch_alone():
-    net = small_net(weights=PiecewiseConstant(2), steps=2, scale=3.0)
+    net = small_net(basis=PiecewiseConstant(2), steps=2, scale=3.0)
     assert net.stitches[0].scale == 1.5
     x = images(4, 2, 6, 6)
     net.eval()
@@ -200,7 +200,7 @@ def test_refining_splits_all_cells_and_leaves_the_stitch_alone():
 
 
 def test_the_state_keeps_full_precision_under_autocast():
-    net = ContinuousNet(**SMALL, weights=PiecewiseConstant(2), steps=2, skip_init=False)
+    net = ContinuousNet(**SMALL, basis=PiecewiseConstant(2), steps=2, skip_init=False)
     seen = []
     for block in net.blocks:
         block.register_forward_pre_hook(lambda block, args: seen.append(args[0].dtype))
@@ -220,7 +220,7 @@ def test_the_state_keeps_full_precision_under_autocast():
         ({"channels": 16}, TypeError, "channels: 16 is not allowed; give one number for each"),
         ({"steps": 0}, ValueError, "steps: 0 is not allowed"),
         ({"method": "rk5"}, ValueError, "method: 'rk5' is not one of"),
-        ({"weights": 8}, TypeError, "weights: 8 is not allowed"),
+        ({"basis": 8}, TypeError, "basis: 8 is not allowed"),
     ],
 )
 def test_bad_arguments_are_named(options, error, message):
@@ -296,7 +296,7 @@ def test_the_factor_of_the_stitches_is_that_of_a_step(scale, steps, factor):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("method", SCHEMES)
 def test_a_split_keeps_every_bit_of_a_net_with_norms(method, training):
-    net = small_net(weights=PiecewiseConstant(2), method=method, steps=3).float()  # unaligned
+    net = small_net(basis=PiecewiseConstant(2), method=method, steps=3).float()  # unaligned
     net.train(training)
     x = images(3, 2, 5, 5).float()
     split = copy.deepcopy(net)

@@ -30,8 +30,8 @@ def images():
 @pytest.mark.parametrize("training", [True, False])
 def test_a_view_is_the_model_with_its_blocks_under_another_graph(training):
     """Its outputs are those of a net of its own, made with that graph and loaded by name."""
-    model = net(weights=PiecewiseConstant(2), steps=2, scale=2.0).train(training)
-    other = net(weights=PiecewiseConstant(2), method="rk4", steps=3, scale=2.0).train(training)
+    model = net(basis=PiecewiseConstant(2), steps=2, scale=2.0).train(training)
+    other = net(basis=PiecewiseConstant(2), method="rk4", steps=3, scale=2.0).train(training)
     for stitch in other.stitches:
         stitch.scale = 1.0  # fixed when the net was made, with 2 steps
     other.load_state_dict(model.state_dict())
@@ -45,7 +45,7 @@ def test_a_view_is_the_model_with_its_blocks_under_another_graph(training):
 
 
 def test_a_view_shares_every_parameter_and_statistic():
-    model = net(weights=PiecewiseConstant(2), steps=2)
+    model = net(basis=PiecewiseConstant(2), steps=2)
     view = model.with_graph(method="heun")
     for kind in ("named_parameters", "named_buffers"):
         ours, theirs = (dict(getattr(m, kind)()) for m in (model, view))
@@ -136,7 +136,7 @@ def test_the_cells_it_prints_are_those_that_get_a_gradient(method):
 
 @pytest.mark.parametrize("method", ["euler", "heun", "rk4_38", "async_leapfrog"])
 def test_the_evaluations_it_prints_are_those_that_happen(method):
-    model = net(method=method, steps=3, weights=PiecewiseConstant(2))
+    model = net(method=method, steps=3, basis=PiecewiseConstant(2))
     with count_nfe(model) as nfe:
         model(images())
     first, second = graph_summary(model).splitlines()[:2]
@@ -145,7 +145,7 @@ def test_the_evaluations_it_prints_are_those_that_happen(method):
 
 
 def test_the_parameters_it_prints_are_those_of_the_model():
-    model = net(weights=Chebyshev(3, cells=2))
+    model = net(basis=Chebyshev(3, cells=2))
     text = graph_summary(model)
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in text.splitlines()[0]
     own = sum(p.numel() for p in model.blocks[1].parameters())

@@ -174,7 +174,7 @@ def test_heun_s_sets_lie_in_cells_of_their_own(gradient):
         results = []
         for basis in (layer_weights(layers, "heun"), PiecewiseLinear(layers)):
             block = OdeBlock.from_modules(
-                modules[: layers + 1], weights=basis, method="heun", steps=layers, gradient=gradient
+                modules[: layers + 1], basis=basis, method="heun", steps=layers, gradient=gradient
             )
             y = block(x)
             y.square().sum().backward()

@@ -34,11 +34,11 @@ def net(**options):
 
 
 def as_made():
-    return net(weights=PiecewiseConstant(4), steps=4, scale=2.0)
+    return net(basis=PiecewiseConstant(4), steps=4, scale=2.0)
 
 
 def refined():
-    model = net(weights=PiecewiseConstant(1), steps=1)
+    model = net(basis=PiecewiseConstant(1), steps=1)
     model.refine()
     model.refine()
     return model
@@ -55,7 +55,7 @@ def projected():
 
 
 def several_changes():
-    model = net(weights=PiecewiseLinear(2), method="heun", steps=2, scale=3.0)
+    model = net(basis=PiecewiseLinear(2), method="heun", steps=2, scale=3.0)
     model.refine()
     model.blocks[0] = model.blocks[0].project(Fourier(5, cells=2))
     view = model.with_graph(gradient=Reconstruct(rule="predicted", order=2))
@@ -64,14 +64,14 @@ def several_changes():
 
 
 def adaptive():
-    model = net(weights=DiscontinuousLinear(2)).with_graph(method="dopri5")
+    model = net(basis=DiscontinuousLinear(2)).with_graph(method="dopri5")
     for block in ode_blocks(model):
         block.rtol, block.atol = 1e-1, 1e-2
     return model
 
 
 def tied():
-    model = net(weights=Constant(), method="midpoint", steps=2)
+    model = net(basis=Constant(), method="midpoint", steps=2)
     model.blocks[0] = model.blocks[0].project(PiecewiseConstant(2))
     return model
 
@@ -112,7 +112,7 @@ def test_a_loaded_net_trains_and_refines(tmp_path):
 
 def test_other_models_that_know_their_arguments(tmp_path):
     with seeded(0):
-        model = ContinuousMLP(5, 2, width=3, weights=PiecewiseConstant(2), skip_init=True)
+        model = ContinuousMLP(5, 2, width=3, basis=PiecewiseConstant(2), skip_init=True)
     model.refine()
     save(model, tmp_path / "mlp.pt")
     again, x = load(tmp_path / "mlp.pt"), torch.randn(4, 5)
@@ -122,7 +122,7 @@ def test_other_models_that_know_their_arguments(tmp_path):
 
 
 def test_a_residual_of_ones_own_is_asked_for(tmp_path):
-    model = net(residual=own_unit, weights=PiecewiseConstant(2))
+    model = net(residual=own_unit, basis=PiecewiseConstant(2))
     save(model, tmp_path / "net.pt")
     with pytest.raises(TypeError, match=r"\[\] is not allowed; the file asks for \['residual'\]"):
         load(tmp_path / "net.pt")

@@ -52,7 +52,7 @@ def q20_bn(
     def train(part: Part, seed: int, method: str) -> dict[str, float]:
         with seeded(seed):
             net = ContinuousNet(
-                inputs=1, channels=channels, weights=PiecewiseConstant(CELLS), method=method,
+                inputs=1, channels=channels, basis=PiecewiseConstant(CELLS), method=method,
                 steps=CELLS, scale=float(CELLS), skip_init=False,
             ).to(run.device)  # fmt: skip
         fit(

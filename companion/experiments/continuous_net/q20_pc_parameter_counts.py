@@ -29,9 +29,9 @@ def q20_pc(run: Run, *, cells: tuple[int, ...] = CELLS) -> Findings:
     weights between input and output, along the blocks of 32 and 8 steps.
     """
     with torch.device("meta"):  # shapes without values
-        nets = [ContinuousNet(weights=PiecewiseConstant(m), steps=m) for m in cells]
+        nets = [ContinuousNet(basis=PiecewiseConstant(m), steps=m) for m in cells]
         wide, tiny = wide_continuous_net(), wide_continuous_net(classes=200)
-        deep = ContinuousNet(weights=PiecewiseConstant(1), steps=32)
+        deep = ContinuousNet(basis=PiecewiseConstant(1), steps=32)
     counts = [_parameters(net) for net in nets]
     listed = dict(zip(CELLS, PAPER, strict=True))
     rounded = sum(round(n / 1e6, 1) != listed[m] for m, n in zip(cells, counts, strict=True))

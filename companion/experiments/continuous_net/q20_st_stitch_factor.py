@@ -59,7 +59,7 @@ def _ratios(run: Run, steps: int, scale: float, channels: int) -> tuple[float, f
     with seeded(run.seed):
         unit = pre_activation_unit(channels).to(run.device)
         x = torch.randn(8, channels, 6, 6).to(run.device)
-        net = ContinuousNet(channels=(4, 4), weights=Constant(), steps=steps, scale=scale)
+        net = ContinuousNet(channels=(4, 4), basis=Constant(), steps=steps, scale=scale)
     stitch = net.stitches[0]
     assert isinstance(stitch, Stitch)
     problem = OdeBlock(unit, steps=steps, scale=scale).problem(x)

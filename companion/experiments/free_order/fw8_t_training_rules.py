@@ -19,6 +19,7 @@ from companion.data import load_digits
 from companion.experiments.gradient_rules import (
     RULES,
     Study,
+    at_depth,
     digits_error,
     digits_net,
     train_all,
@@ -44,7 +45,7 @@ def fw8_t(
     run: Run,
     *,
     rules: tuple[str, ...] = tuple(
-        rule for rule in RULES if rule not in ("predicted2", "heun_reverse")
+        rule for rule in RULES if rule not in ("predicted_2", "heun_reverse")
     ),
     depths: tuple[int, ...] = (4, 8, 16),
     seeds: int = 2,
@@ -90,7 +91,7 @@ def _scalars(study: Study, contraction: NDArray[np.float64]) -> dict[str, float]
         scalars[f"enough_{rule}"] = enough(study, rule, np.mean)
         scalars[f"enough_median_{rule}"] = enough(study, rule, np.median)
         for depth, row in zip(study.depths, errors, strict=True):
-            scalars[f"median_{rule}_{depth}"] = float(np.median(row))
+            scalars[f"median_{at_depth(rule, depth)}"] = float(np.median(row))
     for depth, row in zip(study.depths, contraction, strict=True):
         scalars[f"contraction_{depth}"] = float(row.mean())
     return scalars

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from companion.block import OdeBlock
-from companion.gradients import Gradient, Reconstruct, Reversible, get_gradient
+from companion.gradients import (
+    NAMED_RULES,
+    Backprop,
+    Gradient,
+    Reversible,
+    Rule,
+    get_gradient,
+)
 from companion.models import layer_weights
 from companion.observe import count_nfe
 from companion.train import seeded
@@ -19,24 +26,8 @@ KINDS = ("smooth", "zigzag", "iid")
 r"""How weights vary with depth $s$: $A + Bs + C\sin 2\pi s$, $A \pm B$ in turn, or independent."""
 
 
-class Rule(NamedTuple):
-    """A scheme and a gradient method for it."""
-
-    method: str
-    gradient: str | Gradient
-
-
 RULES: Mapping[str, Rule] = {
-    "reverse": Rule("euler", Reconstruct()),
-    "sweeps": Rule("euler", Reconstruct(sweeps=2)),
-    "corrected": Rule("euler", Reconstruct("corrected")),
-    "predicted": Rule("euler", Reconstruct("predicted")),
-    "predicted_2": Rule("euler", Reconstruct("predicted", order=2)),
-    "predicted_2_swept": Rule("euler", Reconstruct("predicted", order=2, sweeps=1)),
-    "heun_reverse": Rule("heun", Reconstruct()),
-    "heun_corrected": Rule("heun", Reconstruct("corrected")),
-    "heun_predicted": Rule("heun", Reconstruct("predicted", order=3)),
-    "reversible": Rule("async_leapfrog", Reversible()),
+    name: rule for name, rule in NAMED_RULES.items() if not isinstance(rule.gradient, Backprop)
 }
 """The memory-free rules, by name."""
 

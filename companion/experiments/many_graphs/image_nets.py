@@ -145,7 +145,7 @@ def make_network(name: str, data: Images, settings: Settings, seed: int, full: b
         size = 1 if kind.refined and not full else settings.cells
         return ContinuousNet(
             data.classes, inputs=inputs, channels=settings.channels,
-            weights=PiecewiseConstant(size), method=kind.method, steps=size,
+            basis=PiecewiseConstant(size), method=kind.method, steps=size,
             scale=1.0 if kind.refined else float(settings.cells),
         )  # fmt: skip
 

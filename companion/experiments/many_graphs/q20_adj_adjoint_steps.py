@@ -159,7 +159,7 @@ def _trained(
     def train(part: Part, seed: int, ratio: int, gradient: str) -> tuple[float, float]:
         with seeded(seed):
             net = ContinuousMLP(
-                64, 10, weights=PiecewiseConstant(CELLS), steps=CELLS * ratio, scale=float(CELLS),
+                64, 10, basis=PiecewiseConstant(CELLS), steps=CELLS * ratio, scale=float(CELLS),
                 gradient=gradient,
             ).to(run.device)  # fmt: skip
         history = fit(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from companion import OdeBlock, PiecewiseConstant
 from companion.experiments.registry import experiment
 from companion.experiments.running import Part, Run
-from companion.gradients import Gradient, Reconstruct, Reversible, get_gradient
+from companion.gradients import NAMED_RULES, Gradient, get_gradient
 from companion.models.layers import basic_branch
 from companion.observe import peak_memory, saved_bytes
 from companion.results import Claim, Findings
@@ -25,11 +25,9 @@ GRADIENTS: dict[str, Gradient] = {
     "backprop": get_gradient("backprop"),
     "checkpoint": get_gradient("checkpoint"),
     "adjoint": get_gradient("adjoint"),
-    "reversible": Reversible(),
-    "reverse": Reconstruct(),
-    "corrected": Reconstruct("corrected"),
-    "predicted_1": Reconstruct("predicted"),
-    "predicted_2": Reconstruct("predicted", order=2),
+    **{rule: NAMED_RULES[rule].gradient for rule in ("reversible", "reverse", "corrected")},
+    "predicted_1": NAMED_RULES["predicted"].gradient,  # as it is recorded
+    "predicted_2": NAMED_RULES["predicted_2"].gradient,
 }
 CONSTANT = tuple(name for name in GRADIENTS if name not in ("backprop", "checkpoint"))
 TIMES = {"reverse": 1.40, "corrected": 1.42, "predicted_1": 1.15, "predicted_2": 1.15}

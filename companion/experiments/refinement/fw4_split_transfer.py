@@ -132,7 +132,7 @@ def freeze_early_cells(net: ContinuousMLP) -> list[torch.utils.hooks.RemovableHa
 def _net(kind: str) -> ContinuousMLP:
     cells, method, scale = KINDS[kind]
     weights = PiecewiseConstant(cells)
-    return ContinuousMLP(64, 5, weights=weights, method=method, steps=CELLS, scale=scale)
+    return ContinuousMLP(64, 5, basis=weights, method=method, steps=CELLS, scale=scale)
 
 
 def _fit(

@@ -127,7 +127,7 @@ def _net(family: str, depth: int, seed: int) -> ContinuousMLP:
     method, scale = ("rk4", 1.0) if family == "continuous" else ("euler", float(depth))
     weights = PiecewiseConstant(depth)
     with seeded(seed):
-        return ContinuousMLP(64, 10, weights=weights, method=method, steps=depth, scale=scale)
+        return ContinuousMLP(64, 10, basis=weights, method=method, steps=depth, scale=scale)
 
 
 def _claims(scalars: dict[str, float], depths: tuple[int, ...]) -> list[Claim]:

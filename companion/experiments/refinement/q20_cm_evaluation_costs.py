@@ -111,7 +111,7 @@ def _measure(
 ) -> dict[str, list[float]]:
     """Return evaluations and the shortest CPU time of every graph, measured in turn."""
     with seeded(0):
-        net = ContinuousMLP(64, 10, weights=PiecewiseConstant(8))
+        net = ContinuousMLP(64, 10, basis=PiecewiseConstant(8))
         x = torch.randn(500, 64)
     graphs = [(method, n) for method in methods for n in steps]
     nets = [net.with_graph(method=method, steps=n) for method, n in graphs]

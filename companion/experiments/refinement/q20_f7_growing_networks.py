@@ -145,9 +145,9 @@ def _seconds(part: Part, data: Samples, sizes: list[int], repeats: int) -> list[
     shortest = [float("inf")] * len(sizes)
     for repeat in range(repeats):
         for k, size in enumerate(sizes):
-            net = ContinuousMLP(
-                64, 10, weights=PiecewiseConstant(size), method="rk4", steps=size
-            ).to(data.x_train)
+            net = ContinuousMLP(64, 10, basis=PiecewiseConstant(size), method="rk4", steps=size).to(
+                data.x_train
+            )
             options = digits_options(Variant("rk4"), epochs=1)
             start = time.process_time()
             fit(

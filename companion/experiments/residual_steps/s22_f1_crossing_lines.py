@@ -137,7 +137,7 @@ def _network(layers: int, copies: int, seed: int, options: dict[str, Any]) -> Od
     generator = torch.Generator().manual_seed(seed)
     return OdeBlock(
         lambda: ScalarField(copies, options["hidden"], options["std"], generator),
-        weights=PiecewiseConstant(cells=layers),
+        basis=PiecewiseConstant(cells=layers),
         method="euler",
         steps=layers,
     )

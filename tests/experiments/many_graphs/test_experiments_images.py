@@ -101,7 +101,7 @@ def test_the_refined_network_on_cifar_is_trained_as_a_plain_loop_does(cifar10, w
     data = load_cifar10(cifar10)
     with seeded(3):
         net = ContinuousNet(
-            channels=(2, 3), weights=PiecewiseConstant(1), method="rk4", steps=1, scale=1.0
+            channels=(2, 3), basis=PiecewiseConstant(1), method="rk4", steps=1, scale=1.0
         )
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     generator, losses = torch.Generator().manual_seed(3), []
@@ -184,7 +184,7 @@ def test_the_plain_network_is_the_continuous_one_with_euler():
     data = few_images()
     with seeded(0):
         continuous = ContinuousNet(
-            inputs=1, channels=(2, 3), weights=PiecewiseConstant(2), steps=2, scale=2.0,
+            inputs=1, channels=(2, 3), basis=PiecewiseConstant(2), steps=2, scale=2.0,
             skip_init=False,
         )  # fmt: skip
     plain = PlainResNet(10, 1, (2, 3), layers=2)

@@ -234,7 +234,7 @@ def test_fw2b_orders_and_round_trips(monkeypatch):
 
 def test_only_the_last_quarter_of_depth_is_trained():
     torch.manual_seed(0)
-    net = ContinuousMLP(3, 5, width=4, hidden=4, weights=PiecewiseConstant(8), steps=8)
+    net = ContinuousMLP(3, 5, width=4, hidden=4, basis=PiecewiseConstant(8), steps=8)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     fw4.freeze_early_cells(net)
     trained = [p for p in net.parameters() if p.requires_grad]

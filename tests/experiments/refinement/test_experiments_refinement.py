@@ -96,7 +96,7 @@ def test_momentum_is_dropped_in_the_variant_of_that_name(f7):
 def test_an_evaluation_ratio_counts_evaluations_of_the_residual():
     """A batch of RK4 costs four evaluations a step: what the ratio of steps stands for."""
     for steps in (1, 8):
-        net = ContinuousMLP(64, 10, weights=PiecewiseConstant(steps), method="rk4", steps=steps)
+        net = ContinuousMLP(64, 10, basis=PiecewiseConstant(steps), method="rk4", steps=steps)
         with count_nfe(net) as nfe:
             net(torch.zeros(2, 64)).sum().backward()
         assert nfe.total == 4 * steps
@@ -168,8 +168,8 @@ def test_refined_weights_vary_less_with_either_integrator(f8):
 def test_merged_cells_hold_the_mean_of_two():
     data = load_digits()
     with seeded(2):
-        net = ContinuousMLP(64, 10, weights=PiecewiseConstant(8), steps=8, scale=8.0)
-        other = ContinuousMLP(64, 10, weights=PiecewiseConstant(8), steps=8, scale=8.0)
+        net = ContinuousMLP(64, 10, basis=PiecewiseConstant(8), steps=8, scale=8.0)
+        other = ContinuousMLP(64, 10, basis=PiecewiseConstant(8), steps=8, scale=8.0)
     other.load_state_dict(net.state_dict())
     for parameter in other.block.parameters():
         pairs = parameter.data.unflatten(0, (4, 2)).mean(1)
@@ -189,7 +189,7 @@ def test_some_weights_are_entries_of_one_matrix_by_depth():
 
 def test_variation_by_hand():
     """The weights 3, 4 | 3, 0 | 0, 0: steps of 4 and 3, largest norm 5."""
-    net = ContinuousMLP(2, 2, width=1, hidden=1, weights=PiecewiseConstant(3), steps=3)
+    net = ContinuousMLP(2, 2, width=1, hidden=1, basis=PiecewiseConstant(3), steps=3)
     for parameter in net.block.parameters():
         parameter.data.zero_()
     first, second = (p for p in net.block.parameters() if p.ndim == 3)
