@@ -79,6 +79,7 @@ def double(x):
     "deep.py": "two = 2\n",
     "unused.py": "nothing = 0\n",
     "experiments/__init__.py": "",
+    "experiments/steps/__init__.py": "",
     "experiments/steps/q20_err_two_words.py": "def orders():\n    return 1\n",
     "experiments/steps/q20_err_x_two_words.py": "def others():\n    return 1\n",
 }
