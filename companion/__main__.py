@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from companion.data.official import VARIABLE
-from companion.experiments import experiments, find
+from companion.experiments import find
 from companion.experiments.running import close_folder, holds_parts
+from companion.listing import entries
 from companion.machine import resolve_device
 from companion.results import Result
 from companion.train import Team, connected, differences
@@ -65,10 +66,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list() -> None:
-    for entry in experiments().values():
+    for entry in entries().values():
         print(f"{entry.id}  {entry.title}")
         print(f"    paper: {entry.paper}; claims: {', '.join(entry.claims)}")
-        for tier, values in entry.tiers.items():
+        for tier, values in entry.parameters.items():
             print(f"    {tier}: " + ", ".join(f"{name}={value}" for name, value in values.items()))
 
 

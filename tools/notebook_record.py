@@ -20,6 +20,7 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+_ID = re.compile(r"[A-Z][A-Za-z0-9]*(-[A-Za-z0-9]+)*")
 _MAGIC = re.compile(r"^\s*[%!].*$", re.MULTILINE)
 
 
@@ -90,11 +91,9 @@ def _beside_tree(source: str, code: str, tree: ast.Module) -> list[object]:
 
 def _experiments(named: set[object], root: Path) -> Iterator[str]:
     """Yield the modules of experiments whose ID is `named`: `run` finds those without an import."""
-    for path in (root / "companion" / "experiments").glob("[!_]*.py"):
-        keywords = (
-            node.value
-            for node in ast.walk(ast.parse(path.read_bytes()))
-            if isinstance(node, ast.keyword) and node.arg == "id"
-        )
-        if any(isinstance(value, ast.Constant) and value.value in named for value in keywords):
-            yield f"companion.experiments.{path.stem}"
+    folder = root / "companion" / "experiments"
+    for id in sorted(value for value in named if isinstance(value, str) and _ID.fullmatch(value)):
+        stem = id.lower().replace("-", "_")
+        for path in folder.glob(f"*/{stem}_*.py"):
+            if len(path.stem.removeprefix(f"{stem}_").split("_")) == 2:
+                yield f"companion.experiments.{path.parent.name}.{path.stem}"
