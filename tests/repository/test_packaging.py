@@ -1,24 +1,33 @@
 """The lists of packages agree, the versions agree, the workflows are well formed."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
+from importlib.metadata import (
+    PackageNotFoundError,
+    distributions,
+    packages_distributions,
+    requires,
+    version,
+)
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import companion
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 LOCAL = {
     path.stem for folder in ("book", "tools", "tests") for path in ROOT.glob(f"{folder}/**/*.py")
@@ -62,8 +71,51 @@ def test_conda_environment_is_the_same_install():
     assert python == f"python{PROJECT['requires-python']}"
     assert pip == "pip"
     assert from_pip == {"pip": ["-c constraints.txt", "-e .[book,test]"]}
-    makefile = (ROOT / "Makefile").read_text()
-    assert "pip install -q -c constraints.txt -e '.[book,test]'" in makefile
+    script = (ROOT / "tools" / "environment.py").read_text()
+    assert '"install", "-q", "-c", "constraints.txt", "-e", ".[book,test]"' in script
+
+
+def supported() -> tuple[str, str]:
+    """Return the lowest and the highest minor version of Python, as "3.11"."""
+    low, high = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups()
+    return f"3.{low}", f"3.{int(high) - 1}"
+
+
+def test_one_range_of_pythons_everywhere():
+    low, high = supported()
+    for name in ("README.md", "book/how_to_use.md"):
+        stated = re.findall(r"Python\s(3\.\d+\sto\s3\.\d+)", (ROOT / name).read_text())
+        assert stated == [f"{low} to {high}"], name
+        assert not re.search(r"Python\s3\.\d+\sor\snewer", (ROOT / name).read_text())
+    tools = PYPROJECT["tool"]
+    assert tools["mypy"]["python_version"] == low
+    assert tools["ruff"]["target-version"] == "py" + low.replace(".", "")
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert container["image"].endswith(f":{low}")
+    for path in WORKFLOWS:
+        for name, job in yaml.safe_load(path.read_text())["jobs"].items():
+            for step in job["steps"]:
+                if "python-version" in (options := step.get("with", {})):
+                    matrix = job.get("strategy", {}).get("matrix", {})
+                    text = str(matrix.get("python", [options["python-version"]]))
+                    named = re.findall(r"3\.\d+", text)
+                    assert named in ([low], [low, high]), f"{path.name}: {name}"
+
+
+def test_every_pin_admits_the_lowest_and_the_highest_python():
+    # The lowest patch level too: Debian 12 has 3.11.2. Pins of other versions than the installed
+    # ones are left to `make lock`, which asks the package index.
+    low, high = supported()
+    installed = {canonicalize_name(d.name): d for d in distributions()}
+    refused, read = [], 0
+    for name, pin in pins().items():
+        if name in installed and Version(installed[name].version).public == pin.public:
+            read += 1
+            needed = SpecifierSet(installed[name].metadata.get("Requires-Python") or "")
+            if not (f"{low}.0" in needed and f"{high}.0" in needed):
+                refused.append(f"{name}=={pin} needs Python {needed}")
+    assert refused == []
+    assert read > 0.9 * len(pins())
 
 
 def test_one_version_everywhere():
@@ -108,10 +160,10 @@ def installed_by(extras: list[str]) -> set[str]:
     [("companion", []), ("book", ["book"]), ("tools", ["book"]), ("tests", ["book", "test"])],
 )
 def test_what_is_imported_is_installed(folder, extras):
-    available, distributions = installed_by(extras), packages_distributions()
+    available, providers = installed_by(extras), packages_distributions()
     for path in (ROOT / folder).rglob("*.py"):
         for name in imported(path) - LOCAL:
-            provided_by = {canonicalize_name(d) for d in distributions.get(name, [name])}
+            provided_by = {canonicalize_name(d) for d in providers.get(name, [name])}
             assert provided_by & available, f"{path.name} imports {name}: declare {provided_by}"
 
 
