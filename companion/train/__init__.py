@@ -2,7 +2,7 @@
 
 from companion.train.batches import Rows
 from companion.train.differences import differences
-from companion.train.evaluate import error_rate, evaluating
+from companion.train.evaluate import error_rate, evaluating, misclassified
 from companion.train.fitting import fit
 from companion.train.loop import History, Snapshot
 from companion.train.refined_state import split_optimiser_state
@@ -23,6 +23,7 @@ __all__ = [
     "error_rate",
     "evaluating",
     "fit",
+    "misclassified",
     "seeded",
     "split_optimiser_state",
     "step_decay",

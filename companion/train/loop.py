@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from companion.arguments import check_type
 from companion.files import load_checkpoint, save_checkpoint
-from companion.train.batches import RowSource, TensorSource, kind, tensor_hash
+from companion.train.batches import RowSource, TensorSource, device_of, kind, tensor_hash
 from companion.train.differences import differences
 from companion.train.refinement import Refinement, refine
 from companion.train.team import Team
@@ -43,7 +43,9 @@ class Snapshot:
         check_type("path", self.path, Path)
         check_type("every", self.every, int, float)
         if not self.every >= 0:
-            raise ValueError(f"every must be at least 0 seconds; got {self.every}")
+            raise ValueError(
+                f"every: {self.every!r} is not allowed; it must be at least 0, in seconds"
+            )
 
 
 @dataclass
@@ -151,7 +153,7 @@ class Loop:
         """Write the state; of several processes, the first does."""
         if self.team.rank > 0:
             return
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -194,7 +196,7 @@ class Loop:
         self.optimiser.load_state_dict(state["optimiser"])
         self.rates, self.order, self.history = state["rates"], state["order"], state["history"]
         self.epoch, self.position = state["epoch"], state["position"]
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         self.total = None if state["total"] is None else state["total"].to(device)
         self.source.generator.set_state(state["generator"])
         torch.set_rng_state(state["cpu"])
