@@ -72,6 +72,54 @@ def test_equals_a_loop_written_out():
     assert history["loss"] == pytest.approx(losses, rel=1e-14)
 
 
+def test_the_last_smaller_batch_can_be_left_out():
+    """20 rows in batches of 6: three steps an epoch, and a mean loss over 18 rows."""
+    model, (x, y) = problem()
+    other, seen = copy.deepcopy(model), []
+
+    def schedule(fraction):
+        seen.append(fraction)
+        return 1 - fraction
+
+    history = train(model, (x, y), epochs=2, drop_last=True, schedule=schedule)
+    optimiser = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    generator = torch.Generator().manual_seed(5)
+    losses = []
+    for epoch in range(2):
+        total = 0.0
+        for step, rows in enumerate(torch.randperm(20, generator=generator)[:18].split(6)):
+            optimiser.param_groups[0]["lr"] = 0.1 * (1 - (3 * epoch + step) / 6)
+            optimiser.zero_grad()
+            value = mse(other, x[rows], y[rows])
+            value.backward()
+            optimiser.step()
+            total += value.item() * len(rows)
+        losses.append(total / 18)
+    assert seen == [step / 6 for step in range(6)]
+    torch.testing.assert_close(weights(model), weights(other), rtol=0, atol=1e-15)
+    assert history["loss"] == pytest.approx(losses, rel=1e-14)
+
+
+def test_leaving_out_changes_nothing_where_the_batches_fit():
+    model, data = problem(18)
+    other = copy.deepcopy(model)
+    assert train(model, data) == train(other, data, drop_last=True)
+    assert torch.equal(weights(model), weights(other))
+
+
+def test_samples_read_on_demand_leave_out_the_last_batch_too():
+    model, data = problem()
+    sizes = []
+
+    def loss(model, x, y):
+        sizes.append(len(x))
+        return mse(model, x, y)
+
+    fit(model, loss, Noisy(*data, noise=0.0), optimiser=make_adam, epochs=2, batch_size=6,
+        drop_last=True, generator=torch.Generator())  # fmt: skip
+    assert sizes == [6] * 6
+
+
 def test_augmentation_changes_what_is_trained_on_and_nothing_else():
     """It draws after the order of the epoch, batch by batch, and sees the first tensor only."""
     model, (x, y) = problem()
@@ -206,6 +254,41 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(tmp_path, stop, opti
     assert all(torch.equal(a, b) for a, b in zip(resumed[2], unbroken[2], strict=True))
 
 
+@pytest.mark.parametrize("stop", [3, 4, 6, 12])
+def test_a_run_that_leaves_out_batches_resumes_to_the_same_bits(tmp_path, stop):
+    """Three steps an epoch: stopped inside one, at its end, and in the last step."""
+
+    def run(path, stop=None):
+        model, data = problem()
+        calls = []
+
+        def loss(model, x, y):
+            calls.append(len(x))
+            if len(calls) == stop:
+                raise Killed
+            return mse(model, x, y)
+
+        history = fit(
+            model,
+            loss,
+            data,
+            optimiser=make_adam,
+            epochs=4,
+            batch_size=6,
+            drop_last=True,
+            generator=torch.Generator().manual_seed(5),
+            snapshot=path and Snapshot(path, every=0),
+        )
+        return weights(model), history
+
+    path = tmp_path / "last.pt"
+    with pytest.raises(Killed):
+        run(path, stop)
+    resumed, unbroken = run(path), run(None)
+    assert torch.equal(resumed[0], unbroken[0])
+    assert resumed[1] == unbroken[1]
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     model, data = problem()
     snapshot = Snapshot(tmp_path / "last.pt")
@@ -237,6 +320,7 @@ def sgd(rate, **options):
     [
         ({"batch_size": 5}, r"batch_size \(6 there, 5 here\)"),
         ({"clip": 0.5}, r"clip \(None there, 0\.5 here\)"),
+        ({"drop_last": True}, r"drop_last \(None there, True here\)"),
         ({"optimiser": torch.optim.Adam}, r"optimiser \(SGD there, Adam here\)"),
         ({"optimiser": torch.optim.RMSprop}, r"optimiser \(SGD there, RMSprop here\)"),
         ({"optimiser": sgd(0.5, momentum=0.9)}, r"group\.0\.lr \(0\.1 there, 0\.5 here\);"),
@@ -363,6 +447,12 @@ def test_snapshots_keep_their_distance(tmp_path, monkeypatch):
         ),
         ({"augment": 3}, TypeError, "augment: 3 is not allowed; it must be a function or None"),
         ({"on_epoch": {}}, TypeError, "on_epoch: {} is not allowed; it must be a function or None"),
+        ({"drop_last": 1}, TypeError, "drop_last: 1 is not allowed; it must be True or False"),
+        (
+            {"drop_last": True, "batch_size": 21},
+            ValueError,
+            "batch_size: 21 .* drop_last.* 20 rows",
+        ),
         ({"report": "x"}, TypeError, "report: 'x' is not allowed; it must be a function or None"),
         ({"snapshot": "x"}, TypeError, "snapshot must be of type Snapshot or None; got 'x'"),
     ],

@@ -33,6 +33,7 @@ def fit(
     generator: torch.Generator,
     schedule: Callable[[float], float] | None = None,
     clip: float | None = None,
+    drop_last: bool = False,
     augment: Augment | None = None,
     refinement: Refinement | None = None,
     workers: int = 0,
@@ -47,9 +48,9 @@ def fit(
     and then and at the end. A run that finds such a file continues from it, in the middle of an
     epoch too, and ends with the same bits as one that was never interrupted. The file knows its
     run: the names and shapes of the parameters, the optimiser as first made, the data, the
-    generator's state at the start, ``batch_size``, ``clip`` and ``refinement``. The initial weights
-    and the functions ``loss``, ``schedule``, ``augment`` and ``on_epoch`` cannot be compared; keep
-    them as they were.
+    generator's state at the start, ``batch_size``, ``clip``, ``drop_last`` and ``refinement``. The
+    initial weights and the functions ``loss``, ``schedule``, ``augment`` and ``on_epoch`` cannot be
+    compared; keep them as they were.
     More ``epochs`` than before lengthen the run; a schedule then sees fractions of the new length.
     Give it the model as it was before all refinements, too.
 
@@ -73,6 +74,8 @@ def fit(
         schedule: factor on the learning rates, given the finished fraction of all steps in
             $[0, 1)$.
         clip: largest norm of the whole gradient, above 0, or ``None``.
+        drop_last: whether to leave out the last batch of an epoch if it would be smaller. Which
+            rows it would hold is drawn anew every epoch; the mean loss is that of the others.
         augment: called as ``augment(x, generator)`` with the first tensor of each batch; returns
             what to train on in its place. Not for samples that are read when needed.
         refinement: at which epochs the model's blocks are refined, or ``None``. The schedule of the
@@ -120,13 +123,18 @@ def fit(
         loss, optimiser, schedule=schedule, augment=augment, on_epoch=on_epoch, report=report
     )
     source = _source(model, data, augment, workers, generator)
+    _check_drop_last(drop_last, batch_size, len(source))
     if parallel and not dist.is_initialized():
         raise ValueError(
             "parallel: True is not allowed in a process on its own; it needs processes that "
             "torch.distributed has connected: start them with torchrun"
         )
     team = Team.running() if parallel else Team()
-    loop = Loop(model, optimiser(model.parameters()), source, batch_size, clip, team, refinement)
+    loop = Loop(
+        model, optimiser(model.parameters()), source, batch_size, clip, team, refinement, drop_last
+    )
+    if refinement is not None:
+        refinement.check_optimiser(model, loop.optimiser)
     if snapshot is not None:
         loop.made_with = loop.fingerprint()
         loop.resume(snapshot.path)
@@ -203,6 +211,16 @@ def _check_options(
     if clip is not None and not clip > 0:
         raise ValueError(f"clip: {clip!r} is not allowed; it must be above 0, or None")
     check_type("snapshot", snapshot, Snapshot, type(None))
+
+
+def _check_drop_last(drop_last: object, batch_size: int, rows: int) -> None:
+    if not isinstance(drop_last, bool):
+        raise TypeError(f"drop_last: {drop_last!r} is not allowed; it must be True or False")
+    if drop_last and batch_size > rows:
+        raise ValueError(
+            f"batch_size: {batch_size!r} is not allowed with drop_last; it must be at most the "
+            f"{rows} rows there are, or no batch would be left"
+        )
 
 
 def _check_functions(loss: object, optimiser: object, **optional: object) -> None:

@@ -59,6 +59,7 @@ class Loop:
     clip: float | None
     team: Team
     refinement: Refinement | None = None
+    drop_last: bool = False
     made_with: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
     position: int = 0
@@ -69,6 +70,12 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.rates = [float(group["lr"]) for group in self.optimiser.param_groups]
+
+    @property
+    def rows(self) -> int:
+        """Rows that an epoch trains on."""
+        rows = len(self.source)
+        return rows - rows % self.batch_size if self.drop_last else rows
 
     def refinement_due(self) -> bool:
         """Whether the model must be refined before the next step."""
@@ -90,7 +97,7 @@ class Loop:
         """
         if self.order is None:
             self.order = self.source.shuffled()
-        starts = range(self.position, len(self.order), self.batch_size)
+        starts = range(self.position, self.rows, self.batch_size)
         rows = [self.order[start : start + self.batch_size] for start in starts]
         batches = self.source.batches(rows, self.team)
         for wanted, (batch, weight) in zip(rows, batches, strict=True):
@@ -101,7 +108,7 @@ class Loop:
         """Set the learning rates for the next step."""
         if schedule is None:
             return
-        batches = -(-len(self.source) // self.batch_size)
+        batches = -(-self.rows // self.batch_size)
         step = self.epoch * batches + (self.position - 1) // self.batch_size
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * schedule(step / (epochs * batches))
@@ -121,7 +128,7 @@ class Loop:
         """Add an epoch's numbers to the history."""
         assert self.total is not None
         self.team.agree(self.model)
-        numbers = {"loss": self.total.item() / len(self.source)}
+        numbers = {"loss": self.total.item() / self.rows}
         if on_epoch is not None:
             numbers |= on_epoch()
         self._record(numbers)
@@ -138,7 +145,9 @@ class Loop:
             | {"parameters": len(group["params"])}
             for group in self.optimiser.param_groups
         ]
-        return {
+        # Named only where it is asked for: files from before there was the choice keep their runs.
+        dropping = {"drop_last": True} if self.drop_last else {}
+        return dropping | {
             "batch_size": self.batch_size,
             "clip": self.clip,
             "optimiser": type(self.optimiser).__name__,

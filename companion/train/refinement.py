@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from companion.arguments import is_count
 from companion.basis import Basis
 from companion.block import ode_blocks
-from companion.train.refined_state import split_optimiser_state
+from companion.train.optimiser_state import check_splits, split_optimiser_state
 
 MOMENTUM = ("split", "drop")
 
@@ -77,6 +77,16 @@ class Refinement:
             )
         for block in blocks:
             block.weights.basis.refined()
+
+    def check_optimiser(self, model: nn.Module, optimiser: Optimizer) -> None:
+        """Refuse an optimiser whose state cannot be refined, before anything is trained.
+
+        Raises:
+            ValueError: its state must be split and has other shapes than the parameters.
+        """
+        if self.momentum == "split":
+            blocks = ode_blocks(model)
+            check_splits(optimiser, {p: b for k in blocks for p, b in k.weights.bases().items()})
 
     def apply(self, model: nn.Module, optimiser: Optimizer) -> None:
         """Refine a model once, in place, and its optimiser's state with it."""
