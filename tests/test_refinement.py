@@ -368,7 +368,7 @@ def test_state_that_will_not_split_is_refused_before_training():
         torch.optim.Rprop,
         torch.optim.NAdam,
         torch.optim.RAdam,
-    ],  # fmt: skip
+    ],
 )
 def test_state_that_will_split_passes_and_nothing_is_touched(optimiser):
     model = net()
