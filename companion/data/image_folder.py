@@ -122,8 +122,8 @@ def load_image_folder(
     train, val = ImageFolder(root, "train", size=size), ImageFolder(root, "val", size=size)
     if differing := sorted(set(train.classes) ^ set(val.classes)):
         raise ValueError(
-            f"folder: {str(root)!r} is not allowed; train/ and val/ must have the same classes; only "
-            f"one of them has {', '.join(differing[:4])}"
+            f"folder: {str(root)!r} is not allowed; train/ and val/ must have the same classes; "
+            f"only one of them has {', '.join(differing[:4])}"
         )
     return train, val
 
