@@ -147,7 +147,7 @@ def _origin(module: str, name: str) -> str:
     path = _file(module)
     if path.name != "__init__.py":
         return module
-    for node in ast.parse(path.read_bytes()).body:
+    for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.ImportFrom) and name in {a.asname or a.name for a in node.names}:
             original = next(a.name for a in node.names if (a.asname or a.name) == name)
             for target in _targets(
