@@ -136,7 +136,7 @@ class Experiment:
                 f"folder: None is not allowed; {team.size} processes must share a folder"
             )
         team.wait()
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), _processor_seconds()
         with _threads(identity["provenance"]["threads"]):
             findings = self.function(
                 Run(seed, place, folder, every, report, data, team), **parameters
@@ -147,6 +147,7 @@ class Experiment:
             versions=package_versions(),
             seconds=round(time.perf_counter() - start, 3),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            processor_seconds=round(_processor_seconds() - worked, 3),
         )
         return Result(self.id, findings, provenance)
 
@@ -317,6 +318,11 @@ def run(id: str, *, tier: str = "smoke", seed: int = 0, **arguments: Any) -> Res
             if (made.seed, made.parameters) == (seed, parameters):
                 return recorded
     return entry(tier=tier, seed=seed, **arguments)
+
+
+def _processor_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The notebook tools, on a small chapter and a small package made for the purpose."""
 
+import json
 import math
 import re
 import shutil
@@ -78,8 +79,8 @@ def double(x):
     "deep.py": "two = 2\n",
     "unused.py": "nothing = 0\n",
     "experiments/__init__.py": "",
-    "experiments/orders.py": '@experiment(id="Q20-ERR")\ndef orders():\n    return 1\n',
-    "experiments/others.py": '@experiment(id="S22-F1")\ndef others():\n    return 1\n',
+    "experiments/steps/q20_err_two_words.py": "def orders():\n    return 1\n",
+    "experiments/steps/q20_err_x_two_words.py": "def others():\n    return 1\n",
 }
 
 
@@ -176,7 +177,11 @@ NO_CHANGE = {
     "docstring of a function": ("companion/numbers.py", "Return twice x.", "Return 2 x."),
     "comment in a module": ("companion/deep.py", "two = 2", "two = 2  # even"),
     "module that is not imported": ("companion/unused.py", "0", "1"),
-    "experiment that is not named": ("companion/experiments/others.py", "1", "2"),
+    "experiment that is not named": (
+        "companion/experiments/steps/q20_err_x_two_words.py",
+        "1",
+        "2",
+    ),
 }
 CHANGE = {
     "code of a cell": ("notebooks/01_tiny.md", "3 * x", "4 * x"),
@@ -186,7 +191,7 @@ CHANGE = {
     "magic line": ("notebooks/01_tiny.md", "triple(n)\n```", "triple(n)\n%who\n```"),
     "module behind the package's name": ("companion/numbers.py", "two * x", "x * two"),
     "module imported inside a function": ("companion/deep.py", "2", "3"),
-    "experiment named by its ID": ("companion/experiments/orders.py", "1", "2"),
+    "experiment named by its ID": ("companion/experiments/steps/q20_err_two_words.py", "1", "2"),
 }
 
 
@@ -196,6 +201,20 @@ def test_makes_nothing_stale(root, file, old, new):
     before = record(read_text(text), root)
     edit(root / file, old, new)
     assert record(read_text(text), root) == before
+
+
+def test_a_page_that_shows_a_record_rests_on_its_numbers_not_on_its_code(root):
+    results = root / "book" / "results"
+    results.mkdir(parents=True)
+    numbers = {"scalars": {"x": 1.0}, "curves": {}, "claims": [], "provenance": {"seconds": 1}}
+    (results / "Q20-ERR.smoke.json").write_text(json.dumps(numbers))
+    sync(root / "notebooks" / "01_tiny.md", root)
+    edit(root / "companion/experiments/steps/q20_err_two_words.py", "1", "2")
+    assert check(root) == []
+    edit(results / "Q20-ERR.smoke.json", '"seconds": 1', '"seconds": 2')
+    assert check(root) == []
+    edit(results / "Q20-ERR.smoke.json", '"x": 1.0', '"x": 2.0')
+    assert any("outputs are older than Q20-ERR.smoke.json" in line for line in check(root))
 
 
 @pytest.mark.parametrize(("file", "old", "new"), CHANGE.values(), ids=CHANGE)
