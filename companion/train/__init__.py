@@ -2,10 +2,10 @@
 
 from companion.train.batches import Rows
 from companion.train.differences import differences
-from companion.train.evaluate import error_rate, evaluating
+from companion.train.evaluate import error_rate, evaluating, misclassified
 from companion.train.fitting import fit
 from companion.train.loop import History, Snapshot
-from companion.train.refined_state import split_optimiser_state
+from companion.train.optimiser_state import split_optimiser_state
 from companion.train.refinement import Refinement
 from companion.train.schedules import cosine, step_decay
 from companion.train.seeding import seeded
@@ -23,6 +23,7 @@ __all__ = [
     "error_rate",
     "evaluating",
     "fit",
+    "misclassified",
     "seeded",
     "split_optimiser_state",
     "step_decay",
