@@ -13,7 +13,7 @@ import pytest
 from companion import records
 from companion.results import Result
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = ("companion", "book/results", "pyproject.toml", "setup.py", "MANIFEST.in")
 TEXTS = ("README.md", "LICENSE")
 BUILD = "from setuptools import build_meta as b; import sys; b.{step}(sys.argv[1])"
