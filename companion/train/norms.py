@@ -19,9 +19,10 @@ def update_bn(batches: Iterable[Any], model: nn.Module) -> None:
     r"""Estimate the running statistics of all batch norms anew, as plain means over batches.
 
     :func:`torch.optim.swa_utils.update_bn` for networks with blocks, whose norms it does not find.
-    For weights that were averaged, projected, merged or changed in any way after training. Every
-    cell of a block gets the mean over all evaluations of its norm, where running statistics
-    weigh the last ones most.
+    For weights that were averaged (:class:`torch.optim.swa_utils.AveragedModel` works on blocks as
+    on other modules), projected, merged or changed in any way after training. Every cell of a block
+    gets the mean over all evaluations of its norm, where running statistics weigh the last ones
+    most.
 
     Args:
         batches: inputs of the model, or sequences that begin with one, such as batches of a
