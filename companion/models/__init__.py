@@ -17,6 +17,7 @@ from companion.models.saving import load, save
 from companion.models.skip_init import SkipInit
 from companion.models.stitch import Stitch
 from companion.models.transfer import deepen, train_only, untie
+from companion.plain_layers import apply_to_layers
 
 __all__ = [
     "ContinuousMLP",
@@ -28,6 +29,7 @@ __all__ = [
     "SkipInit",
     "Stitch",
     "TanhField",
+    "apply_to_layers",
     "deepen",
     "graph_summary",
     "layer_weights",
