@@ -78,8 +78,8 @@ def train(
     """Train a fresh network as the studies on digits do, and return its parameters."""
 
     def make() -> nn.Module:
-        weights = PiecewiseConstant(cells)
-        return ContinuousMLP(64, 10, weights=weights, method="rk4", steps=cells)
+        basis = PiecewiseConstant(cells)
+        return ContinuousMLP(64, 10, basis=basis, method="rk4", steps=cells)
 
     net = seeded(make, torch.float32)
     fit(

@@ -1,4 +1,4 @@
-"""Compute the trajectories that the slider of chapter 15 shows, and its picture for paper.
+"""Compute the trajectories that the slider of chapter 17 shows, and its picture for paper.
 
 Run `python book/free_order_figure.py` after a change; the two files it writes are committed.
 """
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from companion import OdeBlock
 from companion.analysis.reconstruction import gradient_error, reconstruction, trajectory
 from companion.figures import PALETTE, use_style
-from companion.gradients import Reconstruct
+from companion.gradients import NAMED_RULES
 
 STATIC = Path(__file__).parent / "_static"
 DEPTHS = (4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 SHOWN = (8, 16, 32)
 RULES = {
-    "reverse": ("reverse (the paper's)", Reconstruct()),
-    "corrected": ("corrected", Reconstruct("corrected")),
-    "predicted": ("predicted, order 1", Reconstruct("predicted")),
-    "predicted_2": ("predicted, order 2", Reconstruct("predicted", order=2)),
+    "reverse": ("reverse (the paper's)", NAMED_RULES["reverse"].gradient),
+    "corrected": ("corrected", NAMED_RULES["corrected"].gradient),
+    "predicted": ("predicted, order 1", NAMED_RULES["predicted"].gradient),
+    "predicted_2": ("predicted, order 2", NAMED_RULES["predicted_2"].gradient),
 }
 DASHES = {"reverse": "-", "corrected": "--", "predicted": ":", "predicted_2": "-."}
 MARKERS = {"reverse": "o", "corrected": "s", "predicted": "^", "predicted_2": "v"}

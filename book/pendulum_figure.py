@@ -1,4 +1,4 @@
-"""Train the nets whose trajectories the slider of chapter 9 shows, and draw its picture for paper.
+"""Train the nets whose trajectories the slider of chapter 10 shows, and draw its picture for paper.
 
 Run `python book/pendulum_figure.py` after a change, a minute or two; the two files it writes are
 committed. The slider's script steps the nets itself.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from companion.analysis.convergence import graph_errors
 from companion.data import pendulum
-from companion.experiments.q20_pendulum_common import train_nets
+from companion.experiments.pendulum.training import train_nets
 from companion.figures import use_style
 from companion.models import OneStepNet
 from companion.schemes import get_scheme

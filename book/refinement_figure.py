@@ -1,4 +1,4 @@
-"""Train the two networks that the slider of chapter 11 shows, and draw its picture for paper.
+"""Train the two networks that the slider of chapter 13 shows, and draw its picture for paper.
 
 Run `python book/refinement_figure.py` after a change; the two files it writes are committed.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from companion.data import load_digits
-from companion.experiments.q20_digits_common import Variant, digits_net, digits_options
+from companion.experiments.continuous_digits import Variant, digits_net, digits_options
 from companion.figures import PALETTE, use_style
 from companion.models import ContinuousMLP
 from companion.train import error_rate, fit

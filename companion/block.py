@@ -232,7 +232,7 @@ class OdeBlock(nn.Module):
         residual: the field $f$: an ``nn.Module``, copied into every cell, or a function without
             arguments that makes one, called once for each of the basis's nodes (fresh values
             everywhere).
-        weights: how parameters vary with depth: a basis from :mod:`companion.basis`, such as
+        basis: how parameters vary with depth: a basis from :mod:`companion.basis`, such as
             :class:`~companion.PiecewiseConstant`; ``None`` is :class:`~companion.Constant`.
         method: one of :data:`companion.methods.METHODS`. Adaptive methods solve cell by cell.
         steps: equal steps on $[0, 1]$ (in every cell, for the Adams methods).
@@ -257,7 +257,7 @@ class OdeBlock(nn.Module):
 
         >>> from companion import PiecewiseConstant
         >>> block = OdeBlock(
-        ...     lambda: nn.Linear(2, 2), weights=PiecewiseConstant(cells=4), method="euler", steps=4
+        ...     lambda: nn.Linear(2, 2), basis=PiecewiseConstant(cells=4), method="euler", steps=4
         ... )
         >>> fine = block.with_graph(method="rk4", steps=8)
         >>> fine(torch.zeros(1, 2)).shape
@@ -269,7 +269,7 @@ class OdeBlock(nn.Module):
     def __init__(
         self,
         residual: nn.Module | Callable[[], nn.Module],
-        weights: Basis | None = None,
+        basis: Basis | None = None,
         method: str = "euler",
         steps: int = 1,
         gradient: str | Gradient = "backprop",
@@ -280,7 +280,7 @@ class OdeBlock(nn.Module):
     ) -> None:
         """Stack one copy (or one fresh instance) of ``residual`` for each coefficient."""
         super().__init__()
-        basis = Constant() if weights is None else _check_basis(weights)
+        basis = Constant() if basis is None else _check_basis(basis)
         self.weights = DepthWeights(_instances(residual, basis.size), basis)
         self.scale = _finite(scale)
         self.time = time
@@ -290,7 +290,7 @@ class OdeBlock(nn.Module):
     def from_modules(
         cls,
         modules: Iterable[nn.Module],
-        weights: Basis | None = None,
+        basis: Basis | None = None,
         *,
         method: str = "euler",
         steps: int | None = None,
@@ -303,7 +303,7 @@ class OdeBlock(nn.Module):
         Args:
             modules: at least one module; the names and shapes of their parameters and buffers
                 must agree.
-            weights: a basis with as many coefficients as modules; one cell a module if ``None``.
+            basis: one with as many coefficients as modules; one cell a module if ``None``.
             method: as for the class.
             steps: as for the class; the number of cells if ``None``.
             gradient: as for the class.
@@ -321,7 +321,7 @@ class OdeBlock(nn.Module):
         """
         stack = list(modules)
         _check_alike(stack)
-        basis = PiecewiseConstant(len(stack)) if weights is None else weights
+        basis = PiecewiseConstant(len(stack)) if basis is None else basis
         if basis.size != len(stack):
             raise ValueError(
                 f"modules: {len(stack)} modules do not fill a basis of {basis.size} coefficients"
@@ -444,7 +444,7 @@ class OdeBlock(nn.Module):
         if steps:
             self.steps *= 2
 
-    def project(self, weights: Basis) -> OdeBlock:
+    def project(self, basis: Basis) -> OdeBlock:
         """Return a block with the nearest weight functions of another basis, for its own.
 
         Every parameter is projected in $L^2$ (:func:`companion.basis.project`); a batch norm's
@@ -452,7 +452,7 @@ class OdeBlock(nn.Module):
         steps stay. Nothing is shared with this block.
 
         Raises:
-            TypeError: if ``weights`` is not a basis.
+            TypeError: if ``basis`` is not one.
 
         Example:
             >>> from companion import Chebyshev, PiecewiseConstant
@@ -461,7 +461,7 @@ class OdeBlock(nn.Module):
             torch.Size([3, 2, 2])
         """
         other = copy.deepcopy(self)
-        other.weights.project(_check_basis(weights))
+        other.weights.project(_check_basis(basis))
         return other
 
     def __repr__(self) -> str:
@@ -524,12 +524,12 @@ def _resize(param: nn.Parameter, values: Tensor) -> None:
     param.data = values
 
 
-def _check_basis(weights: Basis) -> Basis:
-    if isinstance(weights, type) or not hasattr(weights, "refined"):
+def _check_basis(basis: Basis) -> Basis:
+    if isinstance(basis, type) or not hasattr(basis, "refined"):
         raise TypeError(
-            f"weights: {weights!r} is not allowed; pass a basis such as PiecewiseConstant(cells=8)"
+            f"basis: {basis!r} is not allowed; pass a basis such as PiecewiseConstant(cells=8)"
         )
-    return weights
+    return basis
 
 
 def _finite(scale: object) -> float:

@@ -76,6 +76,8 @@ class Provenance:
         versions: the packages that took part, by name.
         source: hash of the code (:func:`companion.sources.source_hash`).
         seconds: duration; with ``--resume``, of the last leg only.
+        processor_seconds: the time that processors worked for this process and its children, which
+            another program on the machine does not lengthen; ``None`` where it was not taken.
         finished: UTC time in ISO format.
     """
 
@@ -88,6 +90,7 @@ class Provenance:
     source: str
     seconds: float
     finished: str
+    processor_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,9 @@ class Result:
         experiment: its ID, such as ``"S22-F3a"``.
         findings: scalars, curves and claims.
         provenance: how the numbers came about.
+        tiny: what a tiny run of the same code found, to compare with what later code finds.
+        moved: names of the numbers of a tiny run that later code finds otherwise: the result is
+            no longer what the code computes.
 
     Example:
         >>> found = Findings({"error": 0.04}, {"depths": [2, 4]},
@@ -143,6 +149,8 @@ class Result:
     experiment: str
     findings: Findings
     provenance: Provenance
+    tiny: Findings | None = None
+    moved: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         """Return a scalar or a curve by its name; a ``KeyError`` lists the known names."""
@@ -187,6 +195,9 @@ class Result:
             "data": self.findings.data,
             "provenance": asdict(self.provenance),
         }
+        if self.tiny is not None:
+            content["tiny"] = {"scalars": self.tiny.scalars, "curves": self.tiny.curves}
+            content["moved"] = list(self.moved)
         return json.dumps(encode(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -227,7 +238,9 @@ class Result:
         provenance = content["provenance"]
         provenance["parameters"] = frozen(provenance["parameters"])
         findings = Findings(content["scalars"], content["curves"], claims, content["data"])
-        return cls(content["experiment"], findings, Provenance(**provenance))
+        tiny = Findings(**content["tiny"]) if "tiny" in content else None
+        moved = tuple(content.get("moved", ()))
+        return cls(content["experiment"], findings, Provenance(**provenance), tiny, moved)
 
     def save(self, path: Path) -> None:
         """Write the result to ``path`` as JSON, whole or not at all."""

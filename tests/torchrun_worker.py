@@ -1,4 +1,4 @@
-"""What every process of ``tests/test_torchrun.py`` does; it writes what it found to a file."""
+"""What every process of ``test_torchrun.py`` does; it writes what it found to a file."""
 
 import json
 import sys

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("check", help="say what is wrong with the notebooks; run nothing")
     syncing = commands.add_parser("sync", help="re-execute the notebooks whose outputs are stale")
-    syncing.add_argument("--only", metavar="NAME", help="one chapter, as 02 or 02_adjoint")
+    syncing.add_argument("--only", metavar="NAME", help="one chapter, as 02 or 03_adjoint")
     syncing.add_argument("--force", action="store_true", help="execute even if nothing changed")
     options = parser.parse_args(arguments)
     if options.command == "check":

@@ -5,7 +5,7 @@
 run, the name of a scalar (or a claim's ID, for its observed value), the format.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
+from companion.chapters import CHAPTERS
 from companion.claims import CATALOGUE, Statement
-from companion.experiments import experiments
 from companion.results import Claim, Result
 
 FOLDER = Path("book/results")
@@ -41,14 +41,14 @@ def read_results(folder: Path) -> list[Result]:
     return results
 
 
-def page(results: list[Result], chapters: dict[int, str]) -> Iterator[str]:
-    """Yield the lines of the ledger in Markdown; `chapters` maps numbers to document names."""
+def page(results: list[Result], written: Container[str]) -> Iterator[str]:
+    """Yield the lines of the ledger in Markdown; `written` holds the documents that there are."""
     for source, paper in SOURCES.items():
         yield from ("", f"## {paper}", "")
         yield from table(
             ("Claim", "Statement", "Chapter", "Paper", "Smoke run", "Full run"),
             (
-                claim_row(statement, results, chapters)
+                claim_row(statement, results, written)
                 for statement in CATALOGUE.values()
                 if statement.source == source
             ),
@@ -65,13 +65,14 @@ def page(results: list[Result], chapters: dict[int, str]) -> Iterator[str]:
 
 
 def claim_row(
-    statement: Statement, results: list[Result], chapters: dict[int, str]
+    statement: Statement, results: list[Result], written: Container[str]
 ) -> tuple[str, ...]:
-    document = chapters.get(statement.chapter)
-    chapter = f"{{doc}}`{statement.chapter} </{document}>`" if document else str(statement.chapter)
+    number, document = CHAPTERS[statement.chapter].number, CHAPTERS[statement.chapter].notebook
+    there = document in written
+    chapter = f"{{doc}}`{number} </{document}>`" if there else str(number)
     cells = [
         verdicts(claim for _, claim in measured(results, tier) if claim.id == statement.id)
-        or ("not yet run" if document else "chapter to come")
+        or ("not yet run" if there else "chapter to come")
         for tier in TIERS
     ]
     return (statement.id, statement.text, chapter, statement.paper or "–", *cells)
@@ -141,8 +142,7 @@ def misses(results: list[Result]) -> Iterator[str]:
 
 def run_row(result: Result) -> tuple[str, ...]:
     made = result.provenance
-    entry = experiments().get(result.experiment)
-    changed = "" if entry is not None and entry.source == made.source else ", changed since"
+    since = f", moved since: {', '.join(result.moved)}" if result.moved else ""
     software = ", ".join(f"{name} {made.versions[name]}" for name in ("torch", "python"))
     digest, _, origin = (result.findings.data or "").partition(" ")
     data = f"`{digest[:10]}` {origin}".rstrip() if digest else "made by the package"
@@ -154,7 +154,7 @@ def run_row(result: Result) -> tuple[str, ...]:
         software,
         f"{made.seconds:.0f} s",
         made.finished.removesuffix("+00:00").replace("T", " "),
-        f"`{made.source[:10]}`{changed}",
+        f"`{made.source[:10]}`{since}",
         data,
     )
 
@@ -170,17 +170,12 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def chapters(env: BuildEnvironment) -> dict[int, str]:
-    names = (Path(name) for name in env.found_docs if name.startswith("notebooks/"))
-    return {int(path.name[:2]): str(path) for path in names if path.name[:2].isdigit()}
-
-
 class Ledger(SphinxDirective):
     has_content = False
 
     def run(self) -> list[nodes.Node]:
         results = read_results(Path(self.env.srcdir) / FOLDER)
-        lines = list(page(results, chapters(self.env)))
+        lines = list(page(results, self.env.found_docs))
         holder = nodes.Element()
         holder.document = self.state.document
         self.state.nested_parse(

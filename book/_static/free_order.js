@@ -1,4 +1,4 @@
-/* The slider of chapter 15: replaces the picture of three depths by one that can be moved.
+/* The slider of chapter 17: replaces the picture of three depths by one that can be moved.
    Without this script the picture stays. The data come from free_order_data.js. */
 document.addEventListener("DOMContentLoaded", () => {
   const data = window.freeOrderData;

@@ -1,4 +1,4 @@
-/* The slider of chapter 9: replaces the picture by trained nets that can be rolled out with any
+/* The slider of chapter 10: replaces the picture by trained nets that can be rolled out with any
    scheme and step. Without this script the picture stays. The weights come from pendulum_data.js. */
 document.addEventListener("DOMContentLoaded", () => {
   const data = window.pendulumData;

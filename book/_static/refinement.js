@@ -1,4 +1,4 @@
-/* The slider of chapter 11: replaces the picture of all levels by one that can be moved.
+/* The slider of chapter 13: replaces the picture of all levels by one that can be moved.
    Without this script the picture stays. The data come from refinement_data.js. */
 document.addEventListener("DOMContentLoaded", () => {
   const data = window.refinementData;

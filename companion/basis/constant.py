@@ -47,7 +47,7 @@ class Constant:
             TypeError: always.
         """
         raise TypeError(
-            "weights: Constant has no cells to refine; use PiecewiseConstant(cells=1) instead"
+            "basis: Constant has no cells to refine; use PiecewiseConstant(cells=1) instead"
         )
 
     def refine(self, coefficients: Tensor) -> Tensor:

@@ -1,16 +1,34 @@
-"""One experiment per file: a function of tier, seed and device that returns a Result.
+"""Experiments: functions of a tier, a seed and a device that return a Result, one a file.
 
     from companion.experiments import run
 
-    result = run("S22-F3a", tier="smoke", seed=0)
+    result = run("S22-F3a")              # the recorded smoke run
     result["error_tied_scaled"]          # an array
     result.claim("CL57").holds           # True or False
 
-Every experiment has the tiers ``smoke`` (two CPU cores, data that comes with the package) and
-``full``. Parameters of a tier can be overridden by name: ``run("S22-F3a", depths=(2, 4))``.
+Every experiment has the tiers ``smoke`` (at most 90 processor seconds, on data that comes with the
+package), ``full`` and ``tiny`` (a second: it tells whether recorded numbers are still what the code
+computes). Parameters of a tier can be overridden by name: ``run("S22-F3a", depths=(2, 4))``
+computes what no record holds. Files lie in the folder of their chapter and are called after their
+ID: :mod:`companion.listing` finds them.
 """
 
-from companion.experiments.registry import Experiment, experiment, experiments, find, run
+from companion.experiments.grid import Grid, grid, seeds
+from companion.experiments.registry import Experiment, Row, experiment, find, run
 from companion.experiments.running import Part, Run
+from companion.results import Claim, Findings
 
-__all__ = ["Experiment", "Part", "Run", "experiment", "experiments", "find", "run"]
+__all__ = [
+    "Claim",
+    "Experiment",
+    "Findings",
+    "Grid",
+    "Part",
+    "Row",
+    "Run",
+    "experiment",
+    "find",
+    "grid",
+    "run",
+    "seeds",
+]

@@ -1,26 +1,57 @@
 """How experiments are declared, found and called."""
 
-import functools
 import importlib
 import inspect
-import pkgutil
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from companion import records
+from companion.claims import CATALOGUE
 from companion.experiments.running import Report, Run, open_folder
+from companion.listing import locate, unknown
 from companion.machine import device_name, package_versions, resolve_device
-from companion.results import SCHEMA, Findings, Provenance, Result, frozen
+from companion.results import SCHEMA, Claim, Findings, Provenance, Result, frozen
 from companion.sources import source_hash
 from companion.train import Team
 
-TIERS = ("smoke", "full")
+TIERS = ("smoke", "full", "tiny")
+
+
+class Row(NamedTuple):
+    """A claim as it is declared, before anything ran.
+
+    Attributes:
+        id: the claim's ID in the catalogue.
+        scalar: the name of the scalar that decides it.
+        low: smallest value that agrees with the claim, or ``None``.
+        high: largest value that agrees with the claim, or ``None``.
+        text: what is measured, in one line; parameters in braces, such as ``{depths[0]}``, are
+            filled in.
+    """
+
+    id: str
+    scalar: str
+    low: float | None
+    high: float | None
+    text: str
+
+    def decide(self, scalars: Mapping[str, float], parameters: Mapping[str, Any]) -> Claim:
+        """Return the claim with what was observed; a ``KeyError`` names a scalar not there."""
+        if self.scalar not in scalars:
+            known = sorted(scalars)
+            raise KeyError(
+                f"claim {self.id}: no scalar {self.scalar!r} was found; there are {known}"
+            )
+        text = self.text.format(**parameters)
+        return Claim(self.id, text, scalars[self.scalar], self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -34,7 +65,11 @@ class Experiment:
         title: one line on what it does.
         paper: where the papers treat it.
         claims: IDs of the claims it decides.
+        rows: how it decides those that one scalar decides.
         tiers: for each tier the values of all parameters, by name.
+        tolerance: by how much, relative to the largest of them, the numbers of a tiny run may
+            differ between machines.
+        timed: names of the numbers that are times, or follow from times.
         function: computes the findings from a :class:`Run` and the parameters.
     """
 
@@ -42,7 +77,10 @@ class Experiment:
     title: str
     paper: str
     claims: tuple[str, ...]
+    rows: tuple[Row, ...]
     tiers: Mapping[str, Mapping[str, Any]]
+    tolerance: float
+    timed: tuple[str, ...]
     function: Callable[..., Findings]
 
     def __call__(
@@ -56,15 +94,16 @@ class Experiment:
         every: float = 30.0,
         report: Report = lambda fraction, part: None,
         data: Path | None = None,
+        models: Path | None = None,
         **overrides: Any,
     ) -> Result:
         """Run the experiment.
 
-        The smoke tier runs on one CPU thread, so that its numbers do not depend on how many cores
-        a machine has; its tensors are too small to gain from more.
+        The smoke and tiny tiers run on one CPU thread, so that their numbers do not depend on how
+        many cores a machine has; their tensors are too small to gain from more.
 
         Args:
-            tier: ``"smoke"`` or ``"full"``.
+            tier: ``"smoke"``, ``"full"`` or ``"tiny"``.
             seed: seed of the whole run, from 0 to $2^{63} - 1$.
             device: where to compute: the CPU or a CUDA device.
             folder: where to keep finished parts and snapshots; ``None`` keeps nothing. It stays, so
@@ -75,6 +114,7 @@ class Experiment:
             report: called with the finished fraction and the name of the part at work.
             data: folder with data sets that do not come with the package; ``None`` takes the one
                 that the environment variable ``COMPANION_DATA`` names.
+            models: folder to keep trained models in, one file a part; ``None`` keeps none.
             **overrides: parameters that differ from the tier's.
 
         Returns:
@@ -87,26 +127,29 @@ class Experiment:
         """
         parameters = self.parameters(tier, **overrides)
         if not 0 <= every <= 60:
-            raise ValueError(f"every must lie between 0 and 60 seconds; got {every}")
+            raise ValueError(f"every: {every} is not allowed; it must lie between 0 and 60 seconds")
         place = resolve_device(device)
         identity = self.identity(tier, seed, place, parameters)
         team = Team.running()
         if folder is not None and team.rank == 0:
             open_folder(folder, identity, resume)
         if folder is None and team.size > 1:
-            raise ValueError(f"folder must be given, for {team.size} processes to share; got None")
+            raise ValueError(
+                f"folder: None is not allowed; {team.size} processes must share a folder"
+            )
         team.wait()
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), _processor_seconds()
         with _threads(identity["provenance"]["threads"]):
             findings = self.function(
-                Run(seed, place, folder, every, report, data, team), **parameters
+                Run(seed, place, folder, every, report, data, models, team), **parameters
             )
-        self._check_claims(findings)
+        findings = self._decided(findings, parameters)
         provenance = Provenance(
             **identity["provenance"],
             versions=package_versions(),
             seconds=round(time.perf_counter() - start, 3),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            processor_seconds=round(_processor_seconds() - worked, 3),
         )
         return Result(self.id, findings, provenance)
 
@@ -120,11 +163,11 @@ class Experiment:
             TypeError: an override of another type than the tier's value.
         """
         if tier not in self.tiers:
-            raise ValueError(f"tier must be one of {list(self.tiers)}; got {tier!r}")
+            raise ValueError(unknown("tier", tier, self.tiers))
         values = dict(self.tiers[tier])
         for name, value in overrides.items():
             if name not in values:
-                raise ValueError(f"{self.id} has no parameter {name!r}; it has {sorted(values)}")
+                raise ValueError(unknown(f"parameter of {self.id}", name, sorted(values)))
             values[name] = _like(values[name], frozen(value), name)
         return values
 
@@ -138,9 +181,13 @@ class Experiment:
                 the CPU nor a CUDA device.
         """
         if type(seed) is not int or not 0 <= seed < 2**63:
-            raise ValueError(f"seed must be an integer from 0 to 2^63 - 1; got {seed!r}")
+            raise ValueError(
+                f"seed: {seed!r} is not allowed; it must be an integer from 0 to 2^63 - 1"
+            )
         if device.type not in ("cpu", "cuda"):
-            raise ValueError(f"device must be cpu, cuda or cuda:INDEX; got {str(device)!r}")
+            raise ValueError(
+                f"device: {str(device)!r} is not allowed; it must be cpu, cuda or cuda:INDEX"
+            )
         return {
             "schema": SCHEMA,
             "experiment": self.id,
@@ -149,7 +196,7 @@ class Experiment:
                 "seed": seed,
                 "parameters": dict(parameters),
                 "device": device_name(device),
-                "threads": 1 if tier == "smoke" else torch.get_num_threads(),
+                "threads": torch.get_num_threads() if tier == "full" else 1,
                 "source": self.source,
             },
         }
@@ -159,102 +206,125 @@ class Experiment:
         """Hash of the code the experiment rests on."""
         return source_hash([self.function.__module__])
 
-    def _check_claims(self, findings: Findings) -> None:
-        decided = {claim.id for claim in findings.claims}
-        if decided != set(self.claims):
-            raise RuntimeError(f"{self.id} declares {self.claims} but decided {sorted(decided)}")
+    def _decided(self, findings: Findings, parameters: Mapping[str, Any]) -> Findings:
+        """Add the claims that rows declare to those the function decided itself."""
+        rows = [row.decide(findings.scalars, parameters) for row in self.rows]
+        claims = (*rows, *findings.claims)
+        if {claim.id for claim in claims} != set(self.claims):
+            decided = sorted({claim.id for claim in claims})
+            raise RuntimeError(f"{self.id} declares {self.claims} but decided {decided}")
+        return Findings(findings.scalars, findings.curves, claims, findings.data)
 
 
 def experiment(
-    *,
     id: str,
     title: str,
+    *,
     paper: str,
-    claims: tuple[str, ...],
-    tiers: Mapping[str, Mapping[str, Any]],
+    claims: tuple[tuple[str, str, float | None, float | None, str] | str, ...],
+    full: Mapping[str, Any],
+    tiny: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-6,
+    timed: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Findings]], Experiment]:
-    """Declare an experiment: a decorator for a function ``(run, *, parameters...) -> Findings``.
+    """Declare an experiment: a decorator for a function ``(run, *, name=value, ...) -> Findings``.
+
+    The defaults of the function are the parameters of the tier ``smoke``.
 
     Args:
-        id: the experiment's ID.
+        id: the experiment's ID; its file is called after it.
         title: one line on what it does.
         paper: where the papers treat it.
-        claims: IDs of the claims it decides. They are in the catalogue; a test sees to that, so
-            that the catalogue's wording is no part of the code behind a number.
-        tiers: the values of all parameters, for ``"smoke"`` and ``"full"``.
+        claims: the claims it decides. A tuple ``(id, scalar, low, high, text)`` is decided by that
+            scalar (:class:`Row`); a bare ID says that the function returns the claim itself,
+            where more than a scalar decides.
+        full: the parameters of the tier ``full`` that differ from ``smoke``.
+        tiny: those of ``tiny``, a run of at most a second that tells whether recorded numbers are
+            still what the code computes.
+        tolerance: by how much, relative to the largest of an array, the numbers of a tiny run may
+            differ between machines: 1e-6 in double precision, 1e-2 in single precision.
+        timed: names of scalars and curves that are times, or follow from times: they differ in
+            every run.
 
     Raises:
-        ValueError: other tiers than these two, or a tier whose names differ from the function's
-            keyword-only parameters.
+        ValueError: a claim is not in the catalogue, or a tier sets a parameter that the function
+            does not take.
 
     Example:
-        >>> @experiment(id="X", title="a sum", paper="none", claims=(),
-        ...             tiers={"smoke": {"terms": 3}, "full": {"terms": 300}})
-        ... def total(run, *, terms):
+        >>> @experiment("X", "a sum", paper="none", full={"terms": 300}, claims=(
+        ...     ("CL01", "sum", 0, None, "sum of {terms} terms"),
+        ... ))
+        ... def total(run, *, terms=3):
         ...     return Findings({"sum": sum(range(terms))})
-        >>> total(tier="smoke")["sum"], total(terms=5)["sum"]
-        (3.0, 10.0)
+        >>> total(tier="smoke")["sum"], total(terms=5)["sum"], total.claims
+        (3.0, 10.0, ('CL01',))
     """
-    if tuple(tiers) != TIERS:
-        raise ValueError(f"{id}: tiers must be {TIERS}; got {tuple(tiers)}")
+    rows = tuple(Row(*claim) for claim in claims if not isinstance(claim, str))
+    ids = tuple(dict.fromkeys(claim if isinstance(claim, str) else claim[0] for claim in claims))
+    if strange := [claim for claim in ids if claim not in CATALOGUE]:
+        raise ValueError(f"{id}: claims {strange} are not in companion.claims.CATALOGUE")
 
     def declare(function: Callable[..., Findings]) -> Experiment:
-        parameters = inspect.signature(function).parameters.values()
-        names = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-        for tier, values in tiers.items():
-            if set(values) != names:
+        arguments = inspect.signature(function).parameters.values()
+        smoke = {p.name: p.default for p in arguments if p.kind is p.KEYWORD_ONLY}
+        for tier, values in (("smoke", smoke), ("full", full), ("tiny", tiny or {})):
+            bare = [name for name, value in values.items() if value is inspect.Parameter.empty]
+            if wrong := bare + sorted(set(values) - set(smoke)):
                 raise ValueError(
-                    f"{id}: tier {tier!r} sets {sorted(values)}, the function takes {sorted(names)}"
+                    f"{id}: tier {tier!r}: {wrong} is not allowed; the function has {smoke}, and "
+                    "every parameter needs a default"
                 )
-        values = {tier: frozen(values) for tier, values in tiers.items()}
-        return Experiment(id, title, paper, claims, values, function)
+        tiers = {"smoke": smoke, "full": {**smoke, **full}, "tiny": {**smoke, **(tiny or {})}}
+        values = {tier: frozen(tiers[tier]) for tier in TIERS}
+        return Experiment(id, title, paper, ids, rows, values, tolerance, timed, function)
 
     return declare
 
 
-@functools.cache
-def experiments() -> Mapping[str, Experiment]:
-    """Return all experiments of this package by ID, in order of ID.
-
-    They are found by looking: every module of ``companion.experiments`` is imported on the first
-    call.
-
-    Example:
-        >>> "S22-F3a" in experiments()
-        True
-    """
-    found: dict[str, Experiment] = {}
-    package = importlib.import_module("companion.experiments")
-    for entry in pkgutil.iter_modules(package.__path__, "companion.experiments."):
-        for value in vars(importlib.import_module(entry.name)).values():
-            if isinstance(value, Experiment) and value.function.__module__ == entry.name:
-                if value.id in found:
-                    raise RuntimeError(f"two experiments are called {value.id!r}")
-                found[value.id] = value
-    return dict(sorted(found.items()))
-
-
 def find(id: str) -> Experiment:
-    """Return the experiment with this ID.
+    """Return the experiment with this ID; only its own file is imported.
 
     Raises:
-        ValueError: there is none; the message lists the known IDs.
+        ValueError: there is none; the message names the nearest ID.
 
     Example:
         >>> find("S22-F3a").claims
         ('CL57', 'CL58')
     """
-    if id not in experiments():
-        raise ValueError(f"experiment must be one of {list(experiments())}; got {id!r}")
-    return experiments()[id]
+    module = importlib.import_module(locate(id))
+    return next(
+        value for value in vars(module).values() if isinstance(value, Experiment) and value.id == id
+    )
 
 
-def run(id: str, **arguments: Any) -> Result:
-    """Run the experiment with this ID: ``run("S22-F3a", tier="smoke", depths=(2, 4))``.
+def run(id: str, *, tier: str = "smoke", seed: int = 0, **arguments: Any) -> Result:
+    """Return the recorded result of just this run, or run the experiment if none is recorded.
+
+    A record answers if its ID, tier, seed and parameters are those asked for, and nothing is said
+    of how to compute (``device``, ``folder``, ``data``, ...). Where the environment variable
+    ``COMPANION_FRESH`` is ``1``, everything is computed.
 
     The arguments and errors are those of :class:`Experiment` when called.
+
+    Example:
+        >>> run("C18-A6").provenance.seconds > 0  # as recorded: no time passed here
+        True
     """
-    return find(id)(**arguments)
+    entry = find(id)
+    options = set(inspect.signature(Experiment.__call__).parameters) & set(arguments)
+    if not options and os.environ.get("COMPANION_FRESH", "") != "1":
+        parameters = entry.parameters(tier, **arguments)
+        recorded = records.load(id, tier)
+        if recorded is not None:
+            made = recorded.provenance
+            if (made.seed, made.parameters) == (seed, parameters):
+                return recorded
+    return entry(tier=tier, seed=seed, **arguments)
+
+
+def _processor_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 @contextmanager
@@ -273,7 +343,8 @@ def _like(default: Any, value: Any, name: str) -> Any:
         return float(value)
     if type(value) is not type(default):
         raise TypeError(
-            f"parameter {name!r} must be a {type(default).__name__} like {default!r}; got {value!r}"
+            f"{name}: {value!r} is not allowed; it must be a {type(default).__name__} "
+            f"like {default!r}"
         )
     if isinstance(default, tuple) and default:
         return tuple(_like(default[0], item, name) for item in value)

@@ -15,16 +15,19 @@ from companion.gradients.backprop import Backprop
 from companion.gradients.checkpoint import Checkpoint
 from companion.gradients.reconstruct import Reconstruct
 from companion.gradients.reversible import Reversible
+from companion.gradients.rules import NAMED_RULES, Rule
 from companion.solve import Problem, States
 
 __all__ = [
     "GRADIENTS",
+    "NAMED_RULES",
     "Adjoint",
     "Backprop",
     "Checkpoint",
     "Gradient",
     "Reconstruct",
     "Reversible",
+    "Rule",
     "get_gradient",
 ]
 

@@ -22,7 +22,7 @@ from companion.gradients.recompute import (
     needs_gradient,
     solve_with,
 )
-from companion.gradients.reverse_sweep import RULES, Layer, ReverseSweep
+from companion.gradients.reverse_sweep import WAYS_BACK, Layer, ReverseSweep
 from companion.gradients.segments import Segment, fixed_step, segments
 from companion.solve import FixedStep, NonFiniteError, Problem, States
 
@@ -93,8 +93,8 @@ class Reconstruct:
     records_graph: ClassVar[bool] = False  # so parameters must be named
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ValueError(f"rule: {self.rule!r} is not one of {', '.join(RULES)}")
+        if self.rule not in WAYS_BACK:
+            raise ValueError(f"rule: {self.rule!r} is not one of {', '.join(WAYS_BACK)}")
         if not _is_integer(self.order) or self.order not in ORDERS:
             raise ValueError(f"order: {self.order!r} is not allowed; it must be 1, 2, 3 or 4")
         if self.order != 1 and self.rule != "predicted":

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from companion.solve import Field, FixedStep, Interval, Problem, Stage, step_size
 
-__all__ = ["RULES", "Layer", "ReverseSweep"]
+__all__ = ["WAYS_BACK", "Layer", "ReverseSweep"]
 
-RULES = ("reverse", "corrected", "predicted")
+WAYS_BACK = ("reverse", "corrected", "predicted")
 """How the input of a layer is found; see :class:`companion.gradients.Reconstruct`."""
 
 TRUST = 8.0
@@ -46,7 +46,7 @@ class Layer(NamedTuple):
 
 
 class ReverseSweep:
-    """The steps of a solve, taken backwards one by one by one of the ``RULES``."""
+    """The steps of a solve, taken backwards one by one by one of the ``WAYS_BACK``."""
 
     def __init__(
         self, problem: Problem, rule: str, order: int, sweeps: int, times: bool = False

@@ -24,7 +24,7 @@ class ContinuousMLP(nn.Module):
     \qquad t \in [0, 1],$$
 
     with $s = 1$, or with ``skip_init`` a learnt scalar that starts at 0. All of $s, V, W, b, c$ are
-    functions of depth in the basis ``weights``; ``method`` and ``steps`` choose the graph. The
+    functions of depth in ``basis``; ``method`` and ``steps`` choose the graph. The
     initial weights are those of :class:`~companion.models.ResidualMLP`: one draw a coefficient.
 
     Args:
@@ -32,7 +32,7 @@ class ContinuousMLP(nn.Module):
         classes: size of the output.
         width: size of the state.
         hidden: size inside the residual.
-        weights: how parameters vary with depth.
+        basis: how parameters vary with depth.
         method: the scheme of the block.
         steps: equal steps of the block.
         scale: the factor $\varepsilon$ of the residual.
@@ -57,7 +57,7 @@ class ContinuousMLP(nn.Module):
 
     Example:
         >>> import torch
-        >>> net = ContinuousMLP(64, 10, method="rk4", steps=4, weights=PiecewiseConstant(4))
+        >>> net = ContinuousMLP(64, 10, method="rk4", steps=4, basis=PiecewiseConstant(4))
         >>> net(torch.zeros(3, 64)).shape
         torch.Size([3, 10])
         >>> net.with_graph(method="euler", steps=16).block.weights is net.block.weights
@@ -71,7 +71,7 @@ class ContinuousMLP(nn.Module):
         *,
         width: int = 16,
         hidden: int = 32,
-        weights: Basis = PiecewiseConstant(8),  # noqa: B008 - frozen
+        basis: Basis = PiecewiseConstant(8),  # noqa: B008 - frozen
         method: str = "euler",
         steps: int = 8,
         scale: float = 1.0,
@@ -83,7 +83,7 @@ class ContinuousMLP(nn.Module):
         for name, value in sizes.items():
             check_count(name, value)
         self.arguments: dict[str, Any] = {
-            **sizes, "weights": weights, "method": method, "steps": steps, "scale": scale,
+            **sizes, "basis": basis, "method": method, "steps": steps, "scale": scale,
             "skip_init": skip_init, "gradient": gradient,
         }  # fmt: skip
 
@@ -91,7 +91,7 @@ class ContinuousMLP(nn.Module):
             return SkipInit(residual(width, hidden)) if skip_init else residual(width, hidden)
 
         self.stem = nn.Linear(inputs, width)
-        self.block = OdeBlock(layer, weights, method, steps, gradient, scale)
+        self.block = OdeBlock(layer, basis, method, steps, gradient, scale)
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class ContinuousMLP(nn.Module):
         """Double the block's cells and steps in place; see :meth:`companion.OdeBlock.refine`.
 
         Example:
-            >>> net = ContinuousMLP(2, 2, weights=PiecewiseConstant(1), steps=1)
+            >>> net = ContinuousMLP(2, 2, basis=PiecewiseConstant(1), steps=1)
             >>> net.refine()
             >>> net.block.weights.basis, net.block.steps
             (PiecewiseConstant(cells=2), 2)

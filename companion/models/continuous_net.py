@@ -66,7 +66,7 @@ class ContinuousNet(nn.Module):
         classes: size of the output.
         inputs: channels of an image.
         channels: channels of the state in every block.
-        weights: how the parameters of all blocks vary with depth.
+        basis: how the parameters of all blocks vary with depth.
         method: the scheme of all blocks.
         steps: equal steps of every block.
         scale: the factor $\varepsilon$ of the residuals.
@@ -95,7 +95,7 @@ class ContinuousNet(nn.Module):
 
     Example:
         >>> import torch
-        >>> net = ContinuousNet(weights=PiecewiseConstant(2), method="rk4", steps=2)
+        >>> net = ContinuousNet(basis=PiecewiseConstant(2), method="rk4", steps=2)
         >>> net(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 10])
         >>> sum(p.numel() for p in net.parameters())
@@ -108,7 +108,7 @@ class ContinuousNet(nn.Module):
         *,
         inputs: int = 3,
         channels: Sequence[int] = (16, 32, 64),
-        weights: Basis = PiecewiseConstant(8),  # noqa: B008 - frozen
+        basis: Basis = PiecewiseConstant(8),  # noqa: B008 - frozen
         method: str = "euler",
         steps: int = 8,
         scale: float = 1.0,
@@ -121,7 +121,7 @@ class ContinuousNet(nn.Module):
         check_count("inputs", inputs)
         _check_channels(channels)
         self.arguments: dict[str, Any] = {
-            "classes": classes, "inputs": inputs, "channels": tuple(channels), "weights": weights,
+            "classes": classes, "inputs": inputs, "channels": tuple(channels), "basis": basis,
             "method": method, "steps": steps, "scale": scale, "skip_init": skip_init,
             "gradient": gradient, "residual": residual,
         }  # fmt: skip
@@ -130,7 +130,7 @@ class ContinuousNet(nn.Module):
             return SkipInit(module) if skip_init else module
 
         def block(width: int) -> OdeBlock:
-            return OdeBlock(lambda: gated(residual(width)), weights, method, steps, gradient, scale)
+            return OdeBlock(lambda: gated(residual(width)), basis, method, steps, gradient, scale)
 
         first = channels[0]
         self.stem = nn.Sequential(convolution(inputs, first, 3), nn.BatchNorm2d(first), nn.ReLU())
@@ -155,7 +155,7 @@ class ContinuousNet(nn.Module):
         """Double cells and steps of every block in place: :meth:`companion.OdeBlock.refine`.
 
         Example:
-            >>> net = ContinuousNet(weights=PiecewiseConstant(1), steps=1)
+            >>> net = ContinuousNet(basis=PiecewiseConstant(1), steps=1)
             >>> net.refine()
             >>> net.blocks[2].weights.basis, net.blocks[2].steps, net.stitches[1].scale
             (PiecewiseConstant(cells=2), 2, 1.0)

@@ -104,7 +104,7 @@ class ResidualConvNet(nn.Module):
         )
         self.block = OdeBlock(
             lambda: pre_activation(basic_branch(channels, channels)),
-            weights=layer_weights(layers, method, tied),
+            basis=layer_weights(layers, method, tied),
             method=method,
             steps=layers,
             gradient=gradient,

@@ -67,7 +67,7 @@ class ResidualMLP(nn.Module):
         self.stem = nn.Linear(inputs, width)
         self.block = OdeBlock(
             lambda: residual(width, hidden, gain),
-            weights=layer_weights(layers, method, tied),
+            basis=layer_weights(layers, method, tied),
             method=method,
             steps=layers,
             gradient=gradient,

@@ -129,7 +129,7 @@ class ResNet(nn.Module):
             channels = first.outputs
             block = OdeBlock(
                 partial(_residual, kind, rule, channels, width * 2**k),
-                weights=layer_weights(count - 1, method, tied),
+                basis=layer_weights(count - 1, method, tied),
                 method=method,
                 steps=count - 1,
                 gradient=gradient,

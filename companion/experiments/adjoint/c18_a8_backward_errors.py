@@ -1,0 +1,128 @@
+r"""C18-A8: what happens to an error when a solve is run backwards?
+
+Solving backwards is how the adjoint gets its states again. A field that contracts forwards expands
+backwards: an error in the final state grows by exactly $e^\lambda$ for $\dot x = -\lambda x$. A
+rotation at the same rate leaves errors as they are.
+
+Does the gradient suffer? For $\dot x = -\lambda x$ it does not: the adjoint decays as fast as the
+error of the state grows, and the gradient reads their product. A braking body, $\dot x = v$,
+$\dot v = -\lambda v$, has a fast error and a slow adjoint: there it does.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from companion import odeint
+from companion.experiments.adjoint.random_field import relative_error
+from companion.experiments.registry import experiment
+from companion.experiments.running import Part, Run
+from companion.results import Claim, Findings
+
+_ERROR = 1e-6
+
+
+@experiment(
+    "C18-A8",
+    "Growth of an error when a contracting field is solved backwards",
+    paper="Gholami et al. 2019, section 3; a critique of Chen et al. 2018",
+    claims=("CL21",),
+    full={"rates": (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 40.0), "steps": 4000},
+)
+def c18_a8(
+    run: Run, *, rates: tuple[float, ...] = (1.0, 5.0, 10.0, 20.0, 40.0), steps: int = 200
+) -> Findings:
+    """Perturb the final state by 1e-6, solve backwards over unit time, compare the starts.
+
+    Curves over ``rates``: ``growth_contraction`` and ``growth_rotation``, error at the start over
+    error at the end; for a braking body and one solve with dopri5 at a tolerance of 1e-6, the
+    relative errors ``forward`` of x(1) and ``gradient_adjoint``, ``gradient_backprop`` of
+    dx(1)/dlambda.
+    """
+
+    def measure(part: Part, rate: float) -> list[float]:
+        braking = Braking(rate, run.device)
+        forward, by_backprop = _braking_errors(braking, "backprop")
+        return [
+            _growth(Linear(rate, False, run.device), steps),
+            _growth(Linear(rate, True, run.device), steps),
+            forward,
+            _braking_errors(braking, "adjoint")[1],
+            by_backprop,
+        ]
+
+    table = list(run.map(measure, {f"rate {rate:g}": (rate,) for rate in rates}).values())
+    names = (
+        "growth_contraction", "growth_rotation", "forward", "gradient_adjoint", "gradient_backprop",
+    )  # fmt: skip
+    curves = dict(zip(names, zip(*table, strict=True), strict=True))
+    worst = max(
+        abs(growth * math.exp(-rate) - 1)
+        for growth, rate in zip(curves["growth_contraction"], rates, strict=True)
+    )
+    claims = [
+        Claim("CL21", "largest relative deviation of an error's growth from exp(lambda)", worst,
+              high=0.01),
+        Claim("CL21", "growth of an error under rotation", max(curves["growth_rotation"]),
+              low=0.99, high=1.01),
+    ]  # fmt: skip
+    scalars = {
+        f"{name}_{rate:g}": value
+        for name in names[2:]
+        for rate, value in zip(rates, curves[name], strict=True)
+    }
+    return Findings({"worst": worst, **scalars}, {"rates": rates, **curves}, claims)
+
+
+class Linear(nn.Module):
+    r"""The field $-\lambda x$ in the plane, or $\lambda$ times a rotation by a right angle."""
+
+    def __init__(self, rate: float, rotates: bool, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(rate, dtype=torch.float64, device=device))
+        self.rotates = rotates
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Evaluate the field."""
+        if self.rotates:
+            x = torch.stack([x[..., 1], -x[..., 0]], dim=-1)
+        return -self.rate * x
+
+
+class Braking(nn.Module):
+    r"""A body that brakes: the field $(v, -\lambda v)$ of the state $(x, v)$."""
+
+    def __init__(self, rate: float, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(rate, dtype=torch.float64, device=device))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Evaluate the field."""
+        v = x[..., 1]
+        return torch.stack([v, -self.rate * v], dim=-1)
+
+
+def _growth(field: Linear, steps: int) -> float:
+    """Return how much larger an error of the end is at the start, reached by solving back."""
+    with torch.no_grad():
+        start = torch.tensor([1.0, 0.0], dtype=torch.float64, device=field.rate.device)
+        end = odeint(field, start, (0.0, 1.0), method="rk4", steps=steps)[-1]
+        ends = torch.stack([end, end + end.new_tensor([_ERROR, 0.0])])
+        starts = odeint(field, ends, (1.0, 0.0), method="rk4", steps=steps)[-1]
+    return float(torch.linalg.vector_norm(starts[1] - starts[0])) / _ERROR
+
+
+def _braking_errors(field: Braking, gradient: str) -> tuple[float, float]:
+    r"""Return the relative errors of $x(1)$ and of $dx(1)/d\lambda$, from $x = 0$ and $v = 1$.
+
+    Closed form: $x(1) = (1 - e^{-\lambda}) / \lambda$.
+    """
+    start = torch.tensor([0.0, 1.0], dtype=torch.float64, device=field.rate.device)
+    x = odeint(field, start, (0.0, 1.0), method="dopri5", rtol=1e-6, atol=1e-6,
+               gradient=gradient)[-1, 0]  # fmt: skip
+    got = torch.autograd.grad(x, (field.rate,))
+    rate = field.rate.detach()
+    exact = -torch.expm1(-rate) / rate
+    slope = (torch.exp(-rate) - exact) / rate
+    return relative_error((x.detach(),), (exact,)), relative_error(got, (slope,))

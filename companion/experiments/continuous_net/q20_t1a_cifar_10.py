@@ -1,0 +1,81 @@
+r"""Q20-T1a: ContinuousNets on CIFAR-10, beside a residual network, and under other graphs.
+
+Queiruga et al. (2020, Table 1) train a ResNet, a ContinuousNet with Euler and one with RK4 and
+refinement, with 32 units in each of three stages, and run the trained weights with other schemes
+and fewer steps. The ``full`` tier has 8 units and 60 epochs. The paper's size and schedule:
+``--set epochs=160 --set refine_at=[20,40,60,70,80]``. It resumes over several runs with
+``--resume``. The paper names no rate, decay or batch size; those here are usual ones. The ``smoke``
+tier is the same code on the small images of scikit-learn's digits.
+"""
+
+from dataclasses import replace
+
+from companion.experiments.images import load_images
+from companion.experiments.many_graphs.image_nets import Settings, Study, study
+from companion.experiments.registry import experiment
+from companion.experiments.running import Run
+from companion.results import Claim, Findings
+
+MARGINS = {"digits": 0.02, "cifar10": 0.015}
+"""Largest difference of the errors of two networks."""
+
+
+@experiment(
+    "Q20-T1a",
+    "ContinuousNets with Euler and RK4 beside a residual network, and their swapped graphs",
+    paper="Queiruga et al. 2020, Table 1 and Figs. 7 to 9",
+    claims=("CL36", "CL37", "CL38", "CL39", "CL41"),
+    full={
+        "dataset": "cifar10",
+        "networks": ("resnet", "euler", "rk4", "rk4_deep"),
+        "channels": (16, 32, 64),
+        "refine_at": (8, 15, 22),
+        "epochs": 60,
+        "autocast": True,
+    },
+)
+def q20_t1a(
+    run: Run,
+    *,
+    dataset: str = "digits",
+    networks: tuple[str, ...] = ("resnet", "euler", "rk4"),
+    channels: tuple[int, ...] = (8, 16),
+    refine_at: tuple[int, ...] = (1, 2, 4),
+    epochs: int = 8,
+    seeds: int = 1,
+    autocast: bool = False,
+    compiled: bool = False,
+) -> Findings:
+    """Train every network from every seed, and run it with other schemes and steps.
+
+    Curves: ``steps`` of the graphs; for each network ``error_NAME`` and ``loss_NAME`` of shape
+    ``(seeds, epochs)``; for those continuous in depth ``swap_error_NAME`` and ``deviation_NAME``
+    of shape ``(seeds, 4, steps)``, the test error and the logit deviation with Euler, midpoint,
+    RK4 and the 3/8 rule, ``variation_NAME`` of shape ``(seeds, blocks)``, and for the refined ones
+    ``refined_error_NAME`` of shape ``(seeds, splits)``, the error just after each split. Scalars:
+    ``mean_error_NAME``, ``parameters_NAME`` and ``images_per_second_NAME``, training at full depth.
+    """
+    settings = Settings(channels, refine_at, epochs, autocast, compiled)
+    data = load_images(dataset, run, tuple(MARGINS))
+    found = study(run, networks, ("resnet", "euler", "rk4"), seeds, data, settings)
+    return replace(found.findings, claims=_claims(found, dataset))
+
+
+def _claims(found: Study, dataset: str) -> list[Claim]:
+    """Decide the claims on errors averaged over seeds."""
+    margin, cells, third = MARGINS[dataset], found.settings.cells, found.settings.third
+    resnet, euler, rk4 = (found.error(name) for name in ("resnet", "euler", "rk4"))
+    texts = (
+        "ContinuousNet with Euler minus ResNet",
+        "RK4 with refinement minus Euler",
+        "RK4 to Euler, after the swap minus before",
+        f"RK4 to the 3/8 rule with {third} of {cells} steps, after the swap minus before",
+    )
+    matches, slightly, swapped, short = (f"{dataset}, test error, {text}" for text in texts)
+    return [
+        Claim("CL36", matches, euler - resnet, low=-margin, high=margin),
+        Claim("CL37", slightly, rk4 - euler, low=-margin, high=margin),
+        Claim("CL38", swapped, found.rise("rk4", "euler", cells), high=0.01),
+        Claim("CL39", short, found.rise("rk4", "rk4_38", third), high=0.01),
+        found.broken("CL41", dataset),
+    ]

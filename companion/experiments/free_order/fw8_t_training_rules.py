@@ -1,0 +1,163 @@
+r"""FW8-T: do better gradients let shallower networks train without stored activations?
+
+Perceptrons learn scikit-learn's digits, as in the smoke tier of S22-F4, by every rule of this
+package. Their layers start with Lipschitz constants $L$ that do not depend on the depth $N$. To go
+back through a layer is to solve $x = x_{n+1} - f_n(x)/N$, and the rules differ in the iterates of
+this map that they take. The iterates are certain to converge where $L/N < 1$.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from companion.analysis.reconstruction import trajectory
+from companion.data import load_digits
+from companion.experiments.gradient_rules import (
+    RULES,
+    Study,
+    at_depth,
+    digits_error,
+    digits_net,
+    train_all,
+)
+from companion.experiments.registry import experiment
+from companion.experiments.running import Part, Run
+from companion.gradients import Reconstruct
+from companion.models import ResidualMLP
+from companion.results import Claim, Findings
+
+_CLOSE = 0.02
+"""A mean test error this much above backprop's counts as equal."""
+
+
+@experiment(
+    "FW8-T",
+    "Test error against depth for every gradient rule",
+    paper="beyond Sander et al. 2022, Fig. 4",
+    claims=("FW7", "FW8-T"),
+    full={"rules": tuple(RULES), "depths": (2, 4, 8, 16, 32, 64), "seeds": 5, "epochs": 12},
+)
+def fw8_t(
+    run: Run,
+    *,
+    rules: tuple[str, ...] = tuple(
+        rule for rule in RULES if rule not in ("predicted_2", "heun_reverse")
+    ),
+    depths: tuple[int, ...] = (4, 8, 16),
+    seeds: int = 2,
+    epochs: int = 6,
+    rate: float = 0.02,
+    gain: float = 2.0,
+) -> Findings:
+    r"""Train a perceptron by every rule, at every depth, from every seed.
+
+    Curves: ``depths``; for each rule ``error_RULE`` and ``diverged_RULE`` of shape
+    ``(depths, seeds)``; ``contraction``, of the same shape: the largest $L/N$ over the layers of
+    the network that backprop starts from. Scalars: ``error_RULE_DEPTH`` and
+    ``median_RULE_DEPTH``, the means and medians over seeds; ``enough_RULE``, the shallowest depth
+    whose mean is at most 0.02 above that of backprop with the same scheme (Euler's for
+    ``reversible``), infinite if none is; ``enough_median_RULE``, the same with medians;
+    ``contraction_DEPTH``, the means over seeds.
+    """
+    data = load_digits(device=run.device)
+
+    def train(part: Part, rule: str, depth: int, seed: int) -> list[float]:
+        net = digits_net(rule, depth, seed, gain)
+        return digits_error(part, data, net, seed, epochs=epochs, rate=rate)
+
+    needed = ("backprop", "sweeps")
+    study = train_all(run, train, rules=rules, depths=depths, seeds=seeds, needed=needed)
+    contraction = np.array(
+        [
+            [
+                steepest(digits_net("backprop", depth, run.seed + seed, gain), data.x_test.cpu())
+                for seed in range(seeds)
+            ]
+            for depth in depths
+        ]
+    )
+    curves = study.curves() | {"contraction": contraction}
+    scalars = _scalars(study, contraction)
+    return Findings(scalars, curves, _claims(study, contraction.mean(axis=1)), data.provenance)
+
+
+def _scalars(study: Study, contraction: NDArray[np.float64]) -> dict[str, float]:
+    scalars = study.scalars()
+    for rule, errors in study.errors.items():
+        scalars[f"enough_{rule}"] = enough(study, rule, np.mean)
+        scalars[f"enough_median_{rule}"] = enough(study, rule, np.median)
+        for depth, row in zip(study.depths, errors, strict=True):
+            scalars[f"median_{at_depth(rule, depth)}"] = float(np.median(row))
+    for depth, row in zip(study.depths, contraction, strict=True):
+        scalars[f"contraction_{depth}"] = float(row.mean())
+    return scalars
+
+
+@torch.no_grad()
+def steepest(net: ResidualMLP, x: Tensor) -> float:
+    r"""Return the largest norm of a layer's Jacobian along the trajectories, over the depth.
+
+    For $f_n(x) = V_n\,\mathrm{relu}(W_n x + b_n) + c_n$ that is
+
+    $$\max_{n, x} \tfrac1N \lVert V_n \operatorname{diag}(W_n x_n + b_n > 0)\, W_n \rVert_2.$$
+
+    Args:
+        net: a perceptron with untied layers and Euler's method.
+        x: samples, shape ``(batch, inputs)``.
+    """
+    inner, shift, outer, _ = net.block.weights.parameters()
+    states = trajectory(net.block, net.stem(x))
+    largest = 0.0
+    for n in range(len(inner)):
+        active = (states[n] @ inner[n].T + shift[n] > 0).to(x.dtype)
+        jacobians = torch.einsum("ih,bh,hj->bij", outer[n], active, inner[n])
+        largest = max(largest, torch.linalg.matrix_norm(jacobians, 2).max().item())
+    return largest / len(inner)
+
+
+def enough(study: Study, rule: str, average: Callable[[NDArray[np.float64]], np.float64]) -> float:
+    """Return the shallowest depth at which a rule does as well as backprop, by some average."""
+    own, reference = study.errors[rule], study.errors[RULES[rule].reference]
+    for depth, errors, others in sorted(zip(study.depths, own, reference, strict=True)):
+        if average(errors) - average(others) < _CLOSE + 1e-9:
+            return float(depth)
+    return math.inf
+
+
+def _claims(study: Study, contraction: NDArray[np.float64]) -> list[Claim]:
+    """Decide the claims on errors averaged over seeds."""
+    eight = study.nearest(8)
+    ratio = contraction[study.depths.index(eight)]
+    deep = [d for d, x in zip(study.depths, contraction, strict=True) if x < 1]
+    shallow = [d for d, x in zip(study.depths, contraction, strict=True) if x >= 2]
+    rules = [rule for rule in study.errors if isinstance(RULES[rule].gradient, Reconstruct)]
+
+    def excess(depths: list[int]) -> list[float]:
+        return [study.excess(rule, depth) for rule in rules for depth in depths]
+
+    return [
+        Claim(
+            "FW7",
+            f"mean test error, two more sweeps minus backprop, {eight} layers",
+            study.excess("sweeps", eight),
+            high=_CLOSE,
+            note=f"L/N starts at {ratio:.2f} on average; where it is above 1, further sweeps need "
+            "not come closer to a layer's input.",
+        ),
+        Claim(
+            "FW8-T",
+            "mean test error, memory-free minus backprop, largest over rules and depths, L/N < 1",
+            max(excess(deep or [max(study.depths)])),
+            high=_CLOSE,
+        ),
+        Claim(
+            "FW8-T",
+            "mean test error, memory-free minus backprop, smallest over rules and depths, L/N >= 2",
+            min(excess(shallow or [min(study.depths)])),
+            low=0.1,
+        ),
+    ]

@@ -1,0 +1,72 @@
+"""Whether recorded numbers are still what the code computes: a tiny run beside every record.
+
+A record is stale when its numbers move, not when the code behind them is edited. The numbers of a
+smoke or full run take minutes or hours to compute anew; those of a tiny run of the same code take a
+second. They are stored beside the record and compared.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from companion.experiments.registry import Experiment
+from companion.results import Findings, Result
+
+
+def tiny(entry: Experiment) -> Findings:
+    """Run the experiment's tier ``tiny`` on the CPU and return its numbers, without its claims.
+
+    What is a time, or follows from times, is left out.
+    """
+    found = entry(tier="tiny").findings
+    scalars, curves = (
+        {name: value for name, value in numbers.items() if name not in entry.timed}
+        for numbers in (found.scalars, found.curves)
+    )
+    return Findings(scalars, curves)
+
+
+def moved(then: Findings, now: Findings, tolerance: float) -> tuple[str, ...]:
+    """Return the names of the numbers that differ, or that only one of the two has.
+
+    Args:
+        then: the numbers of the tiny run that is stored.
+        now: those of a new one.
+        tolerance: by how much a number may differ, relative to the largest of its array.
+
+    Example:
+        >>> then = Findings({"slope": 2.0}, {"error": [1.0, 1e-9]})
+        >>> moved(then, Findings({"slope": 2.0 + 1e-9}, {"error": [1.0, 2e-9]}), 1e-6)
+        ()
+        >>> moved(then, Findings({"slope": 2.1}, {"errors": [1.0]}), 1e-6)
+        ('error', 'errors', 'slope')
+    """
+    old, new = ({**found.scalars, **found.curves} for found in (then, now))
+    return tuple(
+        name
+        for name in sorted({*old, *new})
+        if name not in old or name not in new or not _close(old[name], new[name], tolerance)
+    )
+
+
+def checked(result: Result, entry: Experiment, now: Findings | None = None) -> Result:
+    """Return a recorded result with what the comparison found; one without a tiny run gets it.
+
+    Args:
+        result: a result of the experiment.
+        entry: the experiment.
+        now: the numbers of a new tiny run; ``None`` runs it.
+    """
+    now = tiny(entry) if now is None else now
+    if result.tiny is None:
+        return replace(result, tiny=now)
+    return replace(result, moved=moved(result.tiny, now, entry.tolerance))
+
+
+def _close(old: object, new: object, tolerance: float) -> bool:
+    a, b = np.asarray(old, dtype=np.float64), np.asarray(new, dtype=np.float64)
+    if a.shape != b.shape:
+        return False
+    finite = np.abs(a[np.isfinite(a)])
+    within = tolerance * finite.max(initial=0.0)
+    return bool(np.allclose(a, b, rtol=0.0, atol=within, equal_nan=True))

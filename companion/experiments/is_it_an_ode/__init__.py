@@ -1,0 +1,1 @@
+"""Experiments of the chapter `is_it_an_ode`."""

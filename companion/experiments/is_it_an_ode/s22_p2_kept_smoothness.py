@@ -1,0 +1,142 @@
+r"""S22-P2: training a linear residual network keeps its smoothness in depth, and creates none.
+
+The bounds are proved in the book for the gradient flow and for the explicit steps taken here.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from companion.experiments.is_it_an_ode.linear_tasks import LinearProblem, linear_problem
+from companion.experiments.registry import experiment
+from companion.experiments.running import Part, Run
+from companion.models.linear_resnet import descend, roughness
+from companion.results import Claim, Findings
+
+KINDS = ("smooth", "rough")
+
+
+@experiment(
+    "S22-P2",
+    "Linear networks from smooth and from alternating weights: smoothness is kept, not made",
+    paper="Sander et al. 2022, Proposition 2",
+    claims=("CL50",),
+    full={"depths": (16, 64, 256, 1024, 4096), "starts": 8, "width": 4},
+)
+def s22_p2(
+    run: Run,
+    *,
+    depths: tuple[int, ...] = (16, 64, 256),
+    starts: int = 5,
+    width: int = 3,
+    step: float = 0.1,
+    steps: int = 150,
+) -> Findings:
+    r"""Train networks of every depth from smooth and from alternating weights.
+
+    The initial loss is 0.9 times the threshold of the theory. Every bound is taken over all
+    layers, iterations and starts; a ratio is the measured number over its bound.
+
+    Curves: ``depths``; ``time``, the iterations times the step; for each kind of start (``smooth``
+    or ``rough``) ``loss_KIND`` and ``roughness_KIND``, the discrete slope
+    :math:`\max_n N\lVert\theta_{n+1} - \theta_n\rVert_F`, both of shape ``(depths, iterations,
+    starts)``; ``before_KIND`` and ``after_KIND``, one entry of the weights along depth, at the
+    depth ``shown``, first start.
+
+    Scalars, for each kind: ``threshold_KIND``, the largest initial loss over the threshold;
+    ``lower_KIND`` and ``upper_KIND``, the extreme ratios of
+    :math:`N^2\lVert\nabla_n\rVert_F^2/\ell` to its two bounds; ``rate_KIND``, the slowest decay of
+    the loss over its bound; ``norm_KIND``, the largest :math:`\lVert\theta_n\rVert`;
+    ``travel_KIND``, the longest path of a layer; ``drift_KIND``, the largest change of
+    :math:`N(\theta_{n+1} - \theta_n)`. For each depth ``first_KIND_DEPTH`` and
+    ``largest_KIND_DEPTH``, the roughness at the start and its maximum over the iterations, both
+    the largest over starts. ``slowest`` is the bound of the rate, :math:`2m/e`.
+    """
+    problem = linear_problem(starts, width, run.seed, run.device)
+    threshold = problem.task("smooth", 0.9, step).loss_threshold(step)
+    slowest = problem.task("smooth", 0.9, step).gradient_bounds()[0]
+
+    def train(part: Part, kind: str, depth: int) -> dict[str, Any]:
+        return _train(part, problem, kind, depth, step, steps)
+
+    parts = run.map(
+        train, {f"{kind}, {depth} layers": (kind, depth) for kind in KINDS for depth in depths}
+    )
+    shown = min(1, len(depths) - 1)
+    scalars = {"shown": float(depths[shown]), "slowest": slowest}
+    curves: dict[str, Any] = {"depths": depths, "time": step * np.arange(steps + 1)}
+    for kind in KINDS:
+        rows = [parts[f"{kind}, {depth} layers"] for depth in depths]
+        series = {name: np.array([row[name] for row in rows]) for name in ("loss", "roughness")}
+        curves |= {f"{name}_{kind}": values for name, values in series.items()}
+        curves |= {f"{name}_{kind}": rows[shown][name] for name in ("before", "after")}
+        scalars |= {f"{name}_{kind}": value for name, value in _extremes(rows).items()}
+        scalars[f"threshold_{kind}"] = series["loss"][:, 0].max() / threshold
+        scalars[f"rate_{kind}"] = _slowest_decay(series["loss"], step) / slowest
+        for depth, values in zip(depths, series["roughness"], strict=True):
+            scalars[f"first_{kind}_{depth}"] = values[0].max()
+            scalars[f"largest_{kind}_{depth}"] = values.max()
+    return Findings(scalars, curves, _claims(scalars, curves))
+
+
+def _train(
+    part: Part, problem: LinearProblem, kind: str, depth: int, step: float, steps: int
+) -> dict[str, Any]:
+    """Return the loss and the roughness, (iterations, starts), and of all else the extremes."""
+    start, task = problem.start(kind, depth), problem.task(kind, 0.9, step)
+    low, high = task.gradient_bounds()
+    seen: list[dict[str, Any]] = []
+    path = torch.zeros_like(start[..., 0, 0])
+    for stage in descend(task, start, step, steps):
+        lengths = stage.gradients.norm(dim=(-2, -1))
+        ratios = lengths.square() / stage.loss.unsqueeze(-1)
+        seen.append(
+            {
+                "loss": stage.loss.tolist(),
+                "roughness": roughness(stage.weights).tolist(),
+                "lower": float(ratios.min()) / low,
+                "upper": float(ratios.max()) / high,
+                "norm": float(torch.linalg.matrix_norm(stage.weights, 2).max()),
+                "travel": float(path.max()),
+                "drift": float(roughness(stage.weights - start).max()),
+            }
+        )
+        path = path + step * lengths
+        part.report(len(seen) / (steps + 1))
+    found: dict[str, Any] = {name: [row[name] for row in seen] for name in seen[0]}
+    shown = {"before": start[0, :, 0, -1], "after": stage.weights[0, :, 0, -1]}
+    return found | {name: values.tolist() for name, values in shown.items()}
+
+
+def _extremes(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Reduce what was seen at every depth and iteration to the value nearest its bound."""
+    largest = ("upper", "norm", "travel", "drift")
+    found = {name: max(max(row[name]) for row in rows) for name in largest}
+    return found | {"lower": min(min(row["lower"]) for row in rows)}
+
+
+def _slowest_decay(loss: NDArray[np.float64], step: float) -> float:
+    """Return the smallest rate of decay between two iterations; ``loss`` is (.., time, starts)."""
+    return float(-np.diff(np.log(loss), axis=-2).max() / step)
+
+
+def _claims(scalars: dict[str, float], curves: dict[str, Any]) -> list[Claim]:
+    claims = []
+    for kind in KINDS:
+        excess = curves[f"roughness_{kind}"] - curves[f"roughness_{kind}"][:, :1]
+        for text, value, low, high in (
+            ("initial loss over the threshold", scalars[f"threshold_{kind}"], None, 1.0),
+            ("smallest gradient over its bound", scalars[f"lower_{kind}"], 1.0, None),
+            ("largest gradient over its bound", scalars[f"upper_{kind}"], None, 1.0),
+            ("slowest decay of the loss over its bound", scalars[f"rate_{kind}"], 1.0, None),
+            ("largest norm of a layer's weights", scalars[f"norm_{kind}"], None, 0.5),
+            ("longest path of a layer's weights", scalars[f"travel_{kind}"], None, 0.25),
+            ("largest change of N times a difference", scalars[f"drift_{kind}"], None, 0.25),
+            ("largest N times a difference, minus C_0", float(excess.max()), None, 0.25),
+        ):
+            claims.append(Claim("CL50", f"{text}, {kind} start", value, low, high))
+    left = curves["roughness_rough"][:, -1] / curves["roughness_rough"][:, 0]
+    text = "roughness after training over roughness before, rough start"
+    return [*claims, Claim("CL50", text, float(left.min()), low=0.95)]

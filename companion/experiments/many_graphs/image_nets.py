@@ -1,0 +1,361 @@
+"""ContinuousNets for images: how they are trained, and what is measured under other graphs.
+
+What Q20-T1a, Q20-T1b and Q20-F10-T share, for CIFAR-10, CIFAR-100, Tiny-ImageNet and the small
+images of scikit-learn's digits.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD, Optimizer
+
+from companion.analysis.smoothness import total_variation
+from companion.basis import PiecewiseConstant
+from companion.block import ode_blocks
+from companion.experiments.images import EVALUATION_BATCH, Images
+from companion.experiments.recipes import readers
+from companion.experiments.running import Part, Run
+from companion.models import ContinuousNet, Stitch
+from companion.models.continuous_net import pre_activation_unit
+from companion.models.layers import basic_branch, convolution
+from companion.results import Claim, Findings
+from companion.solve import NonFiniteError
+from companion.train import Refinement, error_rate, fit, seeded, step_decay
+
+METHODS = ("euler", "midpoint", "rk4", "rk4_38")
+"""The schemes that every trained network is run with."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a network is built and trained.
+
+    Attributes:
+        method: the scheme it is trained with.
+        refined: start from one cell and one step with epsilon = 1; else all cells from the start,
+            and epsilon is their number, as in a residual network.
+    """
+
+    method: str
+    refined: bool
+
+
+KINDS = {
+    "euler": Kind("euler", refined=False),
+    "rk4": Kind("rk4", refined=True),
+    "rk4_deep": Kind("rk4", refined=False),
+    "midpoint": Kind("midpoint", refined=True),
+}
+"""The networks that are continuous in depth. Beside them ``"resnet"`` is a plain one."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    r"""What the trainings of a run have in common.
+
+    Attributes:
+        channels: of the blocks.
+        refine_at: epochs before which cells and steps double; a network ends with
+            $2^{\mathrm{len}}$ of both.
+        epochs: passes over the data.
+        autocast: compute convolutions in bfloat16.
+        compiled: compile the network with :func:`torch.compile`; sums may round differently.
+    """
+
+    channels: tuple[int, ...]
+    refine_at: tuple[int, ...]
+    epochs: int
+    autocast: bool
+    compiled: bool
+
+    @property
+    def cells(self) -> int:
+        """Cells and steps at the end."""
+        return 1 << len(self.refine_at)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Numbers of steps to run trained networks with: from an eighth of the cells to four times.
+
+        Among them are the paper's third and fifth of the depth (11 and 6 of 32), and one step more
+        than there are cells.
+        """
+        m = self.cells
+        parts = {m // 8, m // 4, m // 2, round(m / 5), self.third, m, m + 1, 2 * m, 4 * m}
+        return tuple(sorted(parts - {0}))
+
+    @property
+    def third(self) -> int:
+        """A third of the steps, rounded up."""
+        return -(-self.cells // 3)
+
+
+class PlainResNet(nn.Module):
+    """The residual network that a ContinuousNet with Euler's method copies, without any block.
+
+    Args:
+        classes: size of the output.
+        inputs: channels of an image.
+        channels: channels of the layers of a stage.
+        layers: layers of every stage.
+    """
+
+    def __init__(self, classes: int, inputs: int, channels: Sequence[int], layers: int) -> None:
+        super().__init__()
+        first = channels[0]
+        parts: list[nn.Module] = [convolution(inputs, first, 3), nn.BatchNorm2d(first), nn.ReLU()]
+        before = first
+        for k, width in enumerate(channels):
+            if k > 0:
+                parts.append(Stitch(before, width, basic_branch(before, width, stride=2)))
+            parts += [_Residual(width) for _ in range(layers)]
+            before = width
+        self.layers = nn.Sequential(*parts)
+        self.head = nn.Linear(before, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.head(self.layers(x).mean((2, 3)))
+        return logits
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.unit = pre_activation_unit(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value: Tensor = x + self.unit(x)
+        return value
+
+
+def make_network(name: str, data: Images, settings: Settings, seed: int, full: bool) -> nn.Module:
+    """Return a network before its training, or with ``full`` of the size it ends with."""
+    inputs = data.in_memory[0].shape[1]
+    with seeded(seed):
+        if name == "resnet":
+            return PlainResNet(data.classes, inputs, settings.channels, settings.cells)
+        kind = KINDS[name]
+        size = 1 if kind.refined and not full else settings.cells
+        return ContinuousNet(
+            data.classes, inputs=inputs, channels=settings.channels,
+            basis=PiecewiseConstant(size), method=kind.method, steps=size,
+            scale=1.0 if kind.refined else float(settings.cells),
+        )  # fmt: skip
+
+
+def objective(net: nn.Module, settings: Settings) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """Return the mean cross-entropy of a batch, computed as the settings say."""
+    compiled = None
+    if settings.compiled:
+        torch.compiler.reset()  # past a number of networks it would fall back to eager silently
+        compiled = torch.compile(net)
+
+    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if settings.autocast:  # convolutions in half precision read a pixel's channels together
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.autocast):
+            logits = (net if compiled is None else compiled)(x)
+        return cross_entropy(logits.float(), y)
+
+    return loss
+
+
+def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
+    """Return the optimiser."""
+    return SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+def train_and_swap(
+    part: Part, name: str, seed: int, data: Images, settings: Settings
+) -> dict[str, Any]:
+    """Train one network; return its curves, and what it does under other graphs.
+
+    The learning rate falls to a tenth after 2/3 and 13/15 of the epochs. A network whose state
+    stops being finite counts as guessing.
+    """
+    net = make_network(name, data, settings, seed, full=False).to(data.in_memory[0].device)
+    refined = name != "resnet" and KINDS[name].refined
+    try:
+        history = fit(
+            net, objective(net, settings), data.train,
+            optimiser=sgd,
+            epochs=settings.epochs,
+            batch_size=data.batch_size,
+            generator=torch.Generator().manual_seed(seed),
+            schedule=step_decay(2 / 3, 13 / 15),
+            augment=data.augment,
+            refinement=Refinement(settings.refine_at) if refined else None,
+            workers=readers(data.train),
+            on_epoch=lambda: {"error": error_rate(net, data.test, batch_size=EVALUATION_BATCH)},
+            snapshot=part.snapshot,
+            report=part.report,
+        )  # fmt: skip
+    except NonFiniteError:
+        return _lost(name, data, settings)
+    found: dict[str, Any] = {"error": history["error"], "loss": history["loss"]}
+    if refined:
+        found["refined_error"] = history["refined_error"]
+    if isinstance(net, ContinuousNet):
+        found |= _swapped(net, data, settings)
+        found["variation"] = [total_variation(block) for block in ode_blocks(net)]
+    return found
+
+
+def _lost(name: str, data: Images, settings: Settings) -> dict[str, Any]:
+    """Return what stands for a network whose state stopped being finite."""
+    guess = 1 - 1 / data.classes
+    found: dict[str, Any] = {
+        "error": [guess] * settings.epochs,
+        "loss": [math.nan] * settings.epochs,
+    }
+    if name == "resnet":
+        return found
+    if KINDS[name].refined:
+        found["refined_error"] = [guess] * len(settings.refine_at)
+    shape = (len(METHODS), len(settings.steps))
+    found["swap_error"] = np.full(shape, guess).tolist()
+    found["deviation"] = np.full(shape, math.nan).tolist()
+    found["variation"] = [math.nan] * len(settings.channels)
+    return found
+
+
+def _swapped(net: ContinuousNet, data: Images, settings: Settings) -> dict[str, Any]:
+    """Return test error and logit deviation under every scheme with every number of steps."""
+    own = scores(net, data.in_memory[0])
+    error, deviation = [], []
+    for method in METHODS:
+        graphs = [net.with_graph(method=method, steps=steps) for steps in settings.steps]
+        tables = [scores(graph, data.in_memory[0]) for graph in graphs]
+        error.append([float((t.argmax(1) != data.in_memory[1]).double().mean()) for t in tables])
+        deviation.append([float((t - own).norm() / own.norm()) for t in tables])
+    return {"swap_error": error, "deviation": deviation}
+
+
+@torch.no_grad()
+def scores(net: nn.Module, x: Tensor) -> Tensor:
+    """Return the logits of all samples, in evaluation mode; not finite where a graph fails."""
+    training = net.training
+    net.eval()
+    try:
+        return torch.cat([net(batch) for batch in torch.split(x, EVALUATION_BATCH)])
+    except NonFiniteError:
+        return torch.full((len(x), 1), math.nan, device=x.device)
+    finally:
+        net.train(training)
+
+
+def images_per_second(
+    part: Part, names: Sequence[str], data: Images, settings: Settings, rounds: int
+) -> dict[str, float]:
+    """Return how fast each network trains at full size: the best of several rounds, in turn."""
+    x, y = (tensor[: data.batch_size] for tensor in data.in_memory)
+    nets = {name: make_network(name, data, settings, 0, full=True).to(x.device) for name in names}
+    losses = {name: objective(net, settings) for name, net in nets.items()}
+    optimisers = {name: sgd(net.parameters()) for name, net in nets.items()}
+    seconds = dict.fromkeys(names, math.inf)
+    for k in range(rounds + 1):  # the first one warms up
+        for name, net in nets.items():
+            start = _clock(x.device)
+            optimisers[name].zero_grad()
+            losses[name](net, x, y).backward()  # type: ignore[no-untyped-call]
+            optimisers[name].step()
+            if k > 0:
+                seconds[name] = min(seconds[name], _clock(x.device) - start)
+        part.report((k + 1) / (rounds + 1))
+    return {name: len(x) / seconds[name] for name in names}
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a run of several networks found.
+
+    Attributes:
+        settings: what the trainings had in common.
+        found: for each network the results of :func:`train_and_swap`, one a seed.
+        findings: scalars and curves, without claims.
+    """
+
+    settings: Settings
+    found: dict[str, list[dict[str, Any]]]
+    findings: Findings
+
+    def error(self, name: str) -> float:
+        """Return the mean test error of a network over seeds."""
+        return float(np.mean([row["error"][-1] for row in self.found[name]]))
+
+    def rise(self, name: str, method: str, steps: int) -> float:
+        """Return by how much the mean test error rises when a network gets another graph."""
+        i, j = METHODS.index(method), self.settings.steps.index(steps)
+        rows = self.found[name]
+        return float(np.mean([row["swap_error"][i][j] for row in rows])) - self.error(name)
+
+    def moved(self, name: str) -> float:
+        """Return the mean logit deviation of a network under RK4 with the most steps."""
+        i = METHODS.index("rk4")
+        return float(np.mean([row["deviation"][i][-1] for row in self.found[name]]))
+
+    def broken(self, claim: str, dataset: str) -> Claim:
+        """Decide whether RK4 breaks Euler's network; on digits the error has no room for it."""
+        cells, most = self.settings.cells, self.settings.steps[-1]
+        if dataset == "digits":
+            text = f"digits, logit deviation of Euler's network under RK4 with {most} steps"
+            return Claim(claim, text, self.moved("euler"), low=0.25)
+        text = f"{dataset}, test error, Euler to RK4 at equal steps, after the swap minus before"
+        return Claim(claim, text, self.rise("euler", "rk4", cells), low=0.05)
+
+
+def study(
+    run: Run, networks: Sequence[str], needed: Sequence[str], seeds: int, data: Images,
+    settings: Settings,
+) -> Study:  # fmt: skip
+    """Train every network from every seed, and measure how fast each trains.
+
+    Raises:
+        ValueError: an unknown network, or one missing that the claims need.
+    """
+    known = ("resnet", *KINDS)
+    if not set(needed) <= set(networks) <= set(known):
+        raise ValueError(
+            f"networks must be some of {', '.join(known)}, with {', '.join(needed)}; "
+            f"got {tuple(networks)}"
+        )
+
+    def train(part: Part, name: str, seed: int) -> dict[str, Any]:
+        return train_and_swap(part, name, seed, data, settings)
+
+    def speed(part: Part) -> dict[str, float]:
+        return images_per_second(part, networks, data, settings, rounds=10)
+
+    pairs = [(name, run.seed + seed) for name in networks for seed in range(seeds)]
+    rows = list(
+        run.map(train, {f"{name}, seed {seed}": (name, seed) for name, seed in pairs}).values()
+    )
+    found = {name: rows[k * seeds : (k + 1) * seeds] for k, name in enumerate(networks)}
+    rates = run.map(speed, {"images per second": ()})["images per second"]
+    scalars: dict[str, float] = {}
+    for name, own in found.items():
+        net = make_network(name, data, settings, 0, full=True)
+        scalars[f"mean_error_{name}"] = float(np.mean([row["error"][-1] for row in own]))
+        scalars[f"parameters_{name}"] = sum(p.numel() for p in net.parameters())
+        scalars[f"images_per_second_{name}"] = rates[name]
+    curves: dict[str, Any] = {
+        f"{what}_{name}": np.array([row[what] for row in own])
+        for name, own in found.items()
+        for what in own[0]
+    }
+    findings = Findings(scalars, {"steps": settings.steps, **curves}, data=data.provenance)
+    return Study(settings, found, findings)

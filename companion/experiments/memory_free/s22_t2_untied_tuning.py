@@ -1,0 +1,274 @@
+r"""S22-T2: train a shallow tied network, carry it over to a deep one, tune that memory-free.
+
+Sander et al. (2022, Table 2) train a residual network whose layers share their weights, run the
+same weights with more layers, untie them, and fine-tune the deep network without stored
+activations. The ``full`` tier is theirs on CIFAR-10: four stages of 4 layers; the third gets 64
+layers and is tuned. The ``smoke`` tier does the same with perceptrons on scikit-learn's digits.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim import SGD
+
+from companion.data import Samples, crop_and_flip, load_cifar10, load_digits
+from companion.experiments.gradient_rules import CHANCE, RULES, classification_loss
+from companion.experiments.registry import experiment
+from companion.experiments.running import Part, Run
+from companion.models import ResidualMLP, ResNet, deepen, train_only, untie
+from companion.observe import saved_bytes
+from companion.results import Claim, Findings
+from companion.solve import NonFiniteError
+from companion.train import cosine, error_rate, fit, seeded, step_decay
+
+_RULES = ("backprop", "reverse", "corrected", "predicted")
+
+
+@experiment(
+    "S22-T2",
+    "Tied weights carried over to a deeper network, untied and tuned memory-free",
+    paper="Sander et al. 2022, Table 2",
+    claims=("CL62", "CL63"),
+    full={"dataset": "cifar10", "epochs": 200, "rate": 0.1, "tuning_rate": 0.001},
+)
+def s22_t2(
+    run: Run,
+    *,
+    dataset: str = "digits",
+    depths: tuple[int, ...] = (4, 8, 16, 64),
+    rules: tuple[str, ...] = _RULES,
+    seeds: int = 3,
+    epochs: int = 15,
+    rate: float = 0.05,
+    tuning_epochs: int = 5,
+    tuning_rate: float = 0.02,
+) -> Findings:
+    """Train tied networks of the first depth; tune the deepest ones by every rule.
+
+    Curves: ``depths``; ``transfer_error`` and ``transfer_loss`` of shape ``(depths, seeds)``, test
+    error and training loss of the tied weights at every depth; for each rule ``error_RULE`` and
+    ``loss_RULE`` of shape ``(seeds,)``, after tuning the deepest network. Scalars: ``bytes_RULE``,
+    what one tuning step keeps for the backward pass; ``mean_error_RULE``, ``mean_loss_RULE``.
+    """
+    _check(dataset, depths, rules)
+    made = _digits if dataset == "digits" else _cifar
+    task = made(run, depths, epochs, rate, tuning_epochs, tuning_rate)
+
+    def train(part: Part, seed: int) -> dict[str, Any]:
+        return _follow(part, task, depths, rules, seed)
+
+    parts = {f"seed {seed}": (run.seed + seed,) for seed in range(seeds)}
+    found = list(run.map(train, parts).values())
+    transfer = np.array([result["transfer"] for result in found])
+    tuned = {rule: np.array([result["tuned"][rule] for result in found]) for rule in rules}
+    curves = {
+        "depths": depths,
+        "transfer_error": transfer[:, :, 0].T,
+        "transfer_loss": transfer[:, :, 1].T,
+        **{f"error_{rule}": values[:, 0] for rule, values in tuned.items()},
+        **{f"loss_{rule}": values[:, 1] for rule, values in tuned.items()},
+    }
+    scalars = {f"bytes_{rule}": found[0]["bytes"][rule] for rule in rules}
+    scalars |= {f"mean_error_{rule}": values[:, 0].mean() for rule, values in tuned.items()}
+    scalars |= {f"mean_loss_{rule}": values[:, 1].mean() for rule, values in tuned.items()}
+    claims = _claims(transfer, tuned["reverse"], dataset)
+    return Findings(scalars, curves, claims, task.data.provenance)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What differs between the data sets.
+
+    Attributes:
+        data: what to train and test on.
+        tied: makes the shallow network.
+        deeper: returns a copy of a tied network with its deepened block at another depth.
+        untied: returns a copy with that block untied.
+        owner: the module whose attribute ``block`` is the deepened block.
+        tuned: the module that is tuned.
+        training: options of ``fit`` for the tied network.
+        tuning: options of ``fit`` for the deep one.
+    """
+
+    data: Samples
+    tied: Callable[[], nn.Module]
+    deeper: Callable[[Any, int], nn.Module]
+    untied: Callable[[Any], nn.Module]
+    owner: Callable[[Any], Any]
+    tuned: Callable[[Any], nn.Module]
+    training: dict[str, Any]
+    tuning: dict[str, Any]
+
+
+def _digits(
+    run: Run,
+    depths: tuple[int, ...],
+    epochs: int,
+    rate: float,
+    tuning_epochs: int,
+    tuning_rate: float,
+) -> _Task:
+    """Perceptrons; a layer's gradients are of size 1/N, so its rate is N times ``tuning_rate``."""
+    return _Task(
+        data=load_digits(device=run.device),
+        tied=lambda: ResidualMLP(
+            64, 10, width=8, hidden=16, layers=depths[0], tied=True, scaled=True
+        ),
+        deeper=deepen,
+        untied=untie,
+        owner=lambda net: net,
+        tuned=lambda net: net.block,
+        training={
+            "optimiser": lambda parameters: SGD(parameters, lr=rate, momentum=0.9),
+            "epochs": epochs,
+            "batch_size": 64,
+            "schedule": step_decay(0.7),
+            "clip": 5.0,
+        },
+        tuning={
+            "optimiser": lambda parameters: SGD(
+                parameters, lr=tuning_rate * depths[-1], momentum=0.9
+            ),
+            "epochs": tuning_epochs,
+            "batch_size": 64,
+            "clip": 1.0,
+        },
+    )
+
+
+def _cifar(
+    run: Run,
+    depths: tuple[int, ...],
+    epochs: int,
+    rate: float,
+    tuning_epochs: int,
+    tuning_rate: float,
+) -> _Task:
+    """The paper's networks and recipes; of a stage of B layers, the first is not tied."""
+    data = load_cifar10(run.data, device=run.device)
+    usual = depths[0] - 1
+
+    def sgd(rate: float) -> Callable[..., SGD]:
+        return lambda parameters: SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4)
+
+    shared = {"batch_size": 128, "augment": partial(crop_and_flip, fill=data.black)}
+    return _Task(
+        data=data,
+        tied=lambda: ResNet((depths[0],) * 4, "bottleneck", tied=True),
+        deeper=lambda net, depth: deepen(net, (usual, usual, depth - 1, usual)),
+        untied=lambda net: untie(net, which=[2]),
+        owner=lambda net: net.stages[2],
+        tuned=lambda net: net.stages[2],
+        training=shared | {"optimiser": sgd(rate), "epochs": epochs, "schedule": cosine},
+        tuning=shared | {"optimiser": sgd(tuning_rate), "epochs": tuning_epochs},
+    )
+
+
+def _follow(
+    part: Part, task: _Task, depths: tuple[int, ...], rules: tuple[str, ...], seed: int
+) -> dict[str, Any]:
+    """Train one tied network, carry it over, and tune the deepest one by every rule."""
+    stages = 1 + len(rules)
+    with seeded(seed):
+        tied = task.tied().to(task.data.x_train.device)
+    _train(_stage(part, 0, stages, "tied"), task, tied, task.training, seed)
+    transfer = [_measure(task.deeper(tied, depth), task.data) for depth in depths]
+    deep = task.untied(task.deeper(tied, depths[-1]))
+    tuned, kept = {}, {}
+    for k, rule in enumerate(rules, start=1):
+        net = copy.deepcopy(deep)
+        owner = task.owner(net)
+        owner.block = owner.block.with_graph(gradient=RULES[rule].gradient)
+        train_only(net, task.tuned(net))
+        kept[rule] = _kept(net, task.data, task.tuning["batch_size"])
+        try:
+            _train(_stage(part, k, stages, rule), task, net, task.tuning, seed)
+            tuned[rule] = _measure(net, task.data)
+        except NonFiniteError:
+            tuned[rule] = [CHANCE, float("inf")]
+    return {"transfer": transfer, "tuned": tuned, "bytes": kept}
+
+
+def _train(part: Part, task: _Task, net: nn.Module, options: dict[str, Any], seed: int) -> None:
+    fit(
+        net,
+        classification_loss,
+        (task.data.x_train, task.data.y_train),
+        generator=torch.Generator().manual_seed(seed),
+        snapshot=part.snapshot,
+        report=part.report,
+        **options,
+    )
+
+
+def _stage(part: Part, index: int, stages: int, name: str) -> Part:
+    """Return one of several trainings of a part, with a snapshot of its own."""
+
+    def report(fraction: float) -> None:
+        part.report((index + fraction) / stages)
+
+    if part.snapshot is None:
+        return Part(None, report)
+    path = part.snapshot.path
+    own = path.with_name(f"{path.stem}.{name}{path.suffix}")
+    return Part(replace(part.snapshot, path=own), report)
+
+
+@torch.no_grad()
+def _measure(net: nn.Module, data: Samples) -> list[float]:
+    """Return the test error and the mean training loss, in evaluation mode."""
+    error = error_rate(net, (data.x_test, data.y_test))
+    net.eval()
+    loss = 0.0
+    for x, y in zip(
+        *(torch.split(part, 1000) for part in (data.x_train, data.y_train)), strict=True
+    ):
+        loss += classification_loss(net, x, y).item() * len(y)
+    net.train()
+    return [error, loss / len(data.y_train)]
+
+
+def _kept(net: nn.Module, data: Samples, batch_size: int) -> int:
+    """Return the bytes that one training step keeps for its backward pass."""
+    net = copy.deepcopy(net)  # the step moves running statistics
+    x, y = data.x_train[:batch_size], data.y_train[:batch_size]
+    with saved_bytes(exclude=[*net.parameters(), x]) as saved:
+        classification_loss(net, x, y)
+    return saved.total
+
+
+def _check(dataset: str, depths: tuple[int, ...], rules: tuple[str, ...]) -> None:
+    if dataset not in ("digits", "cifar10"):
+        raise ValueError(f"dataset must be digits or cifar10; got {dataset!r}")
+    if len(depths) < 2 or depths[0] < 2 or list(depths) != sorted(set(depths)):
+        raise ValueError(f"depths must be two or more from 2, in rising order; got {depths}")
+    known = [rule for rule in RULES if RULES[rule].method == "euler"]
+    if "reverse" not in rules or not set(rules) <= set(known):
+        raise ValueError(f"rules must be some of {', '.join(known)}, and reverse; got {rules}")
+
+
+def _claims(transfer: NDArray[np.float64], tuned: NDArray[np.float64], dataset: str) -> list[Claim]:
+    """Decide the claims.
+
+    Args:
+        transfer: test error and training loss by seed and depth, shape ``(seeds, depths, 2)``.
+        tuned: the same after tuning by ``reverse``, shape ``(seeds, 2)``.
+        dataset: decides how fine-tuning has to help: on digits the test error has no room.
+    """
+    change = np.abs(transfer[:, 1:, 0] - transfer[:, :1, 0]).max()
+    before = transfer[:, -1]
+    if dataset == "digits":
+        text = "training loss after memory-free tuning over that before, largest over seeds"
+        helps = Claim("CL62", text, float((tuned[:, 1] / before[:, 1]).max()), high=0.75)
+    else:
+        text = "test error, after memory-free tuning minus before, median over seeds"
+        helps = Claim("CL62", text, float(np.median(tuned[:, 0] - before[:, 0])), high=0.0)
+    text = "change of the test error when tied layers are added, largest over depths and seeds"
+    return [helps, Claim("CL63", text, float(change), high=0.015)]

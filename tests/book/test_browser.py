@@ -1,0 +1,145 @@
+"""The book in a real browser, opened from disk: what a reader sees, and what one hears."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from book_build import Book, chapters_in_toc, shared_book
+from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+
+COLOURS = ["color-contrast", "link-in-text-block"]
+# Dark pages differ from light ones in colours alone.
+RULES = {
+    "light": {"preload": False, "resultTypes": ["violations"]},
+    "dark": {"preload": False, "resultTypes": ["violations"], "runOnly": COLOURS},
+}
+LOCAL = ("file://", "http://127.0.0.1:", "data:", "blob:")
+SERIOUS = ("serious", "critical")
+# A word of chapter 3, "Differentiate through a solver without storing it".
+SEARCHED, FOUND = ("costate", "03_adjoint")
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory, worker_id) -> Book:
+    return shared_book(tmp_path_factory, worker_id)
+
+
+@contextmanager
+def opened(browser: Browser, url: str, theme: str = "light", width: int = 1280) -> Iterator[Page]:
+    """Open a page, let it settle, and fail on any error it reports or anything it fetches."""
+    problems: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    page.add_init_script(
+        f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')"
+    )
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+    page.on("request", lambda r: None if r.url.startswith(LOCAL) else problems.append(r.url))
+    page.goto(url)
+    page.evaluate("window.MathJax ? MathJax.startup.promise : null")
+    yield page
+    page.close()
+    assert not problems, problems
+
+
+def address(book, name: str) -> str:
+    return (book.html / f"{name}.html").as_uri()
+
+
+@pytest.mark.parametrize("name", chapters_in_toc())
+def test_page_shows_its_formulas_and_images(browser, book, name):
+    with opened(browser, address(book, name)) as page:
+        rendered = page.evaluate(
+            """() => [...document.querySelectorAll('.math')].every(node =>
+                   node.querySelector('mjx-container') && !node.querySelector('mjx-merror'))"""
+        )
+        assert rendered, "a formula is not rendered"
+        text = page.evaluate(
+            """() => {const copy = document.querySelector('main').cloneNode(true);
+               copy.querySelectorAll('pre, code, script, mjx-container').forEach(n => n.remove());
+               return copy.textContent}"""
+        )
+        assert "\\(" not in text
+        assert "\\[" not in text
+        page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+        broken = page.evaluate(
+            """async () => {const images = [...document.images];
+               await Promise.all(images.map(i => i.decode().catch(() => null)));
+               return images.filter(i => i.naturalWidth === 0).map(i => i.src)}"""
+        )
+        assert broken == []
+
+
+@pytest.mark.parametrize("name", chapters_in_toc())
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_page_is_accessible(browser, book, name, theme):
+    with opened(browser, address(book, name), theme) as page:
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+        # Folded solutions are part of the page.
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        results = Axe().run(page, options=RULES[theme]).response
+        found = [
+            f"{violation['id']}: {node['target']} {node['html'][:120]} {node['failureSummary']}"
+            for violation in results["violations"]
+            if violation["impact"] in SERIOUS
+            for node in violation["nodes"]
+        ]
+        assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", chapters_in_toc())
+def test_page_fits_a_telephone(browser, book, name):
+    with opened(browser, address(book, name), width=390) as page:
+        width, seen = page.evaluate(
+            "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
+        wide = page.evaluate(
+            """seen => [...document.querySelectorAll('main *')]
+                .filter(n => n.getBoundingClientRect().right > seen + 1)
+                .slice(0, 5).map(n => n.outerHTML.slice(0, 100))""",
+            seen,
+        )
+        assert width <= seen, f"{width} px wide on {seen}: {wide}"
+
+
+def test_light_and_dark_have_their_own_picture(browser, book):
+    for theme in ("light", "dark"):
+        with opened(browser, address(book, "book/index"), theme) as page:
+            assert page.locator(f"img.only-{theme}").is_visible()
+            other = "dark" if theme == "light" else "light"
+            assert not page.locator(f"img.only-{other}").is_visible()
+
+
+def test_theme_button_switches(browser, book):
+    with opened(browser, address(book, "book/notation"), "dark") as page:
+        page.locator(".theme-switch-button:visible").first.click()
+        assert page.evaluate("document.documentElement.dataset.theme") == "light"
+
+
+@pytest.fixture
+def served(book) -> Iterator[str]:
+    """The book behind a server: the search page reads other pages, which a file may not."""
+    handler = partial(QuietHandler, directory=book.html)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_search_finds_a_word_of_a_chapter(browser, served):
+    with opened(browser, f"{served}/search.html?q={SEARCHED}") as page:
+        page.wait_for_selector("#search-results li a")
+        links = page.eval_on_selector_all("#search-results li a", "nodes => nodes.map(n => n.href)")
+        assert any(FOUND in link for link in links), links
