@@ -9,6 +9,7 @@ from companion.models.continuous_net import (
 )
 from companion.models.graphs import graph_summary, with_graph
 from companion.models.layers import layer_weights
+from companion.models.members import Members
 from companion.models.one_step import OneStepNet, TanhField
 from companion.models.residual_conv import ResidualConvNet
 from companion.models.residual_mlp import ResidualMLP
@@ -22,6 +23,7 @@ from companion.plain_layers import apply_to_layers
 __all__ = [
     "ContinuousMLP",
     "ContinuousNet",
+    "Members",
     "OneStepNet",
     "ResNet",
     "ResidualConvNet",

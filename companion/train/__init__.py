@@ -6,6 +6,7 @@ from companion.train.differences import differences
 from companion.train.evaluate import error_rate, evaluating, misclassified
 from companion.train.fitting import fit
 from companion.train.loop import History, Snapshot
+from companion.train.members import MembersHistory, clip_members, fit_members
 from companion.train.norms import convert_sync_batchnorm, update_bn
 from companion.train.optimiser_state import split_optimiser_state
 from companion.train.refinement import Refinement
@@ -15,10 +16,12 @@ from companion.train.team import Team, connected
 
 __all__ = [
     "History",
+    "MembersHistory",
     "Refinement",
     "Rows",
     "Snapshot",
     "Team",
+    "clip_members",
     "connected",
     "convert_sync_batchnorm",
     "cosine",
@@ -27,6 +30,7 @@ __all__ = [
     "error_rate",
     "evaluating",
     "fit",
+    "fit_members",
     "misclassified",
     "seeded",
     "split_optimiser_state",
