@@ -11,9 +11,9 @@ ROOT = Path(companion.__file__).parent
 
 # From the bottom up. A module imports modules of lower layers, and of its own package.
 LAYERS = (
-    {"arguments", "files", "sources", "claims", "chapters", "listing", "machine"},
+    {"arguments", "files", "sources", "claims", "chapters", "machine", "version"},
     {"schemes", "basis"},
-    {"solve", "results"},
+    {"solve", "results", "listing"},
     {"checks", "leapfrog", "records"},
     {"methods"},
     {"gradients"},
@@ -22,7 +22,7 @@ LAYERS = (
     {"models", "data", "train", "observe", "figures", "notebook"},
     {"analysis"},
     {"experiments"},
-    {"exercises"},
+    {"exercises", "commands"},
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
