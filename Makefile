@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 JOBS ?= 2
 PORT ?= 8000
+DEVICE ?= cuda
+OUT ?= build/gpu
+LIMIT ?= 275
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 CORE := tests/core tests/models tests/data tests/train tests/analysis tests/theory
 
-.PHONY: help environment book serve test notebooks check bench \
+.PHONY: help environment book serve test notebooks check bench gpu \
 	weekly portable lock oldest newest clean
 .DEFAULT_GOAL := help
 
@@ -41,6 +44,10 @@ check: environment ## the quick gate: lint, format, types, notebook pairs and fr
 
 bench: environment ## measure the speed page's ratios anew (fifteen minutes)
 	$(BIN)/python -m benchmarks
+
+# With the machine's own Python and its torch, scipy, scikit-learn, torchdiffeq and pytest: no .venv.
+gpu: ## on a GPU machine: test the core there, measure memory and time into OUT, in five minutes
+	$(PYTHON) tools/gpu.py --device $(DEVICE) --out $(OUT) --limit $(LIMIT) $(if $(SHORT),--short)
 
 # What the weekly workflow runs beside `test`, all of it from zero.
 
