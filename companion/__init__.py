@@ -6,7 +6,7 @@ Names are imported when they are first used: the command line lists experiments 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from companion.version import VERSION as __version__
+from companion.version import VERSION
 
 if TYPE_CHECKING:
     from companion.basis import (
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from companion.solve import Stats
 
 
+__version__ = VERSION
+
 __all__ = [
     "Chebyshev",
     "Constant",
@@ -31,7 +33,6 @@ __all__ = [
     "PiecewiseConstant",
     "PiecewiseLinear",
     "Stats",
-    "__version__",
     "odeint",
 ]
 

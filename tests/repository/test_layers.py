@@ -19,6 +19,7 @@ LAYERS = (
     {"gradients"},
     {"ode"},
     {"block"},
+    {"plain_layers"},
     {"models", "data", "train", "observe", "figures", "notebook"},
     {"analysis"},
     {"experiments"},
