@@ -17,12 +17,12 @@ from companion.basis import (
     PiecewiseLinear,
 )
 from companion.block import OdeBlock
+from companion.experiments.recipes import SIX_SCHEMES
 from companion.experiments.registry import experiment
 from companion.experiments.running import Part, Run
 from companion.models import ContinuousNet, SkipInit, Stitch, pre_activation_unit
 from companion.models.layers import basic_branch, pre_activation
 from companion.results import Claim, Findings
-from companion.schemes import SCHEMES
 from companion.train import seeded
 
 BASES: tuple[Basis, ...] = (
@@ -57,7 +57,7 @@ def q20_sk(run: Run, *, seeds: int = 2, steps: int = 4, channels: int = 4) -> Fi
         found = [
             _block(basis, scheme, steps, channels, seed, run.device)
             for basis in BASES
-            for scheme in SCHEMES
+            for scheme in SIX_SCHEMES
         ]
         sizes = [one["scalar"] for one in found]
         return {
