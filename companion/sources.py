@@ -189,7 +189,7 @@ def _origin(module: str, name: str) -> str:
     path = _file(module)
     if path.name != "__init__.py":
         return module
-    for node in ast.walk(_parsed(path).tree):
+    for node in _parsed(path).imports:
         if isinstance(node, ast.ImportFrom) and name in {a.asname or a.name for a in node.names}:
             original = next(a.name for a in node.names if (a.asname or a.name) == name)
             for target in _targets(

@@ -158,7 +158,9 @@ def resolve(name: str) -> object:
             module, _, last = module.rpartition(".")
             rest = f"{last}.{rest}" if rest else last
     for part in rest.split(".") if rest else []:
-        value = inspect.getattr_static(value, part, None)
+        # A module may import a name when it is first asked for.
+        look = getattr if isinstance(value, ModuleType) else inspect.getattr_static
+        value = look(value, part, None)
     return value
 
 
