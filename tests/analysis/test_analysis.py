@@ -32,7 +32,7 @@ from companion.analysis.interpolation import (
     speed,
     weight_interpolation,
 )
-from companion.analysis.smoothness import Smoothness, smoothness, smoothness_of
+from companion.analysis.smoothness import Smoothness, smoothness, smoothness_of, total_variation
 from companion.train import seeded
 
 
@@ -422,3 +422,11 @@ def test_coefficients_that_are_no_values_are_refused(basis):
     """Their differences say nothing about depth."""
     with pytest.raises(TypeError, match=r"block: .*block\.project\(PiecewiseConstant"):
         smoothness(OdeBlock(nn.Linear(2, 2), basis))
+
+
+def test_weights_of_zero_do_not_vary():
+    """Zero over zero: nothing varies, whatever the size."""
+    block = OdeBlock(nn.Linear(2, 2), PiecewiseConstant(3))
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    assert total_variation(block) == 0.0
