@@ -34,7 +34,7 @@ _WHY = (
         "tolerances": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9),
         "outputs": (2, 5, 10, 20, 50, 100),
     },
-    tiny={"fields": 1, "tolerances": (1e-2, 1e-3), "outputs": (2, 3)},
+    tiny={"fields": 1, "tolerances": (1e-2, 1e-3), "outputs": (2, 10)},
     claims=("C18-E2",),
 )
 def c18_e2(
