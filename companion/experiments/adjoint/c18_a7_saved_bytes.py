@@ -10,10 +10,8 @@ import numpy as np
 import torch
 
 from companion import odeint
+from companion.experiments import Part, Run, experiment, grid
 from companion.experiments.adjoint.random_field import TanhField
-from companion.experiments.grid import grid
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.gradients import Checkpoint, get_gradient
 from companion.observe import saved_bytes
 from companion.results import Claim, Findings

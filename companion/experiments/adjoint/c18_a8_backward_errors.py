@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from companion import odeint
+from companion.experiments import Part, Run, experiment, grid
 from companion.experiments.adjoint.random_field import relative_error
-from companion.experiments.grid import grid
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.results import Findings
 
 _ERROR = 1e-6

@@ -10,10 +10,8 @@ import torchdiffeq
 from torch import Tensor
 
 from companion import Stats, odeint
+from companion.experiments import Grid, Part, Run, experiment, grid, seeds
 from companion.experiments.adjoint.random_field import TanhField, relative_error
-from companion.experiments.grid import Grid, grid, seeds
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.observe import count_nfe
 from companion.results import Claim, Findings
 
