@@ -88,7 +88,9 @@ def exact(t: Numbers, rho0: Numbers = START) -> Tensor:
     """
     times, angles = _doubles(t), _angles(rho0)
     if not np.isfinite(times).all():
-        raise ValueError("t: all times must be finite")
+        raise ValueError(
+            f"t: {times[~np.isfinite(times)][0]} is not allowed; all times must be finite"
+        )
     k, omega = np.sin(angles / 2), math.sqrt(GRAVITY)
     sn, cn, _, _ = ellipj(ellipk(k**2) - omega * times, k**2)
     return torch.from_numpy(np.stack([2 * np.arcsin(k * sn), -2 * k * omega * cn], axis=-1))

@@ -20,6 +20,7 @@ from sphinx.errors import ConfigError
 from sphinx.util.inventory import InventoryFile
 
 import companion
+from companion.chapters import CHAPTERS
 
 EXTERNAL = re.compile(r"^(https?:)?//", re.IGNORECASE)
 TEXTS = [
@@ -157,7 +158,9 @@ def resolve(name: str) -> object:
             module, _, last = module.rpartition(".")
             rest = f"{last}.{rest}" if rest else last
     for part in rest.split(".") if rest else []:
-        value = inspect.getattr_static(value, part, None)
+        # A module may import a name when it is first asked for.
+        look = getattr if isinstance(value, ModuleType) else inspect.getattr_static
+        value = look(value, part, None)
     return value
 
 
@@ -279,6 +282,24 @@ def test_chapters_and_their_figures_carry_the_number_of_the_file(book):
         captions = [c.get_text().split()[1] for c in html.find_all(class_="caption-number")]
         assert captions
         assert {c.split(".")[0] for c in captions} == {number}
+
+
+def test_the_index_maps_every_chapter(book):
+    """Those that are written by a link, under the title they have; the others as to come."""
+    html = soup(book.pages()["book/index.html"]).find("article")
+    items = [item for item in html.find_all("li") if re.match(r"\d+: ", item.get_text())]
+    assert len(items) == len(CHAPTERS)
+    written = set(chapters_in_toc())
+    for item, chapter in zip(items, CHAPTERS.values(), strict=True):
+        link = item.find("a")
+        assert item.get_text().startswith(f"{chapter.number}: {chapter.title}")
+        assert (link is not None) == (chapter.notebook in written)
+        if link is None:
+            assert item.get_text().endswith("(to come)")
+        else:
+            assert link["href"] == f"../{chapter.notebook}.html"
+            text = (ROOT / f"{chapter.notebook}.md").read_text(encoding="utf-8")
+            assert f"\n# {chapter.title}\n" in text
 
 
 # The texts

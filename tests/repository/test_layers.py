@@ -11,18 +11,19 @@ ROOT = Path(companion.__file__).parent
 
 # From the bottom up. A module imports modules of lower layers, and of its own package.
 LAYERS = (
-    {"arguments", "files", "sources", "claims", "chapters", "listing", "machine"},
+    {"arguments", "files", "sources", "claims", "chapters", "machine", "version"},
     {"schemes", "basis"},
-    {"solve", "results"},
+    {"solve", "results", "listing"},
     {"checks", "leapfrog", "records"},
     {"methods"},
     {"gradients"},
     {"ode"},
     {"block"},
+    {"plain_layers"},
     {"models", "data", "train", "observe", "figures", "notebook"},
     {"analysis"},
     {"experiments"},
-    {"exercises"},
+    {"exercises", "commands"},
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
