@@ -8,9 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from companion.data import pendulum
-from companion.experiments.grid import grid
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment, grid
 from companion.observe import fit_slope
 from companion.ode import odeint
 from companion.results import Claim, Findings

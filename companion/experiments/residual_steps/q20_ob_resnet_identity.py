@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.block import OdeBlock
-from companion.experiments.grid import grid
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment, grid
 from companion.ode import odeint
 from companion.results import Findings
 from companion.train import seeded

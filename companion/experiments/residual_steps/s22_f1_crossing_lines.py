@@ -19,8 +19,7 @@ from torch.optim import Adam
 
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment
 from companion.models.scalar_field import ScalarField
 from companion.results import Findings
 from companion.train import cosine, fit

@@ -7,10 +7,7 @@ depths and seeds, not CIFAR-10. Untied networks are trained beside the tied ones
 """
 
 from companion.data import load_digits
-from companion.experiments import recipes
-from companion.experiments.grid import grid
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment, grid, recipes
 from companion.models import ResidualMLP
 from companion.results import Findings
 from companion.train import seeded, step_decay

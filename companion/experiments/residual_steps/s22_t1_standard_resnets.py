@@ -15,11 +15,8 @@ from contextlib import suppress
 from math import nan
 from typing import NamedTuple
 
-from companion.experiments import recipes
-from companion.experiments.grid import grid
+from companion.experiments import Part, Run, experiment, grid, recipes
 from companion.experiments.images import EVALUATION_BATCH, load_images
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.models import ResNet
 from companion.results import Claim, Findings
 from companion.solve import NonFiniteError
