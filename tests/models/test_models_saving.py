@@ -239,11 +239,11 @@ def test_a_basis_of_ones_own_is_named_as_the_reason(basis, name, tmp_path):
 
 
 def test_an_argument_that_is_a_basis_of_ones_own_is_asked_for(tmp_path):
-    model = net(weights=Legendre(2))
+    model = net(basis=Legendre(2))
     for k, part in enumerate(model.blocks):
         model.blocks[k] = part.project(Chebyshev(2))
     save(model, tmp_path / "net.pt")
-    again = load(tmp_path / "net.pt", weights=Legendre(2))
+    again = load(tmp_path / "net.pt", basis=Legendre(2))
     assert again.blocks[0].weights.basis == Chebyshev(2)
 
 

@@ -142,7 +142,7 @@ def test_averaged_weights_of_a_block_are_the_means_of_its_coefficients():
 
 
 def test_sync_norms_are_inside_blocks_and_around_them():
-    net = ContinuousNet(channels=(4, 8), weights=PiecewiseConstant(2), method="rk4", steps=2)
+    net = ContinuousNet(channels=(4, 8), basis=PiecewiseConstant(2), method="rk4", steps=2)
     x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected, state = net(x), copy.deepcopy(net.state_dict())
     params = list(net.parameters())

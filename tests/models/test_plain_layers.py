@@ -127,7 +127,7 @@ def test_orthogonal_layers_of_a_polynomial_are_orthogonal_at_its_nodes():
 
 
 def test_the_layers_of_a_whole_net_and_nothing_else():
-    net = ContinuousNet(channels=(4, 8), weights=PiecewiseConstant(2), steps=2)
+    net = ContinuousNet(channels=(4, 8), basis=PiecewiseConstant(2), steps=2)
     start = copy.deepcopy(net.state_dict())
     seen = []
 
@@ -210,7 +210,7 @@ def test_modules_and_ranks_inside_nested_blocks():
 
 
 def test_weight_decay_by_rank_is_for_matrices_and_kernels():
-    net = ContinuousNet(channels=(4, 8), weights=PiecewiseConstant(2), steps=2)
+    net = ContinuousNet(channels=(4, 8), basis=PiecewiseConstant(2), steps=2)
     net.head.bias.requires_grad_(False)
     decayed, others = decay_groups(net, 0.01)
     names = {param: name for name, param in net.named_parameters()}
