@@ -26,9 +26,9 @@ def test_solution_is_accepted(exercise):
     assert message
 
 
-@pytest.mark.parametrize("exercise", ALL, ids=lambda e: e.id)
-def test_at_least_four_mistakes_are_listed(exercise):
-    assert len(exercise.wrong) >= 4
+def test_at_least_four_mistakes_are_listed():
+    assert ALL
+    assert [e.id for e in ALL if len(e.wrong) < 4] == []
 
 
 @pytest.mark.parametrize(("exercise", "mistake"), WRONG, ids=[f"{e.id}-{m}" for e, m in WRONG])

@@ -28,12 +28,9 @@ METHODS = ("backprop", "checkpoint", "adjoint")
     claims=("CL06", "CL65"),
 )
 def c18_a7(
-    run: Run,
-    *,
-    steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512),
-    outputs: tuple[int, ...] = (2, 5, 10, 20, 50, 100),
-    batch: int = 32,
-) -> Findings:
+    run: Run, *, steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512),
+    outputs: tuple[int, ...] = (2, 5, 10, 20, 50, 100), batch: int = 32,
+) -> Findings:  # fmt: skip
     """Count for rk4 with several numbers of steps, then with several numbers of output times.
 
     Curves: ``steps`` and ``outputs``; ``bytes_METHOD`` over steps and ``output_bytes_METHOD`` over

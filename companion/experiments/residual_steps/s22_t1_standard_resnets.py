@@ -62,18 +62,10 @@ RECIPES = {
     claims=("CL57",),
 )  # fmt: skip
 def s22_t1(
-    run: Run,
-    *,
-    dataset: str = "digits",
-    layers: tuple[int, ...] = (3, 4, 6),
-    kind: str = "basic",
-    width: int = 8,
-    rules: tuple[str, ...] = ("original", "classic", "scaled"),
-    seeds: int = 3,
-    epochs: int = 3,
-    gradient: str = "backprop",
-    autocast: bool = False,
-) -> Findings:
+    run: Run, *, dataset: str = "digits", layers: tuple[int, ...] = (3, 4, 6), kind: str = "basic",
+    width: int = 8, rules: tuple[str, ...] = ("original", "classic", "scaled"), seeds: int = 3,
+    epochs: int = 3, gradient: str = "backprop", autocast: bool = False,
+) -> Findings:  # fmt: skip
     """Train a network by every rule from every seed.
 
     Curves: for each rule ``error_RULE`` and ``diverged_RULE`` of shape ``(seeds,)`` and
