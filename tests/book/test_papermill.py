@@ -1,7 +1,7 @@
 """Every chapter runs with the tiny parameters of its front matter.
 
 All of them each week, where everything is computed anew; else those whose outputs are older than
-what they rest on. In a file of its own, so that these runs can go beside those of test_notebooks.py.
+what they rest on. In a file of its own: these runs can go beside those of test_notebooks.py.
 """
 
 import ast
