@@ -1,11 +1,16 @@
 """Fields and settings that several test files share."""
 
+import pytest
 import torch
-from hypothesis import settings
 from torch import nn
 
-REPEATABLE = settings(deadline=None, derandomize=True, max_examples=25)
-"""The same examples on every run, and no clock."""
+COMPILE = (2, 11)
+"""The first torch whose compiler traces a block; the extra `compile` of the package asks for it."""
+
+needs_compile = pytest.mark.skipif(
+    torch.torch_version.TorchVersion(torch.__version__) < COMPILE,
+    reason=f"compiled solves need torch {'.'.join(map(str, COMPILE))}",
+)
 
 
 class Tanh(nn.Module):

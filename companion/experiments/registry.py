@@ -94,6 +94,7 @@ class Experiment:
         every: float = 30.0,
         report: Report = lambda fraction, part: None,
         data: Path | None = None,
+        models: Path | None = None,
         **overrides: Any,
     ) -> Result:
         """Run the experiment.
@@ -113,6 +114,7 @@ class Experiment:
             report: called with the finished fraction and the name of the part at work.
             data: folder with data sets that do not come with the package; ``None`` takes the one
                 that the environment variable ``COMPANION_DATA`` names.
+            models: folder to keep trained models in, one file a part; ``None`` keeps none.
             **overrides: parameters that differ from the tier's.
 
         Returns:
@@ -139,7 +141,7 @@ class Experiment:
         start, worked = time.perf_counter(), _processor_seconds()
         with _threads(identity["provenance"]["threads"]):
             findings = self.function(
-                Run(seed, place, folder, every, report, data, team), **parameters
+                Run(seed, place, folder, every, report, data, models, team), **parameters
             )
         findings = self._decided(findings, parameters)
         provenance = Provenance(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from companion.arguments import check_count
-from companion.block import DepthWeights
+from companion.plain_layers import all_modules
 from companion.train.batches import Rows, check_rows, device_of
 
 
@@ -109,21 +109,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         >>> model.training
         True
     """
-    modes = {module: module.training for module in _parts(model)}
+    modes = {module: module.training for module in all_modules(model)}
     model.eval()
     try:
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _parts(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield all modules of a model, and those of the residuals inside blocks, which hide theirs."""
-    for module in model.modules():
-        yield module
-        if isinstance(module, DepthWeights):
-            yield from _parts(module.template)
 
 
 def _batches(

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from companion.arguments import check_type
 from companion.files import load_checkpoint, save_checkpoint
 from companion.train.batches import RowSource, TensorSource, device_of, kind, tensor_hash
-from companion.train.differences import differences
 from companion.train.refinement import Refinement, refine
+from companion.train.run_differences import differences
 from companion.train.team import Team
 
 History = dict[str, list[float]]
