@@ -10,7 +10,8 @@ from companion.basis import (
     PiecewiseConstant,
     PiecewiseLinear,
 )
-from companion.block import OdeBlock
+from companion.block import OdeBlock, refine
+from companion.counting import counting
 from companion.ode import odeint
 from companion.solve import Stats
 
@@ -28,5 +29,7 @@ __all__ = [
     "PiecewiseConstant",
     "PiecewiseLinear",
     "Stats",
+    "counting",
     "odeint",
+    "refine",
 ]

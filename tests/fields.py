@@ -4,8 +4,15 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from companion.methods import takes
+
 REPEATABLE = settings(deadline=None, derandomize=True, max_examples=25)
 """The same examples on every run, and no clock."""
+
+
+def knobs(method, **wanted):
+    """Return those of the wanted knobs that a method has; it refuses the others."""
+    return {name: value for name, value in wanted.items() if takes(name, method)}
 
 
 class Tanh(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from companion import Stats, odeint
+from companion import counting, odeint
 from companion.experiments.adjoint.random_field import TanhField, relative_error
 from companion.experiments.registry import experiment
 from companion.experiments.running import Part, Run
@@ -103,8 +103,8 @@ class _Problem:
 def _counts(problem: _Problem, tolerance: float) -> list[int]:
     """Return the evaluations forwards and backwards, here and in torchdiffeq."""
     field, x0, t = problem.field, problem.x0, problem.t
-    stats = Stats()
-    xs = odeint(field, x0, t, rtol=tolerance, atol=tolerance, gradient="adjoint", stats=stats)
+    with counting() as stats:
+        xs = odeint(field, x0, t, rtol=tolerance, atol=tolerance, gradient="adjoint")
     problem.gradient(xs)
     with count_nfe(field) as counter:
         xs = torchdiffeq.odeint_adjoint(field, x0, t, rtol=tolerance, atol=tolerance)

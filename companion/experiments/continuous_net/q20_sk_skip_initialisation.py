@@ -97,12 +97,12 @@ def _block(
     x = _images(seed, channels, device)
     y = block(x)
     gradients = _gradients(block, y)
-    skip = gradients.pop("weights.skip")
+    skip = gradients.pop("weights.stacks.skip")
     others = max(float(g.abs().max()) for g in gradients.values())
     with torch.no_grad():
-        block.weights.get_parameter("skip").sub_(0.1 * skip / skip.norm())
+        block.weights.stacks.get_parameter("skip").sub_(0.1 * skip / skip.norm())
     after = _gradients(block, block(x))
-    after.pop("weights.skip")
+    after.pop("weights.stacks.skip")
     awake = sum(bool(g.any()) for g in after.values()) / len(after)
     moved = float((y - x).detach().abs().max())
     return {"moved": moved, "others": others, "scalar": float(skip.norm()), "awake": awake}

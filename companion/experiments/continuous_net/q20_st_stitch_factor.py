@@ -64,6 +64,6 @@ def _ratios(run: Run, steps: int, scale: float, channels: int) -> tuple[float, f
     assert isinstance(stitch, Stitch)
     problem = OdeBlock(unit, steps=steps, scale=scale).problem(x)
     assert isinstance(problem.solver, FixedStep)
-    added = problem.solver.step(problem.field, x, (0.0, 1.0), 0, problem.scale) - x
+    added = problem.solver.ahead(problem.field, x, next(problem.solver.grid(problem.t))) - x
     residual = float(unit(x).norm() / added.norm())
     return stitch.scale * residual, scale * steps * residual

@@ -67,7 +67,7 @@ def s22_f1(
         block = _network(few if rough else layers, copies, run.seed, options).to(run.device)
         _fit(block, x, y, part, rough_updates if rough else updates, options["rate"], run.seed)
         if not rough:
-            weight = block.weights.get_parameter
+            weight = block.weights.stacks.get_parameter
             bound = (weight("inner") * weight("outer")).abs().sum(-1).amax(0)
             return {name: _describe(block, x, y), "bound": bound.tolist()}
         deep = _among_idle_layers(block, layers, copies)
@@ -173,10 +173,10 @@ def _among_idle_layers(block: OdeBlock, layers: int, copies: int) -> OdeBlock:
     """
     every = layers // block.steps
     deep = _network(layers, copies, 0, _ROUGH).to(next(block.parameters()).device)
-    for name, values in deep.weights.named_parameters():
+    for name, values in deep.weights.stacks.named_parameters():
         values.zero_()
-        values[every // 2 :: every] = block.weights.get_parameter(name)
-    deep.weights.get_parameter("outer").mul_(every)
+        values[every // 2 :: every] = block.weights.stacks.get_parameter(name)
+    deep.weights.stacks.get_parameter("outer").mul_(every)
     return deep
 
 
@@ -201,7 +201,7 @@ def _lipschitz_where_crossing(block: OdeBlock, x: Tensor) -> list[float]:
         crossed = crossings(states[n : n + 2]) > 0
         if not crossed.any():
             continue
-        weights = {name: p[n] for name, p in block.weights.named_parameters()}
+        weights = {name: p[n] for name, p in block.weights.stacks.named_parameters()}
         low, high = states[n].amin(0), states[n].amax(0)
         fractions = torch.linspace(0, 1, 4001, dtype=x.dtype, device=x.device).unsqueeze(1)
         grid = (low + fractions * (high - low)).requires_grad_()
