@@ -44,6 +44,7 @@ class Checkpoint:
             numbers in some steps only.
 
     Example:
+        >>> import torch
         >>> from companion import odeint
         >>> y0 = torch.ones(1, requires_grad=True)
         >>> y = odeint(
