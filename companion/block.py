@@ -398,7 +398,8 @@ def refine(model: nn.Module) -> dict[nn.Parameter, Basis]:
     blocks = ode_blocks(model)
     if not blocks:
         raise ValueError(
-            f"refinement needs a model with an OdeBlock; got {type(model).__name__} without one"
+            f"model: {type(model).__name__} without an OdeBlock is not allowed; there would be "
+            "nothing to refine"
         )
     shared = dict.fromkeys(block.weights for block in blocks)
     for weights in shared:

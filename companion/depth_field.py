@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from companion.basis import Place, locate
 from companion.buffers import BufferLog, cloned, read_buffers
-from companion.counting import current_stats
+from companion.counts import current_stats
 from companion.depth_weights import DepthWeights
 from companion.evaluation import CheckedField, replacing
 from companion.gradients import Gradient

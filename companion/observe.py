@@ -9,11 +9,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from companion.block import DepthWeights
 
-__all__ = ["Bytes", "Counter", "Slope", "count_nfe", "fit_slope", "peak_memory", "saved_bytes"]
+__all__ = [
+    "Bytes",
+    "Counter",
+    "Line",
+    "Slope",
+    "count_nfe",
+    "fit_line",
+    "fit_slope",
+    "geometric_mean",
+    "peak_memory",
+    "saved_bytes",
+]
 
 
 class Slope(NamedTuple):
@@ -53,6 +65,45 @@ def fit_slope(x: Sequence[float], y: Sequence[float]) -> Slope:
         return Slope(slope, float("nan"))
     residual = v - slope * u
     return Slope(slope, float(np.sqrt(residual @ residual / freedom / (u @ u))))
+
+
+class Line(NamedTuple):
+    """A fitted line: its value at 0, its slope, and the share of the variance that it explains."""
+
+    start: float
+    slope: float
+    r_squared: float
+
+
+def fit_line(x: ArrayLike, y: ArrayLike) -> Line:
+    """Fit ``y = start + slope x`` by least squares.
+
+    Args:
+        x: at least two numbers, not all equal.
+        y: as many numbers, not all equal.
+
+    Example:
+        >>> fit_line([1.0, 3.0], [5.0, 9.0])
+        Line(start=3.0, slope=2.0, r_squared=1.0)
+        >>> fit_line([0.0, 1.0, 2.0], [0.0, 1.0, 0.0]).r_squared
+        0.0
+    """
+    u, v = (np.asarray(values, dtype=float).ravel() for values in (x, y))
+    slope = float((u - u.mean()) @ (v - v.mean()) / ((u - u.mean()) @ (u - u.mean())))
+    start = float(v.mean()) - slope * float(u.mean())
+    rest = v - start - slope * u
+    return Line(start, slope, float(1 - rest @ rest / ((v - v.mean()) @ (v - v.mean()))))
+
+
+def geometric_mean(values: ArrayLike, axis: int | None = 0) -> NDArray[np.float64]:
+    """Return the geometric mean of positive numbers over an axis, or with ``None`` over all.
+
+    Example:
+        >>> geometric_mean([[1.0, 8.0], [4.0, 2.0]]).round(12).tolist()
+        [2.0, 4.0]
+    """
+    means: NDArray[np.float64] = np.exp(np.log(np.asarray(values, dtype=float)).mean(axis))
+    return means
 
 
 @dataclass

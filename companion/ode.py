@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from companion.arguments import not_allowed
 from companion.buffers import BufferLog, cloned, read_buffers
-from companion.counting import current_stats
+from companion.counts import current_stats
 from companion.evaluation import CheckedField, check_params, replacing
 from companion.gradients import Gradient, get_gradient, solved
 from companion.methods import get_solver

@@ -76,6 +76,8 @@ class Provenance:
         versions: the packages that took part, by name.
         source: hash of the code (:func:`companion.sources.source_hash`).
         seconds: duration; with ``--resume``, of the last leg only.
+        processor_seconds: the time that processors worked for this process and its children, which
+            another program on the machine does not lengthen; ``None`` where it was not taken.
         finished: UTC time in ISO format.
     """
 
@@ -88,6 +90,7 @@ class Provenance:
     source: str
     seconds: float
     finished: str
+    processor_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,18 @@
 """Fields and settings that several test files share."""
 
+import pytest
 import torch
-from hypothesis import settings
 from torch import nn
 
 from companion.methods import takes
 
-REPEATABLE = settings(deadline=None, derandomize=True, max_examples=25)
-"""The same examples on every run, and no clock."""
+COMPILE = (2, 11)
+"""The first torch whose compiler traces a block; the extra `compile` of the package asks for it."""
+
+needs_compile = pytest.mark.skipif(
+    torch.torch_version.TorchVersion(torch.__version__) < COMPILE,
+    reason=f"compiled solves need torch {'.'.join(map(str, COMPILE))}",
+)
 
 
 def knobs(method, **wanted):

@@ -1,8 +1,9 @@
 """What a notebook's outputs were computed from: hashes of parsed code, found without running any.
 
-Outputs depend on the notebook's own code cells and on the `companion` modules they import, directly
-or through other modules. Comments, docstrings and layout are not in a parsed tree, so that edits to
-them make nothing stale. A record is a plain dictionary that is stored in the executed notebook.
+Outputs depend on the notebook's own code cells, on the `companion` modules they import, directly or
+through other modules, and on the recorded results that they show. Comments, docstrings and layout
+are not in a parsed tree, so that edits to them make nothing stale; nor do those to an experiment
+whose record a page shows. A record is a plain dictionary, stored in the executed notebook.
 """
 
 import ast
@@ -25,7 +26,9 @@ _MAGIC = re.compile(r"^\s*[%!].*$", re.MULTILINE)
 
 
 def record(notebook: NotebookNode, root: Path) -> dict[str, Any]:
-    """Return `{"cells": hash, "modules": {dotted name: hash}}` for the code `notebook` runs.
+    """Return `{"cells": hash, "modules": {name: hash}}` for the code `notebook` runs.
+
+    Modules go by their dotted names, recorded results by those of their files.
 
     Raises:
         ValueError: a code cell is not Python, named by its number.
@@ -44,8 +47,11 @@ def record(notebook: NotebookNode, root: Path) -> dict[str, Any]:
         parts.append([sources.canonical(tree), _beside_tree(cell.source, code, tree), tags])
         imported |= sources.imported_modules(code)
         named |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    modules = sorted(sources.closure(imported | set(_experiments(named, root))))
-    return {"cells": digest(parts), "modules": {name: _hash(name, root) for name in modules}}
+    results = _results(named, root)
+    computed = named - {name.partition(".")[0] for name in results}
+    modules = sorted(sources.closure(imported | set(_experiments(computed, root))))
+    hashes = {name: digest(sources.spelled(name)) for name in modules}
+    return {"cells": digest(parts), "modules": {**hashes, **results}}
 
 
 def digest(value: object) -> str:
@@ -67,12 +73,6 @@ def _sources(root: Path) -> ModuleType:
     return module
 
 
-def _hash(module: str, root: Path) -> str:
-    base = root.joinpath(*module.split("."))
-    path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
-    return digest(_sources(root).canonical(ast.parse(path.read_bytes())))
-
-
 def _beside_tree(source: str, code: str, tree: ast.Module) -> list[object]:
     """Return what decides a cell's output and is not in its canonical tree.
 
@@ -87,6 +87,16 @@ def _beside_tree(source: str, code: str, tree: ast.Module) -> list[object]:
         last == [";"],
         repr(shown.value) if isinstance(shown, ast.Constant) else None,
     ]
+
+
+def _results(named: set[object], root: Path) -> dict[str, str]:
+    """Return the hashes of what was found in the recorded runs of the experiments `named`."""
+    found = {}
+    for path in sorted((root / "book" / "results").glob("*.json")):
+        if path.name.partition(".")[0] in named:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found[path.name] = digest([content[k] for k in ("scalars", "curves", "claims")])
+    return found
 
 
 def _experiments(named: set[object], root: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
 from typing import NamedTuple, TypeVar
 
@@ -95,7 +96,8 @@ def report(
     with count_nfe(small) as nfe:
         _scores(small, x)
     seconds = min(processor_seconds(small, x) for _ in range(repeats))
-    deviation = float((after - before).norm() / before.norm())
+    moved, norm = float((after - before).norm()), float(before.norm())
+    deviation = moved / norm if norm > 0 else (math.inf if moved > 0 else 0.0)
     return Report(size(small, bits), nfe.total, seconds, error_rate(small, (x, y)), deviation)
 
 

@@ -129,7 +129,8 @@ def total_variation(block: OdeBlock) -> float:
     middles = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
     values = [evaluate(basis, p.detach().double(), middles) for p, basis in bases.items()]
     stack = torch.cat([value.reshape(cells, -1) for value in values], dim=1)
-    return float(stack.diff(dim=0).norm(dim=1).sum() / stack.norm(dim=1).max())
+    varied = stack.diff(dim=0).norm(dim=1).sum()
+    return float(varied / stack.norm(dim=1).max()) if varied > 0 else 0.0
 
 
 def _squared_steps(stack: Tensor) -> Tensor:

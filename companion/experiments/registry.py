@@ -94,6 +94,7 @@ class Experiment:
         every: float = 30.0,
         report: Report = lambda fraction, part: None,
         data: Path | None = None,
+        models: Path | None = None,
         **overrides: Any,
     ) -> Result:
         """Run the experiment.
@@ -113,6 +114,7 @@ class Experiment:
             report: called with the finished fraction and the name of the part at work.
             data: folder with data sets that do not come with the package; ``None`` takes the one
                 that the environment variable ``COMPANION_DATA`` names.
+            models: folder to keep trained models in, one file a part; ``None`` keeps none.
             **overrides: parameters that differ from the tier's.
 
         Returns:
@@ -136,10 +138,10 @@ class Experiment:
                 f"folder: None is not allowed; {team.size} processes must share a folder"
             )
         team.wait()
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), _processor_seconds()
         with _threads(identity["provenance"]["threads"]):
             findings = self.function(
-                Run(seed, place, folder, every, report, data, team), **parameters
+                Run(seed, place, folder, every, report, data, models, team), **parameters
             )
         findings = self._decided(findings, parameters)
         provenance = Provenance(
@@ -147,6 +149,7 @@ class Experiment:
             versions=package_versions(),
             seconds=round(time.perf_counter() - start, 3),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            processor_seconds=round(_processor_seconds() - worked, 3),
         )
         return Result(self.id, findings, provenance)
 
@@ -317,6 +320,11 @@ def run(id: str, *, tier: str = "smoke", seed: int = 0, **arguments: Any) -> Res
             if (made.seed, made.parameters) == (seed, parameters):
                 return recorded
     return entry(tier=tier, seed=seed, **arguments)
+
+
+def _processor_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 @contextmanager

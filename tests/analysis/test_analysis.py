@@ -32,7 +32,7 @@ from companion.analysis.interpolation import (
     speed,
     weight_interpolation,
 )
-from companion.analysis.smoothness import Smoothness, smoothness, smoothness_of
+from companion.analysis.smoothness import Smoothness, smoothness, smoothness_of, total_variation
 from companion.train import seeded
 
 
@@ -214,8 +214,8 @@ def test_the_field_keeps_the_mode_it_was_made_in(residual):
         (lambda: residual_interpolation([]), "layers: 0"),
         (lambda: weight_interpolation(lambda x, w: x, torch.zeros(0)), "layers: 0"),
         (lambda: Interpolation(0, lambda n, local, x: x), "layers: 0"),
-        (lambda: euler_bound(1.0, -1.0, 3), "must not be negative; got 1.0 and -1.0"),
-        (lambda: residual_bound(math.nan, 1.0, 3), "must not be negative"),
+        (lambda: euler_bound(1.0, -1.0, 3), r"constants: 1\.0 and -1\.0 are not allowed"),
+        (lambda: residual_bound(math.nan, 1.0, 3), "constants: nan and .* at least 0"),
         (lambda: euler_bound(1.0, 1.0, 0), "layers: 0"),
         (lambda: euler_bound(1.0, 1.0, 2.5), r"layers: 2\.5 is not allowed; .* integer"),
         (lambda: residual_bound(1.0, 1.0, True), "layers: True"),
@@ -422,3 +422,11 @@ def test_coefficients_that_are_no_values_are_refused(basis):
     """Their differences say nothing about depth."""
     with pytest.raises(TypeError, match=r"block: .*block\.project\(PiecewiseConstant"):
         smoothness(OdeBlock(nn.Linear(2, 2), basis))
+
+
+def test_weights_of_zero_do_not_vary():
+    """Zero over zero: nothing varies, whatever the size."""
+    block = OdeBlock(nn.Linear(2, 2), PiecewiseConstant(3))
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    assert total_variation(block) == 0.0

@@ -204,3 +204,10 @@ def test_timing_does_not_train_or_update():
     assert processor_seconds(model, torch.randn(2, 3, 4, 4)) > 0
     assert model.training
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_a_network_without_any_scores_deviates_by_nothing():
+    model = net()
+    for parameter in model.head.parameters():
+        parameter.data.zero_()
+    assert report(model, x(), labels(), bits=3, repeats=1).deviation == 0.0

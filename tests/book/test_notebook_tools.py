@@ -1,5 +1,6 @@
 """The notebook tools, on a small chapter and a small package made for the purpose."""
 
+import json
 import math
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import notebook_sync
+import papermill.cli
 import papermill_run
 import pytest
 from chapter_skeleton import lacks
@@ -78,8 +80,9 @@ def double(x):
     "deep.py": "two = 2\n",
     "unused.py": "nothing = 0\n",
     "experiments/__init__.py": "",
-    "experiments/orders.py": '@experiment(id="Q20-ERR")\ndef orders():\n    return 1\n',
-    "experiments/others.py": '@experiment(id="S22-F1")\ndef others():\n    return 1\n',
+    "experiments/steps/__init__.py": "",
+    "experiments/steps/q20_err_two_words.py": "def orders():\n    return 1\n",
+    "experiments/steps/q20_err_x_two_words.py": "def others():\n    return 1\n",
 }
 
 
@@ -176,7 +179,11 @@ NO_CHANGE = {
     "docstring of a function": ("companion/numbers.py", "Return twice x.", "Return 2 x."),
     "comment in a module": ("companion/deep.py", "two = 2", "two = 2  # even"),
     "module that is not imported": ("companion/unused.py", "0", "1"),
-    "experiment that is not named": ("companion/experiments/others.py", "1", "2"),
+    "experiment that is not named": (
+        "companion/experiments/steps/q20_err_x_two_words.py",
+        "1",
+        "2",
+    ),
 }
 CHANGE = {
     "code of a cell": ("notebooks/01_tiny.md", "3 * x", "4 * x"),
@@ -186,7 +193,7 @@ CHANGE = {
     "magic line": ("notebooks/01_tiny.md", "triple(n)\n```", "triple(n)\n%who\n```"),
     "module behind the package's name": ("companion/numbers.py", "two * x", "x * two"),
     "module imported inside a function": ("companion/deep.py", "2", "3"),
-    "experiment named by its ID": ("companion/experiments/orders.py", "1", "2"),
+    "experiment named by its ID": ("companion/experiments/steps/q20_err_two_words.py", "1", "2"),
 }
 
 
@@ -196,6 +203,20 @@ def test_makes_nothing_stale(root, file, old, new):
     before = record(read_text(text), root)
     edit(root / file, old, new)
     assert record(read_text(text), root) == before
+
+
+def test_a_page_that_shows_a_record_rests_on_its_numbers_not_on_its_code(root):
+    results = root / "book" / "results"
+    results.mkdir(parents=True)
+    numbers = {"scalars": {"x": 1.0}, "curves": {}, "claims": [], "provenance": {"seconds": 1}}
+    (results / "Q20-ERR.smoke.json").write_text(json.dumps(numbers))
+    sync(root / "notebooks" / "01_tiny.md", root)
+    edit(root / "companion/experiments/steps/q20_err_two_words.py", "1", "2")
+    assert check(root) == []
+    edit(results / "Q20-ERR.smoke.json", '"seconds": 1', '"seconds": 2')
+    assert check(root) == []
+    edit(results / "Q20-ERR.smoke.json", '"x": 1.0', '"x": 2.0')
+    assert any("outputs are older than Q20-ERR.smoke.json" in line for line in check(root))
 
 
 @pytest.mark.parametrize(("file", "old", "new"), CHANGE.values(), ids=CHANGE)
@@ -298,6 +319,66 @@ def test_papermill_run_sets_a_parameter(root, monkeypatch):
     twin = root / "notebooks" / "01_tiny.ipynb"
     assert papermill_run.main([str(twin), str(output), "-p", "n", "5"]) == 0
     assert '"10 15\\n"' in output.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 0.001),
+        ("1.5E+2", 150.0),
+        (".5", 0.5),
+        ("-inf", -math.inf),
+        ("-1e-3", -0.001),
+        ("-p", "-p"),
+        ("3", 3),
+        ("1_000", 1000),
+        ("0o17", "0o17"),
+        ("017", 17),
+        ("0x10", "0x10"),
+        ("1:30", "1:30"),
+        ("yes", "yes"),
+        ("no", "no"),
+        ("on", "on"),
+        ("off", "off"),
+        ("true", "true"),
+        ("True", True),
+        ("False", False),
+        ("None", None),
+        ("null", "null"),
+        ("~", "~"),
+        ("", ""),
+        ("2024-01-02", "2024-01-02"),
+        ("[1, 2]", "[1, 2]"),
+        ("a: b", "a: b"),
+        ("# x", "# x"),
+    ],
+)
+def test_papermill_run_types_values_as_papermill_does(monkeypatch, text, value):
+    """Both command lines, up to the call that would run the notebook."""
+    command = [str(TEMPLATE), "b.ipynb", "-p", "n", text, "-r", "raw", text]
+    seen = []
+    monkeypatch.setattr(papermill_run, "run", lambda *found: seen.append(found[2]))
+    assert papermill_run.main(command) == 0
+    monkeypatch.setattr(
+        papermill.cli, "execute_notebook", lambda **found: seen.append(found["parameters"])
+    )
+    papermill.cli.papermill(command, standalone_mode=False)
+    ours, theirs = seen
+    assert ours == theirs == {"n": value, "raw": text}
+    assert type(ours["n"]) is type(theirs["n"]) is type(value)
+
+
+def test_papermill_run_takes_yaml_for_lists_and_later_options_win(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(papermill_run, "run", lambda *found: seen.append(found[2]))
+    files = [str(TEMPLATE), "b.ipynb"]
+    document = "{depths: [2, 4], rate: 0.5, day: 2024-01-02}"
+    assert papermill_run.main([*files, "-p", "rate", "1e-3", "-y", document]) == 0
+    assert seen == [{"depths": [2, 4], "rate": 0.001, "day": "2024-01-02"}]
+    for wrong, message in (("[1, 2]", "it must be a mapping"), ("{", "expected")):
+        with pytest.raises(SystemExit):
+            papermill_run.main([*files, "-y", wrong])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

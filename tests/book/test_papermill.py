@@ -32,15 +32,11 @@ def test_tiny_parameters_are_known_and_not_the_defaults(text):
 @chapter
 def test_chapter_runs_with_tiny_parameters(text, tmp_path):
     tiny = read_text(text).metadata["tiny"]
-    pairs = [
-        part
-        for name in tiny
-        for part in ("-p", name, yaml.safe_dump(tiny[name], default_flow_style=True))
-    ]
+    values = yaml.safe_dump(tiny)
     notebook = os.fspath(text.with_suffix(".ipynb"))
     script = os.fspath(ROOT / "tools" / "papermill_run.py")
     done = subprocess.run(
-        [sys.executable, script, notebook, os.fspath(tmp_path / "out.ipynb"), *pairs],
+        [sys.executable, script, notebook, os.fspath(tmp_path / "out.ipynb"), "-y", values],
         env=kernel_environment(ROOT),
         capture_output=True,
         text=True,

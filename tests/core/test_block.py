@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from fields import gradients, knobs, largest_difference, randn
+from fields import gradients, knobs, largest_difference, needs_compile, randn
 from torch import nn
 
 from companion import Constant, OdeBlock, PiecewiseConstant, PiecewiseLinear, odeint
@@ -747,6 +747,7 @@ def train_step(gradient, x):
     return model, lambda m: m(x).square().mean()
 
 
+@needs_compile
 @pytest.mark.parametrize("method", ["euler", "heun", "async_leapfrog"])
 def test_a_traced_block_is_the_same_network(method, device):
     """What Dynamo traces must find out, as eager code does, that all cells lie on one grid."""

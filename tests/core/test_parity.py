@@ -18,7 +18,10 @@ SPANS = {
 }
 
 
-@pytest.fixture(params=["linear", "oscillator", "tanh", "batched"])
+CASES = ["linear", "oscillator", "tanh", "batched"]
+
+
+@pytest.fixture(params=CASES)
 def case(request, device):
     """A field, and the shape of its state."""
     a = randn(3, 3, device=device, seed=5) / 2
@@ -31,8 +34,15 @@ def case(request, device):
     return problems[request.param]
 
 
-@pytest.mark.parametrize("span", list(SPANS))
-@pytest.mark.parametrize("ours", list(SAME_SCHEME))
+@pytest.mark.parametrize(
+    ("ours", "span", "case"),
+    [  # every scheme meets every case and every span
+        (scheme, list(SPANS)[(i + j) % 3], case)
+        for i, scheme in enumerate(SAME_SCHEME)
+        for j, case in enumerate(CASES)
+    ],
+    indirect=["case"],
+)
 def test_fixed_steps_are_torchdiffeqs(ours, span, case, device, dtype):
     """Equal to a few last bits; torchdiffeq's ``rk4`` is the 3/8 rule."""
     func, shape = case
@@ -66,8 +76,14 @@ def test_steps_are_torchdiffeqs_grid(ours, device, dtype):
     )
 
 
-@pytest.mark.parametrize("span", list(SPANS))
-@pytest.mark.parametrize("method", CALLED_ALIKE)
+@pytest.mark.parametrize(
+    ("method", "span", "case"),
+    [
+        *((method, "uneven", CASES[i % 4]) for i, method in enumerate(CALLED_ALIKE)),
+        *(("dopri5", span, CASES[3 - i]) for i, span in enumerate(SPANS)),
+    ],
+    indirect=["case"],
+)
 def test_other_methods_are_the_same_call(method, span, case, device, dtype):
     func, shape = case
     y0 = randn(*shape, device=device)

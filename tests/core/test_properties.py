@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fields import REPEATABLE, knobs, randn
+from examples import REPEATABLE
+from fields import knobs, randn
 from hypothesis import given
 from hypothesis import strategies as st
 

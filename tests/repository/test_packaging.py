@@ -1,29 +1,47 @@
 """The lists of packages agree, the versions agree, the workflows are well formed."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
+from importlib.metadata import (
+    PackageNotFoundError,
+    distributions,
+    packages_distributions,
+    requires,
+    version,
+)
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from fields import COMPILE
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import companion
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 LOCAL = {
     path.stem for folder in ("book", "tools", "tests") for path in ROOT.glob(f"{folder}/**/*.py")
 }
 LOCAL |= {"benchmarks", "companion"}
+TARGETS = {
+    target
+    for line in (ROOT / "Makefile").read_text().splitlines()
+    if (match := re.match(r"([a-z ]+):", line))
+    for target in match[1].split()
+}
+COMMAND = re.compile(r"(\.ci/run|make)( (?P<target>[a-z]+|\$\{\{ matrix\.target \}\}))?")
 
 
 def pins() -> dict[str, Version]:
@@ -50,6 +68,15 @@ def test_every_dependency_is_pinned_to_a_version_it_allows():
         assert requirement.specifier, f"{requirement.name} has no lower bound in pyproject.toml"
 
 
+def test_compiled_paths_ask_for_a_newer_torch_by_name():
+    (needed,) = map(Requirement, PROJECT["optional-dependencies"]["compile"])
+    (lowest,) = (r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "torch")
+    (bound,) = lowest.specifier
+    newer = ".".join(map(str, COMPILE))
+    assert str(needed) == f"torch>={newer}"
+    assert Version(bound.version) < Version(newer)
+
+
 def test_no_pin_names_a_machine():
     # A local version such as +cpu, or a path, exists on one machine or index only.
     text = (ROOT / "constraints.txt").read_text()
@@ -62,8 +89,51 @@ def test_conda_environment_is_the_same_install():
     assert python == f"python{PROJECT['requires-python']}"
     assert pip == "pip"
     assert from_pip == {"pip": ["-c constraints.txt", "-e .[book,test]"]}
-    makefile = (ROOT / "Makefile").read_text()
-    assert "pip install -q -c constraints.txt -e '.[book,test]'" in makefile
+    script = (ROOT / "tools" / "environment.py").read_text()
+    assert '"install", "-q", "-c", "constraints.txt", "-e", ".[book,test]"' in script
+
+
+def supported() -> tuple[str, str]:
+    """Return the lowest and the highest minor version of Python, as "3.11"."""
+    low, high = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", PROJECT["requires-python"]).groups()
+    return f"3.{low}", f"3.{int(high) - 1}"
+
+
+def test_one_range_of_pythons_everywhere():
+    low, high = supported()
+    for name in ("README.md", "book/how_to_use.md"):
+        stated = re.findall(r"Python\s(3\.\d+\sto\s3\.\d+)", (ROOT / name).read_text())
+        assert stated == [f"{low} to {high}"], name
+        assert not re.search(r"Python\s3\.\d+\sor\snewer", (ROOT / name).read_text())
+    tools = PYPROJECT["tool"]
+    assert tools["mypy"]["python_version"] == low
+    assert tools["ruff"]["target-version"] == "py" + low.replace(".", "")
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert container["image"].endswith(f":{low}")
+    for path in WORKFLOWS:
+        for name, job in yaml.safe_load(path.read_text())["jobs"].items():
+            for step in job["steps"]:
+                if "python-version" in (options := step.get("with", {})):
+                    matrix = job.get("strategy", {}).get("matrix", {})
+                    text = str(matrix.get("python", [options["python-version"]]))
+                    named = re.findall(r"3\.\d+", text)
+                    assert named in ([low], [low, high]), f"{path.name}: {name}"
+
+
+def test_every_pin_admits_the_lowest_and_the_highest_python():
+    # The lowest patch level too: Debian 12 has 3.11.2. Pins of other versions than the installed
+    # ones are left to `make lock`, which asks the package index.
+    low, high = supported()
+    installed = {canonicalize_name(d.name): d for d in distributions()}
+    refused, read = [], 0
+    for name, pin in pins().items():
+        if name in installed and Version(installed[name].version).public == pin.public:
+            read += 1
+            needed = SpecifierSet(installed[name].metadata.get("Requires-Python") or "")
+            if not (f"{low}.0" in needed and f"{high}.0" in needed):
+                refused.append(f"{name}=={pin} needs Python {needed}")
+    assert refused == []
+    assert read > 0.9 * len(pins())
 
 
 def test_one_version_everywhere():
@@ -108,10 +178,10 @@ def installed_by(extras: list[str]) -> set[str]:
     [("companion", []), ("book", ["book"]), ("tools", ["book"]), ("tests", ["book", "test"])],
 )
 def test_what_is_imported_is_installed(folder, extras):
-    available, distributions = installed_by(extras), packages_distributions()
+    available, providers = installed_by(extras), packages_distributions()
     for path in (ROOT / folder).rglob("*.py"):
         for name in imported(path) - LOCAL:
-            provided_by = {canonicalize_name(d) for d in distributions.get(name, [name])}
+            provided_by = {canonicalize_name(d) for d in providers.get(name, [name])}
             assert provided_by & available, f"{path.name} imports {name}: declare {provided_by}"
 
 
@@ -123,14 +193,38 @@ def test_workflows_are_valid():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def targets(job: dict[str, Any]) -> set[str]:
+    """Return the targets of the Makefile that a job runs; `.ci/run` alone runs `test`."""
+    matrix = job.get("strategy", {}).get("matrix", {})
+    found = set()
+    for step in job["steps"]:
+        command = step.get("run", "make book")
+        if command.startswith("apt-get"):  # what a bare container lacks
+            continue
+        match = COMMAND.fullmatch(command)
+        assert match is not None, f"not a target: {command}"
+        name = match["target"] or "test"
+        found |= set(matrix["target"]) if name == "${{ matrix.target }}" else {name}
+    return found
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_jobs_are_bounded_and_run_the_readme_commands(path):
+def test_jobs_are_bounded_and_run_the_targets_of_the_makefile(path):
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {"contents": "read"}
     for name, job in workflow["jobs"].items():
         assert "timeout-minutes" in job, f"{name} may run for hours"
-        for step in job["steps"]:
-            assert step.get("run", "make book") in (".ci/run", "make book"), step
+        assert targets(job) <= TARGETS, name
+
+
+def test_the_week_checks_what_a_change_does_not():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "weekly.yml").read_text())["jobs"]
+    found = set().union(*map(targets, jobs.values()))
+    assert found == {"test", "weekly", "portable", "oldest", "newest", "lock", "book"}
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\nweekly: environment ##" in makefile
+    assert "\tCOMPANION_FRESH=1 $(PYTEST)\n" in makefile
+    assert "\tATEN_CPU_CAPABILITY=default $(PYTEST)\n" in makefile
 
 
 def test_ci_script_ends_with_the_readme_test_command():
@@ -139,5 +233,5 @@ def test_ci_script_ends_with_the_readme_test_command():
     subprocess.run(["bash", "-n", script], check=True)
     text = script.read_text()
     assert "set -euo pipefail" in text
-    assert text.splitlines()[-1] == "CD_REQUIRE_BROWSER=1 make test"
+    assert text.splitlines()[-1] == 'CD_REQUIRE_BROWSER=1 make "${1:-test}"'
     assert re.search(r"^make test\b", (ROOT / "README.md").read_text(), re.MULTILINE)

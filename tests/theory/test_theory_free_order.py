@@ -162,8 +162,9 @@ def bound(rule, sweeps, u, amount, layers):
     return np.append(seen[:-1], 0), kept
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layers", [2, 8, 64])
+# Bounds fall with the layers, so that the ends of each axis decide.
+@pytest.mark.parametrize("kind", ["smooth", "iid"])
+@pytest.mark.parametrize("layers", [2, 64])
 @pytest.mark.parametrize(("rule", "sweeps"), RULES)
 def test_sweeps_stay_below_their_bounds(kind, layers, rule, sweeps):
     for seed in range(3):
@@ -321,9 +322,8 @@ def test_a_prediction_extrapolates_the_kept_states(order):
         torch.testing.assert_close(got.seen[n], expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layers", [64, 256])
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(("kind", "layers"), [("smooth", 64), ("zigzag", 256), ("iid", 64)])
+@pytest.mark.parametrize("order", [1, 3])
 @pytest.mark.parametrize("safe", [False, True])
 def test_predictions_stay_below_their_bound(kind, layers, order, safe):
     """Only differences of the true states enter, and u: no smoothness is assumed."""
@@ -348,9 +348,9 @@ def test_predictions_stay_below_their_bound(kind, layers, order, safe):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layers", [8, 32, 128])
-@pytest.mark.parametrize("order", [1, 2, 4])
-@pytest.mark.parametrize("sweeps", [0, 1, 2])
+@pytest.mark.parametrize("layers", [8, 128])
+@pytest.mark.parametrize("order", [1, 4])
+@pytest.mark.parametrize("sweeps", [0, 2])
 def test_the_switch_bounds_a_prediction_for_any_weights(kind, layers, order, sweeps):
     block, phis, x, lipschitz = tanh_block(kind, layers)
     states = forward(phis, x)

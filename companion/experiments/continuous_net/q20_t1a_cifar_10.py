@@ -10,7 +10,7 @@ tier is the same code on the small images of scikit-learn's digits.
 
 from dataclasses import replace
 
-from companion.experiments.many_graphs.image_data import load_images
+from companion.experiments.images import load_images
 from companion.experiments.many_graphs.image_nets import Settings, Study, study
 from companion.experiments.registry import experiment
 from companion.experiments.running import Run

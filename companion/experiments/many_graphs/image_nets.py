@@ -19,7 +19,8 @@ from torch.optim import SGD, Optimizer
 from companion.analysis.smoothness import total_variation
 from companion.basis import PiecewiseConstant
 from companion.block import ode_blocks
-from companion.experiments.many_graphs.image_data import EVALUATION_BATCH, Images, workers
+from companion.experiments.images import EVALUATION_BATCH, Images
+from companion.experiments.recipes import readers
 from companion.experiments.running import Part, Run
 from companion.models import ContinuousNet, Stitch
 from companion.models.continuous_net import pre_activation_unit
@@ -137,7 +138,7 @@ class _Residual(nn.Module):
 
 def make_network(name: str, data: Images, settings: Settings, seed: int, full: bool) -> nn.Module:
     """Return a network before its training, or with ``full`` of the size it ends with."""
-    inputs = data.test[0].shape[1]
+    inputs = data.in_memory[0].shape[1]
     with seeded(seed):
         if name == "resnet":
             return PlainResNet(data.classes, inputs, settings.channels, settings.cells)
@@ -180,7 +181,7 @@ def train_and_swap(
     The learning rate falls to a tenth after 2/3 and 13/15 of the epochs. A network whose state
     stops being finite counts as guessing.
     """
-    net = make_network(name, data, settings, seed, full=False).to(data.test[0].device)
+    net = make_network(name, data, settings, seed, full=False).to(data.in_memory[0].device)
     refined = name != "resnet" and KINDS[name].refined
     try:
         history = fit(
@@ -192,7 +193,7 @@ def train_and_swap(
             schedule=step_decay(2 / 3, 13 / 15),
             augment=data.augment,
             refinement=Refinement(settings.refine_at) if refined else None,
-            workers=0 if isinstance(data.train, tuple) else workers(len(data.train)),
+            workers=readers(data.train),
             on_epoch=lambda: {"error": error_rate(net, data.test, batch_size=EVALUATION_BATCH)},
             snapshot=part.snapshot,
             report=part.report,
@@ -228,12 +229,12 @@ def _lost(name: str, data: Images, settings: Settings) -> dict[str, Any]:
 
 def _swapped(net: ContinuousNet, data: Images, settings: Settings) -> dict[str, Any]:
     """Return test error and logit deviation under every scheme with every number of steps."""
-    own = scores(net, data.test[0])
+    own = scores(net, data.in_memory[0])
     error, deviation = [], []
     for method in METHODS:
         graphs = [net.with_graph(method=method, steps=steps) for steps in settings.steps]
-        tables = [scores(graph, data.test[0]) for graph in graphs]
-        error.append([float((t.argmax(1) != data.test[1]).double().mean()) for t in tables])
+        tables = [scores(graph, data.in_memory[0]) for graph in graphs]
+        error.append([float((t.argmax(1) != data.in_memory[1]).double().mean()) for t in tables])
         deviation.append([float((t - own).norm() / own.norm()) for t in tables])
     return {"swap_error": error, "deviation": deviation}
 
@@ -255,7 +256,7 @@ def images_per_second(
     part: Part, names: Sequence[str], data: Images, settings: Settings, rounds: int
 ) -> dict[str, float]:
     """Return how fast each network trains at full size: the best of several rounds, in turn."""
-    x, y = (tensor[: data.batch_size] for tensor in data.test)
+    x, y = (tensor[: data.batch_size] for tensor in data.in_memory)
     nets = {name: make_network(name, data, settings, 0, full=True).to(x.device) for name in names}
     losses = {name: objective(net, settings) for name, net in nets.items()}
     optimisers = {name: sgd(net.parameters()) for name, net in nets.items()}

@@ -7,7 +7,7 @@ each of three stages, and refine the one with RK4 after 20, 50 and 80 epochs of 
 
 from dataclasses import replace
 
-from companion.experiments.many_graphs.image_data import load_images
+from companion.experiments.images import load_images
 from companion.experiments.many_graphs.image_nets import Settings, Study, study
 from companion.experiments.registry import experiment
 from companion.experiments.running import Run

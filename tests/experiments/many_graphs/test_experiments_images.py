@@ -13,8 +13,8 @@ from companion.basis import PiecewiseConstant
 from companion.data import cifar, crop_and_flip, load_cifar10, load_cifar100
 from companion.experiments import run
 from companion.experiments.continuous_net.q20_t1a_cifar_10 import _claims as cifar10_claims
+from companion.experiments.images import Images
 from companion.experiments.many_graphs import image_nets as module
-from companion.experiments.many_graphs.image_data import Images
 from companion.experiments.many_graphs.image_nets import (
     METHODS,
     PlainResNet,
@@ -176,7 +176,7 @@ def few_images(size=8):
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(40, 1, size, size, generator=draw)
     y = torch.arange(40) % 10
-    return Images((x, y), (x[:20], y[:20]), None, 10, 16, "made here")
+    return Images((x, y), (x[:20], y[:20]), None, 1, 10, 16, "made here")
 
 
 def test_the_plain_network_is_the_continuous_one_with_euler():

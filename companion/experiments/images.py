@@ -1,6 +1,5 @@
-"""Images that ContinuousNets are trained on, each data set with its recipe."""
+"""Images that networks are trained on, each data set with its augmentation and batch size."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +10,28 @@ from torch.utils.data import DataLoader
 
 from companion.data import (
     ImageFolder,
+    Samples,
     crop_and_flip,
     load_cifar10,
     load_cifar100,
     load_digits,
     load_image_folder,
 )
+from companion.experiments.recipes import Split, readers, splits
 from companion.experiments.running import Run
-from companion.train import Rows
 
 EVALUATION_BATCH = 500
 """Images at a time where nothing is learnt."""
+
+_LOADED: dict[str, tuple[Callable[..., Samples], int, int]] = {
+    "digits": (lambda folder, device: load_digits(device=device, as_images=True), 10, 64),
+    "cifar10": (load_cifar10, 10, 128),
+    "cifar100": (load_cifar100, 100, 128),
+}
+"""How a data set is loaded, its number of classes, and samples a step."""
+
+_FOLDERS = {"tiny-imagenet": (64, 128), "imagenet": (224, 256)}
+"""Pixels across the images of a folder, and samples a step."""
 
 
 @dataclass(frozen=True)
@@ -30,50 +40,51 @@ class Images:
 
     Attributes:
         train: training samples, in memory or read when they are needed.
-        test: test images and their classes, in memory: every graph reads them again.
+        test: test samples.
         augment: random changes to training images, or ``None``.
+        channels: of an image.
         classes: number of classes.
         batch_size: samples a step.
         provenance: what findings record.
     """
 
-    train: tuple[Tensor, Tensor] | Rows
-    test: tuple[Tensor, Tensor]
+    train: Split
+    test: Split
     augment: Callable[[Tensor, torch.Generator], Tensor] | None
+    channels: int
     classes: int
     batch_size: int
     provenance: str
 
+    @property
+    def in_memory(self) -> tuple[Tensor, Tensor]:
+        """The test samples, of a data set whose test samples every graph reads again."""
+        assert isinstance(self.test, tuple)
+        return self.test
+
 
 def load_images(dataset: str, run: Run, allowed: tuple[str, ...]) -> Images:
-    """Return a data set with its recipe.
+    """Return a data set with its augmentation and batch size.
 
-    The paper names no learning rate and no batch size. Those here are usual: 0.1, and 128 images,
-    or 64 of the digits. ``tiny-imagenet`` is a folder with ``train/CLASS/*.JPEG`` and
-    ``val/CLASS/*.JPEG``.
+    ``imagenet`` and ``tiny-imagenet`` are folders with ``train/CLASS/*.JPEG`` and
+    ``val/CLASS/*.JPEG``; the test images of the second are read into memory.
 
     Raises:
         ValueError: a name that is not allowed, or files that are missing or damaged.
     """
     if dataset not in allowed:
         raise ValueError(f"dataset must be one of {', '.join(allowed)}; got {dataset!r}")
-    if dataset == "tiny-imagenet":
-        return _tiny_imagenet(run)
-    if dataset == "digits":
-        data, classes, batch_size = load_digits(device=run.device, as_images=True), 10, 64
-    elif dataset == "cifar10":
-        data, classes, batch_size = load_cifar10(run.data, device=run.device), 10, 128
-    else:
-        data, classes, batch_size = load_cifar100(run.data, device=run.device), 100, 128
-    train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
+    if dataset in _FOLDERS:
+        size, batch_size = _FOLDERS[dataset]
+        train, val = load_image_folder(run.data, dataset, size=size)
+        test = val if dataset == "imagenet" else in_memory(val, run.device)
+        provenance = f"{train.sha256} {val.sha256}"
+        return Images(train, test, None, 3, len(train.classes), batch_size, provenance)
+    load, classes, batch_size = _LOADED[dataset]
+    data = load(run.data, device=run.device)
     augment = None if dataset == "digits" else partial(crop_and_flip, fill=data.black)
-    return Images(train, test, augment, classes, batch_size, data.provenance)
-
-
-def _tiny_imagenet(run: Run) -> Images:
-    train, val = load_image_folder(run.data, "tiny-imagenet", size=64)
-    test, provenance = in_memory(val, run.device), f"{train.sha256} {val.sha256}"
-    return Images(train, test, None, len(train.classes), 128, provenance)
+    channels = data.x_train.shape[1]
+    return Images(*splits(data), augment, channels, classes, batch_size, data.provenance)
 
 
 def in_memory(rows: ImageFolder, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -83,13 +94,8 @@ def in_memory(rows: ImageFolder, device: torch.device) -> tuple[Tensor, Tensor]:
         rows,  # type: ignore[arg-type]
         EVALUATION_BATCH,
         sampler=keys,
-        num_workers=workers(len(rows)),
+        num_workers=readers(rows),
         generator=torch.Generator(),  # else it would draw from the global one
     )
     x, y = zip(*loader, strict=True)
     return torch.cat(x).to(device), torch.cat(y).to(device)
-
-
-def workers(samples: int) -> int:
-    """Return how many processes read image files; few images are read faster in this one."""
-    return min(16, os.cpu_count() or 1, samples // 1000)
