@@ -117,6 +117,8 @@ class ContinuousMLP(nn.Module):
         method: str | None = None,
         steps: int | None = None,
         gradient: str | Gradient | None = None,
+        rtol: float | None = None,
+        atol: float | None = None,
     ) -> Self:
         """Return the same weights under another graph: :func:`companion.models.with_graph`."""
-        return with_graph(self, method=method, steps=steps, gradient=gradient)
+        return with_graph(self, method=method, steps=steps, gradient=gradient, rtol=rtol, atol=atol)

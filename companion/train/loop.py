@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from companion.arguments import check_type
+from companion.block import refine
 from companion.files import load_checkpoint, save_checkpoint
 from companion.train.batches import RowSource, TensorSource, device_of, kind, tensor_hash
-from companion.train.refinement import Refinement, refine
+from companion.train.refinement import Refinement
 from companion.train.run_differences import differences
 from companion.train.team import Team
 

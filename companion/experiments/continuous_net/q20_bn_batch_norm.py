@@ -116,7 +116,7 @@ def _equal_halves(split: ContinuousNet, x: Tensor) -> int:
     return sum(
         torch.equal(left, right)
         for block in ode_blocks(split)
-        for name, means in block.weights.named_buffers()
+        for name, means in block.weights.stacks.named_buffers()
         if name.endswith("running_mean")
         for left, right in zip(means[::2], means[1::2], strict=True)
     )
@@ -132,5 +132,5 @@ def _miscounted(scheme: str, run: Run) -> int:
         x = torch.randn(3, 2, 4, 4).to(run.device)
     with count_nfe(block) as nfe:
         block(x)
-    counts = block.weights.get_buffer("norm1.num_batches_tracked").tolist()
+    counts = block.weights.stacks.get_buffer("norm1.num_batches_tracked").tolist()
     return sum(count != nfe.total // CELLS for count in counts)

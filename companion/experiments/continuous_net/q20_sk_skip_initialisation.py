@@ -91,11 +91,11 @@ def _block(basis: Basis, scheme: str, steps: int, seed: int, x: Tensor) -> list[
         ).to(x.device)
     moved = float((block(x) - x).detach().abs().max())
     gradients = _gradients(block, x)
-    skip = gradients.pop("weights.skip")
+    skip = gradients.pop("weights.stacks.skip")
     with torch.no_grad():
-        block.weights.get_parameter("skip").sub_(0.1 * skip / skip.norm())
+        block.weights.stacks.get_parameter("skip").sub_(0.1 * skip / skip.norm())
     after = _gradients(block, x)
-    after.pop("weights.skip")
+    after.pop("weights.stacks.skip")
     awake = sum(bool(g.any()) for g in after.values()) / len(after)
     return [moved, max(_sizes(gradients)), float(skip.norm()), awake]
 
