@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from examples import REPEATABLE
-from fields import randn
+from fields import knobs, randn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,7 +115,11 @@ def test_forced_linear_systems_against_the_augmented_exponential(method, device,
     block[:d, :d], block[:d, d], block[:d, d + 1], block[d, d + 1] = a, c, b, 1.0
     start = torch.cat([y0, torch.tensor([t[0], 1.0], dtype=torch.float64, device=device)])
     ys = odeint(
-        lambda t, y: a @ y + b + c * t, y0, t, method=method, steps=30, rtol=1e-8, atol=1e-9
+        lambda t, y: a @ y + b + c * t,
+        y0,
+        t,
+        method=method,
+        **knobs(method, steps=30, rtol=1e-8, atol=1e-9),
     )
     for i in range(1, len(t)):
         exact = (torch.matrix_exp(block * (t[i] - t[0])) @ start)[:d]

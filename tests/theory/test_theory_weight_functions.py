@@ -394,7 +394,7 @@ def test_a_block_updates_the_norm_of_a_cell_at_every_stage(name):
         calls = seen[first + cell * per_cell : first + (cell + 1) * per_cell]
         weights = [0.1 * 0.9 ** (per_cell - 1 - i) / (1 - 0.9**per_cell) for i in range(per_cell)]
         wanted = sum(w * mean for w, mean in zip(weights, calls, strict=True))
-        found = dict(block.weights.named_buffers())["norm.running_mean"][cell]
+        found = dict(block.weights.stacks.named_buffers())["norm.running_mean"][cell]
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -419,7 +419,7 @@ def test_a_silent_skip_leaves_the_identity_and_one_gradient(name, basis):
     x, a = randn(5, 3), randn(5, 3, seed=1)
     y = block(x)
     assert torch.equal(y, x)
-    params = dict(block.weights.named_parameters())
+    params = dict(block.weights.stacks.named_parameters())
     gradients = dict(zip(params, torch.autograd.grad(y, list(params.values()), a), strict=True))
     assert not gradients["linear.weight"].any()
     assert not gradients["linear.bias"].any()
