@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from companion.chapters import CHAPTERS
+from companion.claims import CATALOGUE
 from companion.files import replacing
 from companion.listing import entries, stem, unknown
 
@@ -20,7 +21,7 @@ from companion.experiments import Findings, Part, Run, experiment, grid, seeds
     "{id}",
     "One line on what it does",
     paper="not in the papers",
-    claims=(("{id}", "worst", None, 1.0, "largest number over {{count}} seeds"),),
+    claims=(("{claim}", "worst", None, 1.0, "largest number over {{count}} seeds"),),
     full={{"count": 10}},
     tiny={{"count": 1}},
 )
@@ -58,7 +59,8 @@ def new(id: str, chapter: str, *words: str, claim: str = CLAIM) -> Iterator[str]
         id: its ID, not taken yet.
         chapter: the slug of its chapter.
         words: two words for the name of its file.
-        claim: what it is to decide, for the catalogue: at most 85 characters of Markdown.
+        claim: what it is to decide: at most 85 characters of Markdown for a row in the catalogue,
+            or the ID of a row that is there.
 
     Raises:
         ValueError: an ID that is taken or is none, an unknown chapter, other words than two of
@@ -85,8 +87,10 @@ def new(id: str, chapter: str, *words: str, claim: str = CLAIM) -> Iterator[str]
     rows, _, rest = text.rpartition(_END)
     if not package.exists():
         yield _write(package, f'"""Experiments of the chapter `{chapter}`."""\n')
-    yield _write(catalogue, rows + _row(id, claim, chapter) + _END + rest)
-    yield _write(module, _EXPERIMENT.format(id=id, name=name))
+    known = claim in CATALOGUE
+    if not known:
+        yield _write(catalogue, rows + _row(id, claim, chapter) + _END + rest)
+    yield _write(module, _EXPERIMENT.format(id=id, name=name, claim=claim if known else id))
     yield _write(test, _TEST.format(id=id, name=name))
     yield f"then: write it, and record it by `companion run {id} --out book/results`"
 

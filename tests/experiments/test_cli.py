@@ -129,6 +129,13 @@ def test_new_writes_an_experiment_its_row_and_its_test(checkout, capsys, monkeyp
     assert (module.parent / "__init__.py").exists()
 
 
+def test_new_for_a_claim_that_stands_in_the_catalogue_writes_no_row(checkout):
+    before = (checkout / "companion/claims.py").read_text()
+    assert main(["new", "FW99", "limits", "some", "words", "--claim", "CL58"]) == 0
+    assert (checkout / "companion/claims.py").read_text() == before
+    assert '("CL58", "worst"' in next(checkout.rglob("fw99_some_words.py")).read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
