@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("chapter", help="the slug of its chapter")
     new.add_argument("words", nargs=2, metavar="WORD", help="two words for the name of its file")
     new.add_argument(
-        "--claim", metavar="TEXT", help="what it is to decide, true or false, in a line"
+        "--claim", metavar="TEXT", help="what it is to decide, in a line, or the ID of a claim"
     )
     new.set_defaults(action=_new)
     return parser
