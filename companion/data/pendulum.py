@@ -2,7 +2,7 @@ r"""The pendulum: its field, its exact motion, and pairs of states one step apar
 
 A pendulum of unit length and mass has the angle $\rho$ and the velocity $v$,
 
-.. math:: \dot\rho = v, \qquad \dot v = -\gamma \sin\rho, \qquad \gamma = 9.81.
+$$\dot\rho = v, \qquad \dot v = -\gamma \sin\rho, \qquad \gamma = 9.81.$$
 
 Released at rest it swings, and Jacobi's elliptic functions give its motion exactly. Queiruga et
 al. (2020, Eq. 13) print that solution with misprints: the modulus is $k = \sin(\rho_0/2)$ with the
@@ -59,10 +59,10 @@ def field(x: Tensor) -> Tensor:
 def exact(t: Numbers, rho0: Numbers = START) -> Tensor:
     r"""Return angle and velocity at the times ``t`` of a pendulum released at rest at ``rho0``.
 
-    .. math:: \rho(t) = 2 \arcsin\bigl(k\,\mathrm{sn}(K - \omega t \mid m)\bigr), \qquad
-       v(t) = -2 k \omega\,\mathrm{cn}(K - \omega t \mid m),
+    $$\rho(t) = 2 \arcsin\bigl(k\,\mathrm{sn}(K - \omega t \mid m)\bigr), \qquad
+    v(t) = -2 k \omega\,\mathrm{cn}(K - \omega t \mid m),$$
 
-    .. math:: k = \sin\tfrac{\rho_0}2, \quad m = k^2, \quad \omega = \sqrt\gamma, \quad K = K(m).
+    $$k = \sin\tfrac{\rho_0}2, \quad m = k^2, \quad \omega = \sqrt\gamma, \quad K = K(m).$$
 
     The functions take the parameter $m$, not the modulus $k$. Computed in double precision.
 

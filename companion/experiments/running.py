@@ -46,6 +46,8 @@ class Run:
         report: progress callback.
         data: folder with data sets that do not come with the package, or ``None``.
         team: the processes that share the run.
+        dtype: the precision to train in: double in the tier ``tiny``, whose numbers must be the
+            same on every machine, though training magnifies what is rounded; else single.
     """
 
     seed: int
@@ -55,6 +57,7 @@ class Run:
     report: Report
     data: Path | None
     team: Team = field(default_factory=Team)
+    dtype: torch.dtype = torch.float32
 
     def map(
         self,
