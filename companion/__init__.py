@@ -1,23 +1,29 @@
-"""Continuous-depth networks: one block, four knobs (field, weights, method, gradient)."""
+"""Continuous-depth networks: one block, four knobs (field, weights, method, gradient).
 
-from importlib.metadata import PackageNotFoundError, version
+Names are imported when they are first used: the command line lists experiments without torch.
+"""
 
-from companion.basis import (
-    Chebyshev,
-    Constant,
-    DiscontinuousLinear,
-    Fourier,
-    PiecewiseConstant,
-    PiecewiseLinear,
-)
-from companion.block import OdeBlock
-from companion.ode import odeint
-from companion.solve import Stats
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("continuous-depth")
-except PackageNotFoundError:  # a checkout that is on the path but not installed
-    __version__ = "0+unknown"
+from companion.version import VERSION
+
+if TYPE_CHECKING:
+    from companion.basis import (
+        Chebyshev,
+        Constant,
+        DiscontinuousLinear,
+        Fourier,
+        PiecewiseConstant,
+        PiecewiseLinear,
+    )
+    from companion.block import OdeBlock, refine
+    from companion.counts import counting
+    from companion.ode import odeint
+    from companion.solve import Stats
+
+
+__version__ = VERSION
 
 __all__ = [
     "Chebyshev",
@@ -28,5 +34,28 @@ __all__ = [
     "PiecewiseConstant",
     "PiecewiseLinear",
     "Stats",
+    "counting",
     "odeint",
+    "refine",
 ]
+
+_HOMES = {
+    "OdeBlock": "block",
+    "Stats": "solve",
+    "counting": "counts",
+    "odeint": "ode",
+    "refine": "block",
+}
+"""The modules of the names that are not bases."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"companion.{_HOMES.get(name, 'basis')}"), name)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

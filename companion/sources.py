@@ -5,6 +5,7 @@ changed since, without time stamps and without false alarms from edited prose.
 """
 
 import ast
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -35,8 +36,7 @@ def source_hash(modules: Iterable[str]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(closure(modules)):
-        tree = ast.parse(_file(name).read_bytes())
-        digest.update(f"{name}\n{canonical(tree)}\n".encode())
+        digest.update(f"{name}\n{spelled(name)}\n".encode())
     return digest.hexdigest()
 
 
@@ -82,10 +82,24 @@ def closure(modules: Iterable[str]) -> set[str]:
         found.add(name)
         path = _file(name)
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += imported_modules(path.read_text(encoding="utf-8"), package)
+        for node in _parsed(path).imports:
+            waiting += _targets(node, package)
         if package not in (name, _PACKAGE):
             waiting.append(package)
     return found
+
+
+def spelled(module: str) -> str:
+    """Return the parsed code of a module of this package as :func:`canonical` spells it.
+
+    Raises:
+        ValueError: there is no such module in this package.
+
+    Example:
+        >>> spelled("companion.files").startswith("Module(body=[Import(names=[alias(name='os')])")
+        True
+    """
+    return _parsed(_file(module)).spelled
 
 
 def canonical(node: object) -> str:
@@ -108,6 +122,34 @@ def _is_bare_string(node: object) -> bool:
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)
     )
+
+
+class _Parsed:
+    """One file, parsed; what follows from its tree is found once, when it is first asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.tree = ast.parse(path.read_bytes())
+
+    @functools.cached_property
+    def spelled(self) -> str:
+        return canonical(self.tree)
+
+    @functools.cached_property
+    def imports(self) -> list[ast.AST]:
+        """The import statements, also those inside functions."""
+        kinds = (ast.Import, ast.ImportFrom)
+        return [node for node in ast.walk(self.tree) if isinstance(node, kinds)]
+
+
+def _parsed(path: Path) -> _Parsed:
+    stat = path.stat()
+    return _parsed_once(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.cache
+def _parsed_once(path: Path, changed: int, size: int) -> _Parsed:
+    """Parse each version of a file once in a process: a hash of one module reads a hundred."""
+    return _Parsed(path)
 
 
 def _file(name: str) -> Path:
@@ -147,7 +189,7 @@ def _origin(module: str, name: str) -> str:
     path = _file(module)
     if path.name != "__init__.py":
         return module
-    for node in ast.parse(path.read_bytes()).body:
+    for node in _parsed(path).imports:
         if isinstance(node, ast.ImportFrom) and name in {a.asname or a.name for a in node.names}:
             original = next(a.name for a in node.names if (a.asname or a.name) == name)
             for target in _targets(

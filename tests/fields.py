@@ -1,11 +1,23 @@
 """Fields and settings that several test files share."""
 
+import pytest
 import torch
-from hypothesis import settings
 from torch import nn
 
-REPEATABLE = settings(deadline=None, derandomize=True, max_examples=25)
-"""The same examples on every run, and no clock."""
+from companion.methods import takes
+
+COMPILE = (2, 11)
+"""The first torch whose compiler traces a block; the extra `compile` of the package asks for it."""
+
+needs_compile = pytest.mark.skipif(
+    torch.torch_version.TorchVersion(torch.__version__) < COMPILE,
+    reason=f"compiled solves need torch {'.'.join(map(str, COMPILE))}",
+)
+
+
+def knobs(method, **wanted):
+    """Return those of the wanted knobs that a method has; it refuses the others."""
+    return {name: value for name, value in wanted.items() if takes(name, method)}
 
 
 class Tanh(nn.Module):

@@ -50,7 +50,7 @@ def record(notebook: NotebookNode, root: Path) -> dict[str, Any]:
     results = _results(named, root)
     computed = named - {name.partition(".")[0] for name in results}
     modules = sorted(sources.closure(imported | set(_experiments(computed, root))))
-    hashes = {name: _hash(name, root) for name in modules}
+    hashes = {name: digest(sources.spelled(name)) for name in modules}
     return {"cells": digest(parts), "modules": {**hashes, **results}}
 
 
@@ -71,12 +71,6 @@ def _sources(root: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _hash(module: str, root: Path) -> str:
-    base = root.joinpath(*module.split("."))
-    path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
-    return digest(_sources(root).canonical(ast.parse(path.read_bytes())))
 
 
 def _beside_tree(source: str, code: str, tree: ast.Module) -> list[object]:

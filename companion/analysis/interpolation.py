@@ -390,7 +390,9 @@ def residual_bound(speed: float, lipschitz: float, layers: int) -> Tensor:
 def _growth(constant: float, lipschitz: float, layers: int) -> Tensor:
     """Return (exp(L s) - 1) / L at all nodes s, and s if L is 0; check the arguments."""
     if not (constant >= 0 and lipschitz >= 0):
-        raise ValueError(f"constants must not be negative; got {constant} and {lipschitz}")
+        raise ValueError(
+            f"constants: {constant!r} and {lipschitz!r} are not allowed; they must be at least 0"
+        )
     check_count("layers", layers)
     depth = torch.arange(layers + 1, dtype=torch.float64) / layers
     return torch.expm1(lipschitz * depth) / lipschitz if lipschitz > 0 else depth

@@ -39,7 +39,9 @@ def crop_and_flip(
     check_type("generator", generator, torch.Generator)
     check_type("fill", fill, int, float, Tensor)
     if x.ndim != 4:
-        raise ValueError(f"x must have shape (n, channels, height, width); got {tuple(x.shape)}")
+        raise ValueError(
+            f"x: shape {tuple(x.shape)} is not allowed; it must be (n, channels, height, width)"
+        )
     check_count("padding", padding, least=0)
     n, channels, height, width = x.shape
 

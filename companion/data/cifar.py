@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from companion.data.labels import checked_labels
 from companion.data.official import DataFile, Published, read_published
 from companion.data.samples import Samples
 from companion.data.standardise import check_dtype, standardised
@@ -25,8 +26,9 @@ CIFAR10 = Published(
             "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
         }.items()
     ),
+    "https://www.cs.toronto.edu/~kriz/",
     {
-        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz": (
+        "cifar-10-binary.tar.gz": (
             "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
         )
     },
@@ -47,8 +49,9 @@ CIFAR100 = Published(
             "d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a",
         ),
     ),
+    CIFAR10.address,
     {
-        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz": (
+        "cifar-100-binary.tar.gz": (
             "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"
         )
     },
@@ -122,12 +125,9 @@ def parse_records(content: bytes, name: str, classes: int) -> tuple[Tensor, Tens
             f"data file {name} of {len(content)} bytes is cut: a record has {head + _PIXELS}"
         )
     records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, head + _PIXELS)
-    labels = records[:, head - 1].to(torch.int64)
-    if len(labels) and labels.max() >= classes:
-        raise ValueError(
-            f"data file {name} is damaged: record {int(labels.argmax())} has the class "
-            f"{int(labels.max())} of {classes}"
-        )
+    if classes == 100:
+        checked_labels(records[:, 0], name, 20, kind="coarse class")
+    labels = checked_labels(records[:, head - 1], name, classes)
     return records[:, head:].reshape(-1, 3, 32, 32), labels
 
 

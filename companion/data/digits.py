@@ -50,7 +50,8 @@ def load_digits(
     pixels, classes = datasets.load_digits(return_X_y=True)
     if not is_count(test_size) or test_size >= len(pixels):
         raise ValueError(
-            f"test_size must be an integer from 1 to {len(pixels) - 1}; got {test_size!r}"
+            f"test_size: {test_size!r} is not allowed; it must be an integer from 1 to "
+            f"{len(pixels) - 1}"
         )
     x = torch.from_numpy(pixels).to(torch.float64) / 16
     y = torch.from_numpy(classes).to(torch.int64)

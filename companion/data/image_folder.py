@@ -54,10 +54,17 @@ class ImageFolder:
         check_count("size", size)
         folder = root / part
         if not folder.is_dir():
-            raise ValueError(f"an image folder must hold the folder {part}/; {folder} is none")
+            held = sorted(entry.name for entry in root.iterdir()) if root.is_dir() else []
+            raise ValueError(
+                f"root: {str(root)!r} is not allowed; it must hold the folder {part}/ and holds "
+                f"{', '.join(held[:6]) or 'nothing'}"
+            )
         self.classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         if not self.classes:
-            raise ValueError(f"{folder} must hold a folder for each class; it holds none")
+            raise ValueError(
+                f"root: {str(root)!r} is not allowed; {part}/ must hold a folder for each class "
+                "and holds none"
+            )
         self.paths: list[Path] = []
         labels, digest = [], hashlib.sha256()
         for label, name in enumerate(self.classes):
@@ -115,8 +122,8 @@ def load_image_folder(
     train, val = ImageFolder(root, "train", size=size), ImageFolder(root, "val", size=size)
     if differing := sorted(set(train.classes) ^ set(val.classes)):
         raise ValueError(
-            f"train and val in {root} must have the same classes; only one of them has "
-            f"{', '.join(differing[:4])}"
+            f"folder: {str(root)!r} is not allowed; train/ and val/ must have the same classes; "
+            f"only one of them has {', '.join(differing[:4])}"
         )
     return train, val
 

@@ -1,57 +1,51 @@
 """MNIST: 70,000 handwritten digits of 28 by 28 grey pixels, from the published idx files."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from companion.data.labels import checked_labels
 from companion.data.official import DataFile, Published, read_published
 from companion.data.samples import Samples
 from companion.data.standardise import check_dtype, standardised
 
+# Name, bytes, hash of the file, hash of the file packed with gzip.
+_FILES = (
+    (
+        "train-images-idx3-ubyte",
+        16 + 60_000 * 28 * 28,
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    ),
+    (
+        "train-labels-idx1-ubyte",
+        8 + 60_000,
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+    ),
+    (
+        "t10k-images-idx3-ubyte",
+        16 + 10_000 * 28 * 28,
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+    ),
+    (
+        "t10k-labels-idx1-ubyte",
+        8 + 10_000,
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    ),
+)
+
 MNIST = Published(
     "mnist",
     "MNIST/raw",
-    (
-        DataFile(
-            "train-images-idx3-ubyte",
-            16 + 60_000 * 28 * 28,
-            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        ),
-        DataFile(
-            "train-labels-idx1-ubyte",
-            8 + 60_000,
-            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        ),
-        DataFile(
-            "t10k-images-idx3-ubyte",
-            16 + 10_000 * 28 * 28,
-            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        ),
-        DataFile(
-            "t10k-labels-idx1-ubyte",
-            8 + 10_000,
-            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        ),
-    ),
-    {
-        f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz": sha256
-        for name, sha256 in {
-            "train-images-idx3-ubyte": (
-                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
-            ),
-            "train-labels-idx1-ubyte": (
-                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
-            ),
-            "t10k-images-idx3-ubyte": (
-                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
-            ),
-            "t10k-labels-idx1-ubyte": (
-                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
-            ),
-        }.items()
-    },
+    tuple(DataFile(*row[:3]) for row in _FILES),
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    {f"{row[0]}.gz": row[3] for row in _FILES},
 )
 
 
@@ -71,25 +65,25 @@ def load_mnist(
     Raises:
         TypeError: ``folder`` that is no path, or ``dtype`` that is not floating-point.
         ValueError: no data folder; files missing, damaged or of another size than the official
-            ones; a file that is no idx file; or the set is absent and cannot be downloaded.
+            ones; a file that is no idx file, images of another shape or number than the labels
+            say, a class above 9; or the set is absent and cannot be downloaded.
 
     Source:
         Y. LeCun, C. Cortes and C. Burges, The MNIST database of handwritten digits, 1998.
     """
     check_dtype(dtype)
     content = read_published(MNIST, folder)
-    x_train, y_train, x_test, y_test = (
-        parse_idx(data, file.name) for data, file in zip(content.files, MNIST.files, strict=True)
-    )
+    names = [file.name for file in MNIST.files]
+    train, test = (_part(content.files[i : i + 2], names[i : i + 2]) for i in (0, 2))
     mean, deviation = (
         torch.tensor([value], dtype=dtype, device=device).view(1, 1, 1)
         for value in (0.1307, 0.3081)
     )
     return Samples(
-        standardised(x_train.unsqueeze(1), mean, deviation),
-        y_train.to(device, torch.int64),
-        standardised(x_test.unsqueeze(1), mean, deviation),
-        y_test.to(device, torch.int64),
+        standardised(train[0].unsqueeze(1), mean, deviation),
+        train[1].to(device),
+        standardised(test[0].unsqueeze(1), mean, deviation),
+        test[1].to(device),
         mean,
         deviation,
         content.sha256,
@@ -122,3 +116,20 @@ def parse_idx(content: bytes, name: str) -> Tensor:
             f"{len(content) - start} it has"
         )
     return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).view(shape)
+
+
+def _part(contents: Sequence[bytes], names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return the images and the classes of the training or the test part."""
+    images, labels = (parse_idx(data, name) for data, name in zip(contents, names, strict=True))
+    for array, name, shape in ((images, names[0], (28, 28)), (labels, names[1], ())):
+        if array.ndim < 1 or array.shape[1:] != shape:
+            raise ValueError(
+                f"data file {name} is damaged: it says it holds values of shape "
+                f"{list(array.shape)}; expected {['n', *shape]}".replace("'", "")
+            )
+    if len(images) != len(labels):
+        raise ValueError(
+            f"data file {names[1]} does not belong to {names[0]}: it has {len(labels)} labels for "
+            f"{len(images)} images"
+        )
+    return images, checked_labels(labels, names[1], 10)

@@ -7,13 +7,13 @@ the environment variable ``COMPANION_DATA``.
 import gzip
 import hashlib
 import os
-import shutil
-import tarfile
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from companion.data.near_names import is_called_after, near_names
 
 VARIABLE = "COMPANION_DATA"
 """Environment variable that names the data folder where no argument does."""
@@ -21,13 +21,7 @@ VARIABLE = "COMPANION_DATA"
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a published data set, unpacked.
-
-    Attributes:
-        name: its name, without ``.gz``.
-        size: bytes it has.
-        sha256: hash of the official file.
-    """
+    """One file of a published data set, unpacked: its name without ``.gz``, its bytes, its hash."""
 
     name: str
     size: int
@@ -42,14 +36,16 @@ class Published:
         name: how errors call it, and the folder below the data folder that it is kept in.
         archive: the folder that its own archive unpacks to.
         files: its files.
-        downloads: SHA-256 of what is to be downloaded, by address: the files packed with gzip, or
+        address: the folder on the web, with a slash at the end.
+        registry: SHA-256 of what is downloaded from there, by name: the files packed with gzip, or
             one tar archive of all.
     """
 
     name: str
     archive: str
     files: tuple[DataFile, ...]
-    downloads: Mapping[str, str]
+    address: str
+    registry: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def data_folder(folder: Path | str | None = None) -> Path:
         )
     path = Path(chosen).expanduser()
     if not path.is_dir():
-        raise ValueError(f"the data folder must be a folder that exists; got {str(chosen)!r}")
+        raise ValueError(f"folder: {str(chosen)!r} is not allowed; it must be a folder that exists")
     return path
 
 
@@ -108,32 +104,55 @@ def read_published(published: Published, folder: Path | str | None = None) -> Co
             size than the official one; or the set is absent and cannot be downloaded.
     """
     root = data_folder(folder)
-    place = _place(published, root)
+    places = (root, root / published.name, root / published.archive)
+    place = next((p for p in places if any(_path(p, file) for file in published.files)), None)
     if place is None:
+        _refuse_near(published, root, places)
         place = _download(published, root)
-    found = {file: _path(place, file) for file in published.files}
-    if missing := [file.name for file, path in found.items() if path is None]:
+    found = [_path(place, file) for file in published.files]
+    if None in found:
+        missing = [file.name for file, path in zip(published.files, found, strict=True) if not path]
+        near = _listed(near_names(place, missing))
         raise ValueError(
-            f"{published.name} in {place} is incomplete: {', '.join(missing)} missing; add what is "
-            "missing, or remove the other files to have the set downloaded"
+            f"{published.name} in {place} is incomplete: {', '.join(missing)} missing"
+            + (f", found {near}; rename" if near else "; add")
+            + " what is missing, or remove the other files to have the set downloaded"
         )
-    files = tuple(_read(path, file.size) for file, path in found.items() if path is not None)
+    files = tuple(
+        _read(path, f.size) for path, f in zip(found, published.files, strict=True) if path
+    )
     hashes = [hashlib.sha256(content).hexdigest() for content in files]
     official = hashes == [file.sha256 for file in published.files]
     return Content(files, hashlib.sha256("".join(hashes).encode()).hexdigest(), official)
 
 
-def _place(published: Published, root: Path) -> Path | None:
-    """Return the folder that holds at least one of the files."""
-    for place in (root, root / published.name, root / published.archive):
-        if any(_path(place, file) for file in published.files):
-            return place
-    return None
-
-
 def _path(place: Path, file: DataFile) -> Path | None:
     paths = (place / file.name, place / f"{file.name}.gz")
     return next((path for path in paths if path.is_file()), None)
+
+
+def _refuse_near(published: Published, root: Path, places: Sequence[Path]) -> None:
+    """Refuse to download what seems to be there under other names."""
+    called = [path for path in root.iterdir() if is_called_after(path.name, published.name)]
+    own = [*called]
+    if is_called_after(root.resolve().name, published.name):  # the set's own folder was given
+        own += [path for path in root.iterdir() if path.is_dir()]
+    within = [path for folder in own if folder.is_dir() for path in (folder, *folder.iterdir())]
+    wanted = [*(file.name for file in published.files), *published.registry]
+    near = [p for place in {*places, *within} if place.is_dir() for p in near_names(place, wanted)]
+    parents = {parent for place in places for parent in (place, *place.parents)}
+    if found := near or [path for path in called if path not in parents]:
+        raise ValueError(
+            f"{published.name} is not in the data folder {root} under its own names: found "
+            f"{_listed(found)}, expected {published.files[0].name}"
+            f"{' and so on' if len(published.files) > 1 else ''} in one of "
+            f"{', '.join(map(str, places))}; rename or unpack what is there if it is the same, or "
+            "take it away to have the set downloaded"
+        )
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return ", ".join(str(path) for path in sorted(paths)[:3]) + (", ..." if paths[3:] else "")
 
 
 def _read(path: Path, size: int) -> bytes:
@@ -156,7 +175,6 @@ def _read(path: Path, size: int) -> bytes:
 
 def _download(published: Published, root: Path) -> Path:
     """Put the set into its own folder below ``root``, whole or not at all."""
-    place = root / published.name
     try:
         import pooch
     except ModuleNotFoundError:
@@ -164,36 +182,27 @@ def _download(published: Published, root: Path) -> Path:
             f"{published.name} is not in the data folder {root}; put its files there, or install "
             "pooch (the extra `data`) to have them downloaded"
         ) from None
+    place = root / published.name
     with tempfile.TemporaryDirectory(dir=root, prefix=".download.") as temporary:
-        unpacked = Path(temporary) / published.name
-        unpacked.mkdir()
-        for address, sha256 in published.downloads.items():
+        registry = {name: f"sha256:{sha256}" for name, sha256 in published.registry.items()}
+        shelf = pooch.create(f"{temporary}/got", published.address, registry=registry)
+        for name in registry:
+            unpack = pooch.Untar(extract_dir=".") if name.endswith(".tar.gz") else None
             try:
-                got = pooch.retrieve(address, f"sha256:{sha256}", path=temporary)
+                shelf.fetch(name, processor=unpack)
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"{published.name} is not in the data folder {root} and cannot be downloaded "
-                    f"from {address}: {error}"
+                    f"from {shelf.get_url(name)}: {error}"
                 ) from error
-            _unpack(Path(got), published, unpacked / address.rpartition("/")[2])
+        whole = Path(temporary) / published.name
+        whole.mkdir()
+        for file in published.files:
+            for path in shelf.abspath.rglob(f"{file.name}*"):
+                os.replace(path, whole / path.name)
         try:
-            os.replace(unpacked, place)
+            os.replace(whole, place)
         except OSError:
-            if _place(published, root) is None:  # else another process was quicker
-                raise
+            if not any(_path(place, file) for file in published.files):
+                raise  # else another process was quicker
     return place
-
-
-def _unpack(got: Path, published: Published, target: Path) -> None:
-    """Move a downloaded file to ``target``, or the data files of an archive beside it."""
-    if not tarfile.is_tarfile(got):
-        shutil.move(got, target)
-        return
-    names = {file.name for file in published.files}
-    with tarfile.open(got) as archive:
-        for member in archive:
-            name = member.name.rpartition("/")[2]
-            content = archive.extractfile(member)
-            if name in names and content is not None:
-                with (target.parent / name).open("wb") as file:
-                    shutil.copyfileobj(content, file)

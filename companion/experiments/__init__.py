@@ -16,9 +16,12 @@ ID: :mod:`companion.listing` finds them.
 from companion.experiments.grid import Grid, grid, seeds
 from companion.experiments.registry import Experiment, Row, experiment, find, run
 from companion.experiments.running import Part, Run
+from companion.results import Claim, Findings
 
 __all__ = [
+    "Claim",
     "Experiment",
+    "Findings",
     "Grid",
     "Part",
     "Row",

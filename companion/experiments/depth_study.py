@@ -91,6 +91,31 @@ def solve_block(block: OdeBlock, x: Tensor, method: str, steps: int) -> Tensor:
     return end
 
 
+def random_problem(
+    basis: Basis, seed: int, finest: int, device: torch.device
+) -> tuple[OdeBlock, Tensor, Tensor]:
+    """Return a random block, initial states, and where ``finest`` steps of RK4 take them.
+
+    Example:
+        >>> from companion.basis import Constant
+        >>> block, x, truth = random_problem(Constant(), 0, 8, torch.device("cpu"))
+        >>> torch.equal(truth, solve_block(block, x, "rk4", 8))
+        True
+    """
+    block, x = random_block(basis, seed, device), initial_states(seed, device)
+    return block, x, solve_block(block, x, "rk4", finest)
+
+
+def largest_distance(ends: Tensor, truth: Tensor) -> float:
+    """Return the largest distance between the states of two batches.
+
+    Example:
+        >>> largest_distance(torch.zeros(2, 2), torch.tensor([[0.0, 1.0], [3.0, 4.0]]))
+        5.0
+    """
+    return float((ends - truth).norm(dim=1).max())
+
+
 def geometric_mean(curves: Sequence[Sequence[float]]) -> list[float]:
     """Return the geometric mean over the first axis.
 

@@ -103,6 +103,7 @@ class Experiment:
         every: float = 30.0,
         report: Report = lambda fraction, part: None,
         data: Path | None = None,
+        models: Path | None = None,
         **overrides: Any,
     ) -> Result:
         """Run the experiment.
@@ -123,6 +124,7 @@ class Experiment:
             report: called with the finished fraction and the name of the part at work.
             data: folder with data sets that do not come with the package; ``None`` takes the one
                 that the environment variable ``COMPANION_DATA`` names.
+            models: folder to keep trained models in, one file a part; ``None`` keeps none.
             **overrides: parameters that differ from the tier's.
 
         Returns:
@@ -148,7 +150,7 @@ class Experiment:
         team.wait()
         start, worked = time.perf_counter(), _processor_seconds()
         dtype = torch.float64 if tier == "tiny" else torch.float32
-        own = Run(seed, place, folder, every, report, data, team, dtype)
+        own = Run(seed, place, folder, every, report, data, models, team, dtype)
         with _threads(identity["provenance"]["threads"]):
             findings = self.function(own, **parameters)
         findings = self._decided(findings, parameters)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from companion.files import replacing
+from companion.models import save
 from companion.results import decode, encode
 from companion.train import Snapshot, Team, differences
 
@@ -27,11 +30,21 @@ class Part:
             pass it on to :func:`companion.train.fit`.
         report: takes the finished fraction of this part; pass it on as well.
         parallel: whether several processes work on this part together; pass it on as well.
+        model: the file for the model that this part trains, or ``None`` to keep none.
     """
 
     snapshot: Snapshot | None
     report: Callable[[float], None]
     parallel: bool = False
+    model: Path | None = None
+
+    def keep(self, model: nn.Module) -> None:
+        """Save a trained model, if trained models are to be kept (``companion run --keep``).
+
+        :func:`companion.models.load` reads it.
+        """
+        if self.model is not None:
+            save(model, self.model)
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Run:
         every: longest time in seconds between two snapshots.
         report: progress callback.
         data: folder with data sets that do not come with the package, or ``None``.
+        models: folder to keep trained models in, or ``None``.
         team: the processes that share the run.
         dtype: the precision to train in: double in the tier ``tiny``, whose numbers must be the
             same on every machine, though training magnifies what is rounded; else single.
@@ -56,6 +70,7 @@ class Run:
     every: float
     report: Report
     data: Path | None
+    models: Path | None = None
     team: Team = field(default_factory=Team)
     dtype: torch.dtype = torch.float32
 
@@ -111,12 +126,16 @@ class Run:
         together: bool,
     ) -> Any:
         parallel = together and self.team.size > 1
+        kept = not parallel or self.team.rank == 0
+        words = re.sub(r"\W+", "_", name).strip("_")
+        model = self.models / f"{words}.pt" if self.models is not None and kept else None
         if self.folder is None:
-            return decode(json.loads(_spelled(name, compute(Part(None, report), *arguments))))
+            value = compute(Part(None, report, model=model), *arguments)
+            return decode(json.loads(_spelled(name, value)))
         path = self._path(name, ".pt")
-        value = compute(Part(Snapshot(path, self.every), report, parallel), *arguments)
+        value = compute(Part(Snapshot(path, self.every), report, parallel, model), *arguments)
         text = _spelled(name, value)
-        if not parallel or self.team.rank == 0:
+        if kept:
             with replacing(self._path(name, ".json")) as temporary:
                 temporary.write_text(f'{{"part": {json.dumps(name)}, "value": {text}}}')
             path.unlink(missing_ok=True)

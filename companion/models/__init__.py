@@ -9,6 +9,7 @@ from companion.models.continuous_net import (
 )
 from companion.models.graphs import graph_summary, with_graph
 from companion.models.layers import layer_weights
+from companion.models.members import Members
 from companion.models.one_step import OneStepNet, TanhField
 from companion.models.residual_conv import ResidualConvNet
 from companion.models.residual_mlp import ResidualMLP
@@ -17,10 +18,12 @@ from companion.models.saving import load, save
 from companion.models.skip_init import SkipInit
 from companion.models.stitch import Stitch
 from companion.models.transfer import deepen, train_only, untie
+from companion.plain_layers import apply_to_layers
 
 __all__ = [
     "ContinuousMLP",
     "ContinuousNet",
+    "Members",
     "OneStepNet",
     "ResNet",
     "ResidualConvNet",
@@ -28,6 +31,7 @@ __all__ = [
     "SkipInit",
     "Stitch",
     "TanhField",
+    "apply_to_layers",
     "deepen",
     "graph_summary",
     "layer_weights",

@@ -114,21 +114,23 @@ class LinearTask:
         fits = covariance.shape == (width, width) and target.shape[-2:] == (width, width)
         if width < 1 or not fits:
             raise ValueError(
-                "target must have the shape (..., d, d) and covariance (d, d) with d at least 1; "
-                f"got {tuple(target.shape)} and {tuple(covariance.shape)}"
+                f"target, covariance: shapes {tuple(target.shape)} and {tuple(covariance.shape)} "
+                "are not allowed; they must be (..., d, d) and (d, d) with d at least 1"
             )
         if (target.dtype, target.device) != (covariance.dtype, covariance.device):
             raise ValueError(
-                "target and covariance must have one type and device; got "
-                f"{target.dtype} on {target.device}, {covariance.dtype} on {covariance.device}"
+                f"target, covariance: {target.dtype} on {target.device} and {covariance.dtype} on "
+                f"{covariance.device} are not allowed; they must have one type and device"
             )
         if covariance.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"target and covariance must be of type float32 or float64; got {covariance.dtype}"
+                f"target, covariance: {covariance.dtype} is not allowed; they must be of float32 "
+                "or float64"
             )
         if not torch.allclose(covariance, covariance.mT) or self.spectrum[0] <= 0:
             raise ValueError(
-                f"covariance must be symmetric and positive definite; got {covariance}"
+                f"covariance: {covariance} is not allowed; it must be symmetric and positive "
+                "definite"
             )
 
     @cached_property
@@ -185,7 +187,10 @@ class LinearTask:
         """
         low, high = self.spectrum
         if not 0 <= step <= 1 / (math.e * high):
-            raise ValueError(f"step must lie between 0 and {1 / (math.e * high):.3g}; got {step}")
+            raise ValueError(
+                f"step: {step!r} is not allowed; it must lie between 0 and "
+                f"{1 / (math.e * high):.3g}"
+            )
         return (1 - math.e * step * high / 8) ** 2 * low**2 / (32 * math.e**3 * high)
 
     def check_weights(self, weights: Tensor) -> None:
@@ -194,8 +199,8 @@ class LinearTask:
         width = self.covariance.shape[-1]
         if weights.shape[-1] != width:
             raise ValueError(
-                f"weights must have the shape (..., layers, {width}, {width}), as the target's; "
-                f"got {tuple(weights.shape)}"
+                f"weights: shape {tuple(weights.shape)} is not allowed; it must be (..., layers, "
+                f"{width}, {width}), as the target's"
             )
 
     def _loss(self, error: Tensor) -> Tensor:
@@ -203,7 +208,7 @@ class LinearTask:
         return (weighted * error).sum((-2, -1)) / 2
 
 
-class Stage(NamedTuple):
+class Moment(NamedTuple):
     """A moment of the descent: the weights, their loss and their rescaled gradients."""
 
     weights: Tensor
@@ -211,8 +216,8 @@ class Stage(NamedTuple):
     gradients: Tensor
 
 
-def descend(task: LinearTask, weights: Tensor, step: float, steps: int) -> Iterator[Stage]:
-    r"""Follow the rescaled gradient flow in explicit steps; yield ``steps + 1`` stages.
+def descend(task: LinearTask, weights: Tensor, step: float, steps: int) -> Iterator[Moment]:
+    r"""Follow the rescaled gradient flow in explicit steps; yield ``steps + 1`` moments.
 
     $$\theta_n \leftarrow \theta_n - \eta N \nabla_n$$
 
@@ -234,18 +239,18 @@ def descend(task: LinearTask, weights: Tensor, step: float, steps: int) -> Itera
         [0.5, 0.1582, 0.0863]
     """
     if not 0 < step < math.inf:
-        raise ValueError(f"step must be positive and finite; got {step}")
+        raise ValueError(f"step: {step!r} is not allowed; it must be positive and finite")
     check_count("steps", steps, least=0)
     task.check_weights(weights)
     return _stages(task, weights, step, steps)
 
 
-def _stages(task: LinearTask, weights: Tensor, step: float, steps: int) -> Iterator[Stage]:
+def _stages(task: LinearTask, weights: Tensor, step: float, steps: int) -> Iterator[Moment]:
     for _ in range(steps):
-        stage = Stage(weights, *task.loss_and_gradients(weights))
+        stage = Moment(weights, *task.loss_and_gradients(weights))
         yield stage
         weights = weights - step * stage.gradients
-    yield Stage(weights, *task.loss_and_gradients(weights))
+    yield Moment(weights, *task.loss_and_gradients(weights))
 
 
 def roughness(weights: Tensor) -> Tensor:
@@ -263,7 +268,7 @@ def roughness(weights: Tensor) -> Tensor:
     """
     _check(weights)
     if weights.shape[-3] < 2:
-        raise ValueError("weights must have at least two layers; got 1")
+        raise ValueError("weights: 1 layer is not allowed; there must be at least two")
     steps: Tensor = weights.diff(dim=-3).norm(dim=(-2, -1))
     return weights.shape[-3] * steps.amax(-1)
 
@@ -271,7 +276,7 @@ def roughness(weights: Tensor) -> Tensor:
 def _check(weights: Tensor) -> None:
     if weights.ndim < 3 or weights.shape[-1] != weights.shape[-2] or weights.shape[-3] < 1:
         raise ValueError(
-            f"weights must have the shape (..., layers, d, d); got {tuple(weights.shape)}"
+            f"weights: shape {tuple(weights.shape)} is not allowed; it must be (..., layers, d, d)"
         )
 
 

@@ -1,14 +1,14 @@
-"""Files that hold a model: its class, its arguments, the graph and basis of its blocks, its values.
+"""Files that hold a trained model: the graph and basis of its blocks, and all values.
 
-A model takes part if its class is public in :mod:`companion.models` and it has an attribute
-``arguments``: the values of all arguments that made it, by name.
+Models of this package that know their ``arguments`` are made anew from the file; any other model is
+made by who loads it.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,31 +18,35 @@ import companion.basis as bases
 import companion.gradients as gradients
 from companion.block import OdeBlock, ode_blocks
 from companion.files import load_checkpoint, save_checkpoint
+from companion.methods import get_solver
 
 __all__ = ["load", "save"]
 
-_FORMAT = "companion model, format 1"
+_FORMAT = "companion model, format 2"
 _PLAIN = (bool, int, float, str, type(None))
-_KNOBS = ("method", "steps", "gradient", "scale", "rtol", "atol")
+_GRAPH = ("method", "steps", "rtol", "atol")
+_HINTS = {
+    "basis": "project its weights onto one that can, block.project(...)",
+    "gradient": "save a view of the model, with_graph(model, gradient='backprop')",
+}
 
 
 def save(model: nn.Module, path: str | Path) -> None:
     """Write a model to a file, which appears whole or not at all.
 
-    The file holds the arguments that made the model, and of every block its present basis, scheme,
-    steps and gradient: those after refining, projecting or choosing another graph. An argument
-    that is neither plain data, a basis, a gradient nor a function of :mod:`companion.models` is
-    left out; :func:`~companion.models.load` asks for it. The modes of single parts, and which
-    parameters are frozen, are not kept.
+    The file holds all values, and of every block its present basis, scheme, steps and gradient:
+    those after refining, projecting or choosing another graph. If the class is one of this
+    package with an attribute ``arguments``, it holds these too, but for those that are neither
+    plain data, a basis, a gradient nor a function of :mod:`companion.models`. The modes of single
+    parts, and which parameters are frozen, are not kept.
 
     Args:
-        model: a :class:`~companion.models.ContinuousNet`, or another model of this package with an
-            attribute ``arguments``.
+        model: any module.
         path: the file; missing folders are made.
 
     Raises:
-        TypeError: for a model that cannot be made anew from a file.
-        ValueError: for a gradient that was given tensors to differentiate.
+        ValueError: a block with a basis or a gradient that is none of this package's, or one that
+            was given tensors to differentiate.
 
     Example:
         >>> import tempfile
@@ -54,39 +58,48 @@ def save(model: nn.Module, path: str | Path) -> None:
         >>> again.blocks[1].method, again.blocks[1].steps
         ('rk4', 2)
     """
-    arguments = getattr(model, "arguments", None)
-    if _public_class(type(model).__name__) is not type(model) or not isinstance(arguments, dict):
-        raise TypeError(
-            f"model: a {type(model).__name__} cannot be saved with its class; save its "
-            "state_dict() instead, or one of companion.models that has the attribute arguments"
-        )
-    held = {name: value for name, value in arguments.items() if _can_hold(value)}
+    own = _public().get(type(model).__name__) is type(model)
+    arguments = getattr(model, "arguments", None) if own else None
+    held = {name: value for name, value in (arguments or {}).items() if _can_hold(value)}
     state = {
         "format": _FORMAT,
         "class": type(model).__name__,
-        "arguments": {name: _encoded(value) for name, value in held.items()},
-        "left_out": sorted(arguments.keys() - held.keys()),
-        "blocks": [_block_state(block) for block in ode_blocks(model)],
+        "arguments": arguments and {name: _encoded(value) for name, value in held.items()},
+        "left_out": arguments and sorted(arguments.keys() - held.keys()),
+        "blocks": [_block_state(block, k) for k, block in enumerate(ode_blocks(model))],
         "training": model.training,
         "values": model.state_dict(),
     }
     save_checkpoint(Path(path), state)
 
 
-def load(path: str | Path, **left_out: Any) -> nn.Module:
+def load(path: str | Path, model: nn.Module | None = None, **left_out: Any) -> nn.Module:
     """Read what :func:`~companion.models.save` wrote: on the CPU, in the mode and dtype it had.
 
     Nothing in the file is executed, and no random number is drawn from the global generators.
 
     Args:
         path: the file.
+        model: made as the saved one was, to take over what the file holds; not needed if the file
+            says how it was made.
         **left_out: the arguments that the file does not hold, such as a ``residual`` of your own.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file that cannot be read, is no such file, or does not fit this version of
-            the package.
-        TypeError: for other arguments than those that the file leaves out.
+        ValueError: a file that cannot be read, is no such file, or does not fit the model or this
+            version of the package.
+        TypeError: no model where one is needed, or other arguments than the file leaves out.
+
+    Example:
+        >>> import tempfile
+        >>> from companion import OdeBlock, PiecewiseConstant
+        >>> net = nn.Sequential(nn.Linear(2, 3), OdeBlock(nn.Linear(3, 3), PiecewiseConstant(1)))
+        >>> net[1].refine()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(net, Path(folder) / "net.pt")
+        ...     made = nn.Sequential(nn.Linear(2, 3), OdeBlock(nn.Linear(3, 3)))
+        ...     load(Path(folder) / "net.pt", made)[1].weights.basis
+        PiecewiseConstant(cells=2)
     """
     path = Path(path)
     try:
@@ -97,25 +110,31 @@ def load(path: str | Path, **left_out: Any) -> nn.Module:
         raise ValueError(
             f"path: {path} holds no model of this version; expected a file of companion.models.save"
         )
-    if sorted(left_out) != state["left_out"]:
+    if model is None and state["left_out"] is None:
         raise TypeError(
-            f"left_out: {sorted(left_out)} is not allowed; the file asks for {state['left_out']}"
+            f"model: None is not allowed; {path} does not say how its {state['class']} was made, "
+            "so make one and give it: load(path, model)"
         )
+    wanted = [] if model is not None else state["left_out"]
+    if sorted(left_out) != wanted:
+        raise TypeError(f"left_out: {sorted(left_out)} is not allowed; the file asks for {wanted}")
     try:
-        return _rebuilt(state, left_out)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"path: {path} does not fit this version of the package: {error}"
-        ) from error
+        return _filled(_made(state, left_out) if model is None else model, state)
+    except (AttributeError, KeyError, RuntimeError, SyntaxError, TypeError, ValueError) as error:
+        whom = "this version of the package" if model is None else "model"
+        raise ValueError(f"path: {path} does not fit {whom}: {error}") from error
 
 
-def _rebuilt(state: dict[str, Any], left_out: dict[str, Any]) -> nn.Module:
-    make = _public_class(state["class"])
-    if make is None:
+def _made(state: dict[str, Any], left_out: dict[str, Any]) -> nn.Module:
+    make = _public().get(state["class"])
+    if not isinstance(make, type) or not issubclass(make, nn.Module):
         raise ValueError(f"companion.models has no class {state['class']!r}")
     arguments = {name: _decoded(value) for name, value in state["arguments"].items()}
     with torch.random.fork_rng(devices=[]):  # the first values are drawn, and replaced
-        model = make(**arguments, **left_out)
+        return make(**arguments, **left_out)
+
+
+def _filled(model: nn.Module, state: dict[str, Any]) -> nn.Module:
     blocks, found = ode_blocks(model), state["blocks"]
     if len(blocks) != len(found):
         raise ValueError(f"the file has {len(found)} blocks, the model {len(blocks)}")
@@ -123,8 +142,8 @@ def _rebuilt(state: dict[str, Any], left_out: dict[str, Any]) -> nn.Module:
         wanted = {name: _decoded(value) for name, value in knobs.items()}
         if block.weights.basis != wanted["basis"]:
             block.weights.project(wanted["basis"])  # for the shapes
-        for name in _KNOBS:
-            setattr(block, name, wanted[name])
+        block.gradient, block.scale = wanted["gradient"], wanted["scale"]
+        block.solver = get_solver(*(wanted[name] for name in _GRAPH))
     own = model.state_dict(keep_vars=True)
     for name, value in state["values"].items():
         if name in own:
@@ -133,67 +152,63 @@ def _rebuilt(state: dict[str, Any], left_out: dict[str, Any]) -> nn.Module:
     return model.train(state["training"])
 
 
-def _block_state(block: OdeBlock) -> dict[str, Any]:
-    state = {name: _encoded(getattr(block, name)) for name in _KNOBS}
-    return {"basis": _encoded(block.weights.basis), **state}
+def _block_state(block: OdeBlock, position: int) -> dict[str, Any]:
+    if block.params:
+        raise ValueError(
+            f"model: block {position} has params=, tensors of somebody else, which a file cannot "
+            "hold; save a block without, and set block.params after loading"
+        )
+    graph = {name: getattr(block.solver, name) for name in _GRAPH}
+    own = {"basis": block.weights.basis, "gradient": block.gradient, "scale": block.scale}
+    knobs = own | graph
+    for name, value in knobs.items():
+        if not _can_hold(value):
+            raise ValueError(
+                f"model: the {name} {value!r} of block {position} is not allowed; a file can hold "
+                f"those of companion, made of plain data; {_HINTS.get(name, 'change it')}"
+            )
+    return {name: _encoded(value) for name, value in knobs.items()}
 
 
-def _public_class(name: str) -> type[nn.Module] | None:
-    found = getattr(_models(), name, None)
-    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
-
-
-def _models() -> ModuleType:
+def _public() -> dict[str, Any]:
+    """Return everything that a file may name."""
     import companion.models as models  # not ready yet while this module is imported
 
-    return models
+    return {n: getattr(m, n) for m in (bases, gradients, models) for n in m.__all__}
 
 
 def _can_hold(value: object) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_can_hold, value))
-    return isinstance(value, _PLAIN) or _home(value) is not None
-
-
-def _home(value: object) -> ModuleType | None:
-    """Return the module of this package that a basis, a gradient or a function is public in."""
-    kind = value if callable(value) and hasattr(value, "__name__") else type(value)
-    for module in (bases, gradients, _models()):
-        if kind.__name__ in module.__all__ and getattr(module, kind.__name__) is kind:
-            return module
-    return None
+    try:
+        return bool(_decoded(_encoded(value)) == value)
+    except (SyntaxError, TypeError, ValueError):
+        return False
 
 
 def _encoded(value: Any) -> Any:
-    """Return plain data for what :func:`_can_hold` accepts."""
+    """Return plain data; in the place of an object, the Python expression that makes it."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, tuple | list):
         return tuple(map(_encoded, value))
-    home = _home(value)
-    if home is None:
-        raise ValueError(
-            f"model: its gradient holds a {type(value).__name__}, which a file cannot hold; save "
-            "a view of it, model.with_graph(gradient='backprop')"
-        )
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return {"module": home.__name__, "name": value.__name__}
-    fields = {f.name: _encoded(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return {"module": home.__name__, "name": type(value).__name__, "fields": fields}
+    return {"code": getattr(value, "__name__", None) or repr(value)}
 
 
 def _decoded(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_decoded, value))
-    if not isinstance(value, dict):
-        return value
-    homes = {module.__name__: module for module in (bases, gradients, _models())}
-    home, name = homes[value["module"]], value["name"]
-    if name not in home.__all__:
-        raise ValueError(f"{home.__name__} has no {name!r}")
-    found = getattr(home, name)
-    if "fields" not in value:
-        return found
-    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
-        raise ValueError(f"{home.__name__}.{name} is neither a basis nor a gradient")
-    return found(**{field: _decoded(held) for field, held in value["fields"].items()})
+    return _read(ast.parse(value["code"], mode="eval").body) if isinstance(value, dict) else value
+
+
+def _read(node: ast.expr) -> Any:
+    """Return what an expression of literals, public names and their data classes stands for."""
+    match node:
+        case ast.Name(id=name):
+            if name not in _public():
+                raise ValueError(f"companion has no public {name!r}")
+            return _public()[name]
+        case ast.Call(func=ast.Name(), args=[], keywords=keywords):
+            make = _read(node.func)
+            if not isinstance(make, type) or not dataclasses.is_dataclass(make):
+                raise ValueError(f"{ast.unparse(node.func)} is neither a basis nor a gradient")
+            return make(**{str(keyword.arg): _read(keyword.value) for keyword in keywords})
+    return ast.literal_eval(node)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from companion.train.team import Team
@@ -32,6 +32,49 @@ class Rows(Protocol):
         """Return the sample ``key[0]`` with the random changes of the seed ``key[1]``."""
 
 
+def check_rows(name: str, data: object) -> None:
+    """Refuse what neither is tensors with equally many rows nor samples that can be read.
+
+    Raises:
+        TypeError: data of another kind.
+        ValueError: no sample, or tensors of different lengths.
+
+    Example:
+        >>> check_rows("data", [torch.zeros(3, 2), torch.zeros(4)])
+        Traceback (most recent call last):
+        ValueError: data: [3, 4] rows are not allowed; all must have equally many, at least 1
+    """
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        if not all(isinstance(entry, Tensor) and entry.ndim > 0 for entry in data):
+            kinds = ", ".join(type(entry).__name__ for entry in data)
+            raise TypeError(
+                f"{name}: ({kinds}) is not allowed; it must hold tensors with one row per sample"
+            )
+        lengths = [len(entry) for entry in data]
+        if not lengths or len(set(lengths)) > 1 or lengths[0] < 1:
+            raise ValueError(
+                f"{name}: {lengths} rows are not allowed; all must have equally many, at least 1"
+            )
+    elif not hasattr(data, "sha256") or not hasattr(data, "__getitem__"):
+        raise TypeError(
+            f"{name}: a {type(data).__name__} is not allowed; give a tuple of tensors, such as "
+            "(x, y), or samples with a sha256, such as ImageFolder"
+        )
+    elif len(data) < 1:  # type: ignore[arg-type]
+        raise ValueError(f"{name}: 0 samples are not allowed; there must be at least one")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model lives: the device of its parameters, else of its buffers, else the CPU.
+
+    Example:
+        >>> device_of(nn.ReLU())
+        device(type='cpu')
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
 class TensorSource:
     """Batches from tensors with one row per sample.
 
@@ -39,19 +82,11 @@ class TensorSource:
         tensors: equally long, at least one row.
         augment: applied to the first tensor of every batch, or ``None``.
         generator: what ``augment`` draws from.
-
-    Raises:
-        ValueError: tensors of different lengths, or empty ones.
     """
 
     def __init__(
         self, tensors: Sequence[Tensor], augment: Augment | None, generator: torch.Generator
     ) -> None:
-        lengths = [len(tensor) for tensor in tensors]
-        if not lengths or len(set(lengths)) > 1 or lengths[0] < 1:
-            raise ValueError(
-                f"data must be tensors with equally many rows, at least 1; got {lengths}"
-            )
         self.tensors, self.augment, self.generator = tensors, augment, generator
 
     def __len__(self) -> int:
@@ -89,16 +124,11 @@ class RowSource:
         workers: processes that read them; 0 reads in this one.
         device: where the batches go.
         generator: draws the order, and a seed for every sample.
-
-    Raises:
-        ValueError: there are no samples.
     """
 
     def __init__(
         self, rows: Rows, workers: int, device: torch.device, generator: torch.Generator
     ) -> None:
-        if len(rows) < 1:
-            raise ValueError("data must hold at least one sample; got none")
         self.rows, self.workers, self.device, self.generator = rows, workers, device, generator
 
     def __len__(self) -> int:

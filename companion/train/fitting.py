@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from companion.arguments import check_type
-from companion.train.batches import Augment, Rows, RowSource, TensorSource
+from companion.train.batches import (
+    Augment,
+    Rows,
+    RowSource,
+    TensorSource,
+    check_rows,
+    device_of,
+)
 from companion.train.loop import History, Loop, Snapshot
 from companion.train.refinement import Refinement
 from companion.train.team import Team
@@ -26,6 +33,7 @@ def fit(
     generator: torch.Generator,
     schedule: Callable[[float], float] | None = None,
     clip: float | None = None,
+    drop_last: bool = False,
     augment: Augment | None = None,
     refinement: Refinement | None = None,
     workers: int = 0,
@@ -40,9 +48,9 @@ def fit(
     and then and at the end. A run that finds such a file continues from it, in the middle of an
     epoch too, and ends with the same bits as one that was never interrupted. The file knows its
     run: the names and shapes of the parameters, the optimiser as first made, the data, the
-    generator's state at the start, ``batch_size``, ``clip`` and ``refinement``. The initial weights
-    and the functions ``loss``, ``schedule``, ``augment`` and ``on_epoch`` cannot be compared; keep
-    them as they were.
+    generator's state at the start, ``batch_size``, ``clip``, ``drop_last`` and ``refinement``. The
+    initial weights and the functions ``loss``, ``schedule``, ``augment`` and ``on_epoch`` cannot be
+    compared; keep them as they were.
     More ``epochs`` than before lengthen the run; a schedule then sees fractions of the new length.
     Give it the model as it was before all refinements, too.
 
@@ -66,6 +74,8 @@ def fit(
         schedule: factor on the learning rates, given the finished fraction of all steps in
             $[0, 1)$.
         clip: largest norm of the whole gradient, above 0, or ``None``.
+        drop_last: whether to leave out the last batch of an epoch if it would be smaller. Which
+            rows it would hold is drawn anew every epoch; the mean loss is that of the others.
         augment: called as ``augment(x, generator)`` with the first tensor of each batch; returns
             what to train on in its place. Not for samples that are read when needed.
         refinement: at which epochs the model's blocks are refined, or ``None``. The schedule of the
@@ -87,10 +97,11 @@ def fit(
             an optimiser in place of one that makes it; a loss that returns no tensor.
         ValueError: data of different lengths or none, ``epochs`` or ``batch_size`` below 1,
             ``workers`` below 0, ``clip`` not above 0, a generator that is not on the CPU,
-            ``augment`` or ``workers`` with data they are not for, ``refinement`` of a model without
-            blocks, ``parallel`` in a process on its
-            own, a loss that returns more than a number, or a snapshot that is unreadable or belongs
-            to another run; the message says in what they differ.
+            ``augment`` or ``workers`` with data they are not for, ``drop_last`` that would leave no
+            batch, ``refinement`` of a model without blocks or with an optimiser whose state cannot
+            be split, ``parallel`` in a process on its own, a loss that returns more than a number,
+            or a snapshot that is unreadable or belongs to another run; the message says in what
+            they differ.
         RuntimeError: ``loss`` failed in one of several processes; the others wait for it, so let
             it end.
 
@@ -113,18 +124,14 @@ def fit(
         loss, optimiser, schedule=schedule, augment=augment, on_epoch=on_epoch, report=report
     )
     source = _source(model, data, augment, workers, generator)
-    if parallel and not dist.is_initialized():
-        raise ValueError(
-            "parallel=True needs processes that torch.distributed has connected: start them with "
-            "torchrun"
-        )
-    team = Team.running() if parallel else Team()
-    loop = Loop(model, optimiser(model.parameters()), source, batch_size, clip, team, refinement)
-    if snapshot is not None:
-        loop.made_with = loop.fingerprint()
-        loop.resume(snapshot.path)
-    if loop.epoch > epochs:
-        raise ValueError(f"epochs must be at least the {loop.epoch} already done; got {epochs}")
+    _check_drop_last(drop_last, batch_size, len(source))
+    team = _team(parallel)
+    loop = Loop(
+        model, optimiser(model.parameters()), source, batch_size, clip, team, refinement, drop_last
+    )
+    if refinement is not None:
+        refinement.check_optimiser(model, loop.optimiser)
+    loop.begin(snapshot, epochs)
     network, saved_at = team.wrap(model), time.monotonic()
     while loop.epoch < epochs:
         while loop.refinement_due():
@@ -150,6 +157,15 @@ def fit(
     return loop.history
 
 
+def _team(parallel: bool) -> Team:
+    if parallel and not dist.is_initialized():
+        raise ValueError(
+            "parallel: True is not allowed in a process on its own; it needs processes that "
+            "torch.distributed has connected: start them with torchrun"
+        )
+    return Team.running() if parallel else Team()
+
+
 def _source(
     model: nn.Module,
     data: Sequence[Tensor] | Rows,
@@ -157,21 +173,19 @@ def _source(
     workers: int,
     generator: torch.Generator,
 ) -> TensorSource | RowSource:
+    check_rows("data", data)
     if isinstance(data, Sequence):
-        if not all(isinstance(entry, Tensor) and entry.ndim > 0 for entry in data):
-            kinds = ", ".join(type(entry).__name__ for entry in data)
-            raise TypeError(f"data must hold tensors with one row per sample; got ({kinds})")
         if workers:
-            raise ValueError(f"workers must be 0 for tensors, which are in memory; got {workers}")
+            raise ValueError(
+                f"workers: {workers} is not allowed; it must be 0 for tensors, which are in memory"
+            )
         return TensorSource(data, augment, generator)
-    if not hasattr(data, "sha256"):
-        raise TypeError(
-            "data must be a tuple of tensors, such as (x, y) or (x,), or samples with a sha256, "
-            f"such as ImageFolder; got a bare {type(data).__name__}"
-        )
     if augment is not None:
-        raise ValueError("augment must be None for samples that are read with their own changes")
-    return RowSource(data, workers, next(model.parameters()).device, generator)
+        raise ValueError(
+            f"augment: {augment!r} is not allowed; it must be None for samples that are read with "
+            "their own changes"
+        )
+    return RowSource(data, workers, device_of(model), generator)
 
 
 def _check_options(
@@ -186,36 +200,48 @@ def _check_options(
     for name, (value, least) in wanted.items():
         check_type(name, value, int)
         if value < least:
-            raise ValueError(f"{name} must be at least {least}; got {value}")
+            raise ValueError(f"{name}: {value!r} is not allowed; it must be at least {least}")
     check_type("generator", generator, torch.Generator)
     if generator.device.type != "cpu":
-        raise ValueError(f"generator must be on the CPU; got one on {generator.device}")
+        raise ValueError(
+            f"generator: one on {generator.device} is not allowed; it must be on the CPU"
+        )
     check_type("clip", clip, int, float, type(None))
     if clip is not None and not clip > 0:
-        raise ValueError(f"clip must be above 0, or None; got {clip}")
+        raise ValueError(f"clip: {clip!r} is not allowed; it must be above 0, or None")
     check_type("snapshot", snapshot, Snapshot, type(None))
+
+
+def _check_drop_last(drop_last: object, batch_size: int, rows: int) -> None:
+    if not isinstance(drop_last, bool):
+        raise TypeError(f"drop_last: {drop_last!r} is not allowed; it must be True or False")
+    if drop_last and batch_size > rows:
+        raise ValueError(
+            f"batch_size: {batch_size!r} is not allowed with drop_last; it must be at most the "
+            f"{rows} rows there are, or no batch would be left"
+        )
 
 
 def _check_functions(loss: object, optimiser: object, **optional: object) -> None:
     if not callable(loss):
-        raise TypeError(f"loss must be a function loss(model, *batch); got {loss!r}")
+        raise TypeError(f"loss: {loss!r} is not allowed; it must be a function loss(model, *batch)")
     if not callable(optimiser):
         raise TypeError(
-            "optimiser must be a function that makes one, such as "
-            f"lambda p: torch.optim.SGD(p, lr=0.1); got {type(optimiser).__name__} itself"
+            f"optimiser: {type(optimiser).__name__} itself is not allowed; it must be a function "
+            "that makes one, such as lambda p: torch.optim.SGD(p, lr=0.1)"
         )
     for name, value in optional.items():
         if value is not None and not callable(value):
-            raise TypeError(f"{name} must be a function or None; got {value!r}")
+            raise TypeError(f"{name}: {value!r} is not allowed; it must be a function or None")
 
 
 def _scalar(value: Tensor) -> Tensor:
     """Return what the loss returned, or say why it cannot be trained on."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"loss must return a tensor; got {value!r}")
+        raise TypeError(f"loss: the value {value!r} is not allowed; it must be a tensor")
     if value.numel() != 1:
         raise ValueError(
-            "loss must return a scalar, the mean over the batch; "
-            f"got a tensor of shape {tuple(value.shape)}"
+            f"loss: a tensor of shape {tuple(value.shape)} is not allowed; it must be a scalar, "
+            "the mean over the batch"
         )
     return value

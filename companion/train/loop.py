@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from companion.arguments import check_type
+from companion.block import refine
 from companion.files import load_checkpoint, save_checkpoint
-from companion.train.batches import RowSource, TensorSource, kind, tensor_hash
-from companion.train.differences import differences
-from companion.train.refinement import Refinement, refine
+from companion.train.batches import RowSource, TensorSource, device_of, kind, tensor_hash
+from companion.train.refinement import Refinement
+from companion.train.run_differences import differences
 from companion.train.team import Team
 
 History = dict[str, list[float]]
@@ -43,7 +44,9 @@ class Snapshot:
         check_type("path", self.path, Path)
         check_type("every", self.every, int, float)
         if not self.every >= 0:
-            raise ValueError(f"every must be at least 0 seconds; got {self.every}")
+            raise ValueError(
+                f"every: {self.every!r} is not allowed; it must be at least 0, in seconds"
+            )
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Loop:
     clip: float | None
     team: Team
     refinement: Refinement | None = None
+    drop_last: bool = False
     made_with: dict[str, Any] = field(default_factory=dict)
     epoch: int = 0
     position: int = 0
@@ -67,6 +71,12 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.rates = [float(group["lr"]) for group in self.optimiser.param_groups]
+
+    @property
+    def rows(self) -> int:
+        """Rows that an epoch trains on."""
+        rows = len(self.source)
+        return rows - rows % self.batch_size if self.drop_last else rows
 
     def refinement_due(self) -> bool:
         """Whether the model must be refined before the next step."""
@@ -88,7 +98,7 @@ class Loop:
         """
         if self.order is None:
             self.order = self.source.shuffled()
-        starts = range(self.position, len(self.order), self.batch_size)
+        starts = range(self.position, self.rows, self.batch_size)
         rows = [self.order[start : start + self.batch_size] for start in starts]
         batches = self.source.batches(rows, self.team)
         for wanted, (batch, weight) in zip(rows, batches, strict=True):
@@ -99,7 +109,7 @@ class Loop:
         """Set the learning rates for the next step."""
         if schedule is None:
             return
-        batches = -(-len(self.source) // self.batch_size)
+        batches = -(-self.rows // self.batch_size)
         step = self.epoch * batches + (self.position - 1) // self.batch_size
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
             group["lr"] = rate * schedule(step / (epochs * batches))
@@ -119,7 +129,7 @@ class Loop:
         """Add an epoch's numbers to the history."""
         assert self.total is not None
         self.team.agree(self.model)
-        numbers = {"loss": self.total.item() / len(self.source)}
+        numbers = {"loss": self.total.item() / self.rows}
         if on_epoch is not None:
             numbers |= on_epoch()
         self._record(numbers)
@@ -136,7 +146,9 @@ class Loop:
             | {"parameters": len(group["params"])}
             for group in self.optimiser.param_groups
         ]
-        return {
+        # Named only where it is asked for: files from before there was the choice keep their runs.
+        dropping = {"drop_last": True} if self.drop_last else {}
+        return dropping | {
             "batch_size": self.batch_size,
             "clip": self.clip,
             "optimiser": type(self.optimiser).__name__,
@@ -151,7 +163,7 @@ class Loop:
         """Write the state; of several processes, the first does."""
         if self.team.rank > 0:
             return
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -168,6 +180,17 @@ class Loop:
             "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
         save_checkpoint(path, state)
+
+    def begin(self, snapshot: Snapshot | None, epochs: int) -> None:
+        """Take over what an earlier run of the same kind left off at, if it left anything."""
+        if snapshot is not None:
+            self.made_with = self.fingerprint()
+            self.resume(snapshot.path)
+        if self.epoch > epochs:
+            raise ValueError(
+                f"epochs: {epochs!r} is not allowed; it must be at least the {self.epoch} already "
+                "done"
+            )
 
     def resume(self, path: Path) -> None:
         """Take over the state stored at ``path``, if there is one."""
@@ -194,7 +217,7 @@ class Loop:
         self.optimiser.load_state_dict(state["optimiser"])
         self.rates, self.order, self.history = state["rates"], state["order"], state["history"]
         self.epoch, self.position = state["epoch"], state["position"]
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         self.total = None if state["total"] is None else state["total"].to(device)
         self.source.generator.set_state(state["generator"])
         torch.set_rng_state(state["cpu"])

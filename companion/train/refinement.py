@@ -6,9 +6,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from companion.arguments import is_count
-from companion.basis import Basis
-from companion.block import ode_blocks
-from companion.train.refined_state import split_optimiser_state
+from companion.block import ode_blocks, refine
+from companion.train.optimiser_state import check_splits, split_optimiser_state
 
 MOMENTUM = ("split", "drop")
 
@@ -46,11 +45,17 @@ class Refinement:
 
     def __post_init__(self) -> None:
         if not isinstance(self.at, tuple):
-            raise TypeError(f"at must be a tuple of epochs, such as (6, 12, 18); got {self.at!r}")
+            raise TypeError(
+                f"at: {self.at!r} is not allowed; it must be a tuple of epochs, such as (6, 12, 18)"
+            )
         if not all(map(is_count, self.at)) or list(self.at) != sorted(set(self.at)):
-            raise ValueError(f"at must hold integers from 1 in rising order; got {self.at}")
+            raise ValueError(
+                f"at: {self.at!r} is not allowed; it must hold integers from 1 in rising order"
+            )
         if self.momentum not in MOMENTUM:
-            raise ValueError(f"momentum must be one of {MOMENTUM}; got {self.momentum!r}")
+            raise ValueError(
+                f"momentum: {self.momentum!r} is not allowed; it must be one of {MOMENTUM}"
+            )
 
     def due(self, epoch: int) -> int:
         """Return how many refinements lie before the steps of an epoch, counted from 0."""
@@ -66,10 +71,21 @@ class Refinement:
         blocks = ode_blocks(model)
         if not blocks:
             raise ValueError(
-                f"refinement needs a model with an OdeBlock; got {type(model).__name__} without one"
+                f"model: {type(model).__name__} without an OdeBlock is not allowed; there would be "
+                "nothing to refine"
             )
         for block in blocks:
             block.weights.basis.refined()
+
+    def check_optimiser(self, model: nn.Module, optimiser: Optimizer) -> None:
+        """Refuse an optimiser whose state cannot be refined, before anything is trained.
+
+        Raises:
+            ValueError: its state must be split and has other shapes than the parameters.
+        """
+        if self.momentum == "split":
+            blocks = ode_blocks(model)
+            check_splits(optimiser, {p: b for k in blocks for p, b in k.weights.bases().items()})
 
     def apply(self, model: nn.Module, optimiser: Optimizer) -> None:
         """Refine a model once, in place, and its optimiser's state with it."""
@@ -78,17 +94,3 @@ class Refinement:
             split_optimiser_state(optimiser, before)
         else:
             optimiser.state.clear()
-
-
-def refine(model: nn.Module) -> dict[nn.Parameter, Basis]:
-    """Double cells and steps of every block; return the bases that the parameters had before."""
-    before: dict[nn.Parameter, Basis] = {}
-    done = set()
-    for block in ode_blocks(model):
-        if block.weights in done:
-            block.steps *= 2
-            continue
-        done.add(block.weights)
-        before |= block.weights.bases()
-        block.refine()
-    return before

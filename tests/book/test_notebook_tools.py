@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import notebook_sync
+import papermill.cli
 import papermill_run
 import pytest
 from chapter_skeleton import lacks
@@ -318,6 +319,67 @@ def test_papermill_run_sets_a_parameter(root, monkeypatch):
     twin = root / "notebooks" / "01_tiny.ipynb"
     assert papermill_run.main([str(twin), str(output), "-p", "n", "5"]) == 0
     assert '"10 15\\n"' in output.read_text()
+
+
+TYPED = (
+    ("1e-3", 0.001),
+    ("1.5E+2", 150.0),
+    (".5", 0.5),
+    ("-inf", -math.inf),
+    ("-1e-3", -0.001),
+    ("-p", "-p"),
+    ("3", 3),
+    ("1_000", 1000),
+    ("0o17", "0o17"),
+    ("017", 17),
+    ("0x10", "0x10"),
+    ("1:30", "1:30"),
+    ("yes", "yes"),
+    ("no", "no"),
+    ("on", "on"),
+    ("off", "off"),
+    ("true", "true"),
+    ("True", True),
+    ("False", False),
+    ("None", None),
+    ("null", "null"),
+    ("~", "~"),
+    ("", ""),
+    ("2024-01-02", "2024-01-02"),
+    ("[1, 2]", "[1, 2]"),
+    ("a: b", "a: b"),
+    ("# x", "# x"),
+)
+
+
+def test_papermill_run_types_values_as_papermill_does(monkeypatch):
+    """Both command lines, up to the call that would run the notebook."""
+    seen = []
+    monkeypatch.setattr(papermill_run, "run", lambda *found: seen.append(found[2]))
+    monkeypatch.setattr(
+        papermill.cli, "execute_notebook", lambda **found: seen.append(found["parameters"])
+    )
+    for text, value in TYPED:
+        seen.clear()
+        command = [str(TEMPLATE), "b.ipynb", "-p", "n", text, "-r", "raw", text]
+        assert papermill_run.main(command) == 0
+        papermill.cli.papermill(command, standalone_mode=False)
+        ours, theirs = seen
+        assert ours == theirs == {"n": value, "raw": text}
+        assert type(ours["n"]) is type(theirs["n"]) is type(value)
+
+
+def test_papermill_run_takes_yaml_for_lists_and_later_options_win(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(papermill_run, "run", lambda *found: seen.append(found[2]))
+    files = [str(TEMPLATE), "b.ipynb"]
+    document = "{depths: [2, 4], rate: 0.5, day: 2024-01-02}"
+    assert papermill_run.main([*files, "-p", "rate", "1e-3", "-y", document]) == 0
+    assert seen == [{"depths": [2, 4], "rate": 0.001, "day": "2024-01-02"}]
+    for wrong, message in (("[1, 2]", "it must be a mapping"), ("{", "expected")):
+        with pytest.raises(SystemExit):
+            papermill_run.main([*files, "-y", wrong])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from fields import REPEATABLE
+from examples import REPEATABLE
 from hypothesis import example, given
 from hypothesis import strategies as st
 

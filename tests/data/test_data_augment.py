@@ -73,7 +73,9 @@ def test_bytes_stay_bytes():
 
 def test_bad_arguments():
     generator = torch.Generator()
-    with pytest.raises(ValueError, match=r"x must have shape \(n, channels.*got \(3, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"x: shape \(3, 4, 4\) is not allowed; it must be \(n, channels"
+    ):
         crop_and_flip(torch.zeros(3, 4, 4), generator)
     with pytest.raises(ValueError, match=r"padding: -1 is not allowed; .* at least 0"):
         crop_and_flip(torch.zeros(1, 3, 4, 4), generator, padding=-1)

@@ -72,6 +72,10 @@ def test_cut_records_and_unknown_classes_are_named():
     damaged[3073] = 11
     with pytest.raises(ValueError, match=r"batch\.bin is damaged: record 1 has the class 11 of 10"):
         parse_records(bytes(damaged), "batch.bin", 10)
+    damaged = bytearray(records(3, 100, seed=0)[0])
+    damaged[2 * 3074] = 20
+    with pytest.raises(ValueError, match=r"record 2 has the coarse class 20 of 20"):
+        parse_records(bytes(damaged), "batch.bin", 100)
     assert parse_records(content, "batch.bin", 10)[1].tolist() == labels.tolist()
 
 

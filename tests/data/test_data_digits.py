@@ -74,7 +74,8 @@ def test_the_global_generator_is_left_alone():
 @pytest.mark.parametrize("size", [0, 1797, -1, 1.5, True, "500", None])
 def test_bad_test_size(size):
     with pytest.raises(
-        ValueError, match=rf"test_size must be an integer from 1 to 1796; got {size!r}"
+        ValueError,
+        match=rf"test_size: {size!r} is not allowed; it must be an integer from 1 to 1796",
     ):
         load_digits(test_size=size)
 

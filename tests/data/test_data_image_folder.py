@@ -146,10 +146,15 @@ def test_both_parts_of_a_set_in_the_data_folder(root):
 
 
 def test_bad_folders(root):
-    with pytest.raises(ValueError, match=r"must hold the folder test/; .*test is none"):
+    with pytest.raises(
+        ValueError, match=r"root: .* must hold the folder test/ and holds train, val"
+    ):
         ImageFolder(root, "test")
+    (root / "val").rename(root / "validation")
+    with pytest.raises(ValueError, match="must hold the folder val/ and holds train, validation"):
+        load_image_folder(root)
     (root / "empty").mkdir()
-    with pytest.raises(ValueError, match="must hold a folder for each class"):
+    with pytest.raises(ValueError, match="empty/ must hold a folder for each class"):
         ImageFolder(root, "empty")
     (root / "train" / "cow").mkdir()
     with pytest.raises(ValueError, match=r"class folder .*cow holds no image"):

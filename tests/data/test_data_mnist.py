@@ -46,6 +46,46 @@ def test_pixels_and_classes_end_up_where_the_files_say(tiny):
     assert data.provenance == f"{data.sha256} (not the official files)"
 
 
+@pytest.mark.parametrize(("part", "n"), [(1, 3), (3, 2)])
+@pytest.mark.parametrize("label", [10, 200, 255])
+def test_labels_that_are_no_digits_are_named(tiny, part, n, label):
+    labels = np.zeros(n, "u1")
+    labels[n - 1] = label
+    name = MNIST.files[part].name
+    (tiny / name).write_bytes(idx(labels))
+    with pytest.raises(
+        ValueError, match=rf"{name} is damaged: record {n - 1} has .* {label} of 10"
+    ):
+        load_mnist(tiny)
+    labels[n - 1] = 9
+    (tiny / name).write_bytes(idx(labels))
+    load_mnist(tiny)
+
+
+@pytest.mark.parametrize(
+    ("part", "shape", "message"),
+    [
+        (0, (3, 14, 56), r"train-images.* shape \[3, 14, 56\]; expected \[n, 28, 28\]"),
+        (2, (1, 56, 28), r"t10k-images.* shape \[1, 56, 28\]; expected \[n, 28, 28\]"),
+    ],
+)
+def test_a_damaged_header_is_named(tiny, part, shape, message):
+    """Of the right size and with the right number of values, but in another shape."""
+    (tiny / MNIST.files[part].name).write_bytes(idx(np.zeros(shape, "u1")))
+    with pytest.raises(ValueError, match=message):
+        load_mnist(tiny)
+
+
+def test_images_and_labels_of_two_sets_are_not_mixed(tiny, monkeypatch):
+    labels = idx(np.zeros(4, "u1"))
+    (tiny / MNIST.files[1].name).write_bytes(labels)
+    files = list(mnist.MNIST.files)
+    files[1] = replace(files[1], size=len(labels))
+    monkeypatch.setattr(mnist, "MNIST", replace(mnist.MNIST, files=tuple(files)))
+    with pytest.raises(ValueError, match=r"does not belong to .*: it has 4 labels for 3 images"):
+        load_mnist(tiny)
+
+
 def test_the_official_sizes_are_expected(tmp_path):
     for file, array in zip(MNIST.files, arrays(), strict=True):
         (tmp_path / file.name).write_bytes(idx(array))

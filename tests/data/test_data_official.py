@@ -21,9 +21,10 @@ def digest(content):
     return hashlib.sha256(content).hexdigest()
 
 
-def published(downloads=()):
+def published(address="http://127.0.0.1:9", registry=None):
     files = tuple(DataFile(name, len(data), digest(data)) for name, data in CONTENTS.items())
-    return Published("tiny", "tiny-archive", files, dict(downloads))
+    registry = {"none.tar.gz": "0" * 64} if registry is None else registry
+    return Published("tiny", "tiny-archive", files, f"{address}/", registry)
 
 
 def write(place, **changes):
@@ -95,7 +96,7 @@ def test_a_set_of_which_a_part_is_there_is_not_downloaded_over(tmp_path):
     write(tmp_path / "tiny")
     (tmp_path / "tiny" / "two.bin").unlink()
     with pytest.raises(ValueError, match=r"tiny is incomplete: two\.bin missing"):
-        read_published(published({"http://127.0.0.1:9/none.tar.gz": "0" * 64}), tmp_path)
+        read_published(published(), tmp_path)
 
 
 def test_the_folder_comes_from_the_argument_or_the_environment(tmp_path, monkeypatch):
@@ -107,18 +108,31 @@ def test_the_folder_comes_from_the_argument_or_the_environment(tmp_path, monkeyp
     assert data_folder() == tmp_path
     (tmp_path / "other").mkdir()
     assert data_folder(tmp_path / "other") == tmp_path / "other"
-    with pytest.raises(ValueError, match=r"folder that exists; got '.*absent'"):
+    with pytest.raises(ValueError, match=r"folder: '.*absent' is not allowed.* folder that exists"):
         data_folder(tmp_path / "absent")
     monkeypatch.setenv("COMPANION_DATA", "no/such")
-    with pytest.raises(ValueError, match="got 'no/such'"):
+    with pytest.raises(ValueError, match="folder: 'no/such' is not allowed"):
         data_folder()
 
 
 def test_without_pooch_an_absent_set_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(ValueError, match=r"tiny is not in the data folder.*install pooch"):
-        read_published(published({"http://127.0.0.1:9/none.tar.gz": "0" * 64}), tmp_path)
+        read_published(published(), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_files_that_are_there_are_read_and_checked_without_pooch(tmp_path, monkeypatch, pack):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    write(tmp_path / "tiny")
+    if pack:
+        for name, content in CONTENTS.items():
+            (tmp_path / "tiny" / name).unlink()
+            (tmp_path / "tiny" / f"{name}.gz").write_bytes(gzip.compress(content))
+    assert read_published(published(), tmp_path).official
+    write(tmp_path / "tiny", two=b"\x01" * 18)
+    assert not read_published(published(), tmp_path).official
 
 
 @pytest.fixture
@@ -157,9 +171,7 @@ def as_single_files(folder):
 def test_an_absent_set_is_downloaded_once(tmp_path, served, packed):
     folder, address = served
     names = packed(folder)
-    wanted = published(
-        {f"{address}/{name}": digest((folder / name).read_bytes()) for name in names}
-    )
+    wanted = published(address, {name: digest((folder / name).read_bytes()) for name in names})
     root = tmp_path / "data"
     root.mkdir()
     content = read_published(wanted, root)
@@ -176,7 +188,7 @@ def test_an_absent_set_is_downloaded_once(tmp_path, served, packed):
 def test_a_failed_download_leaves_nothing(tmp_path, served, fault):
     folder, address = served
     first, second = as_single_files(folder)
-    hashes = {f"{address}/{name}": digest((folder / name).read_bytes()) for name in (first, second)}
+    hashes = {name: digest((folder / name).read_bytes()) for name in (first, second)}
     if fault == "not there":
         (folder / second).unlink()
     else:
@@ -184,7 +196,7 @@ def test_a_failed_download_leaves_nothing(tmp_path, served, fault):
     root = tmp_path / "data"
     root.mkdir()
     with pytest.raises(ValueError, match=rf"cannot be downloaded from {address}/{second}"):
-        read_published(published(hashes), root)
+        read_published(published(address, hashes), root)
     assert list(root.iterdir()) == []
 
 

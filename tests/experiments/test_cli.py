@@ -1,3 +1,5 @@
+import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -5,21 +7,132 @@ from pathlib import Path
 import pytest
 import torch
 
+import companion
 from companion.__main__ import main
-from companion.experiments import experiment, experiments
+from companion.commands.show import find_result
+from companion.experiments import experiment
+from companion.listing import entries
 from companion.results import Findings, Result
 
+ROOT = Path(__file__).parents[2]
 TINY = ["--set", "depths=[2]", "--set", "seeds=1", "--set", "epochs=1"]
 
 
-def test_list_names_every_experiment_and_its_parameters(capsys):
+def test_list_names_every_experiment(capsys):
     assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, entry in zip(lines, entries().values(), strict=True):
+        assert line.split()[:2] == [entry.id, entry.chapter]
+        assert line.endswith(entry.title)
+
+
+def test_list_of_one_tells_its_claims_and_parameters(capsys):
+    assert main(["list", "S22-F3a"]) == 0
     out = capsys.readouterr().out
-    for entry in experiments().values():
-        assert entry.id in out
-        assert entry.title in out
-        for values in entry.tiers.values():
-            assert all(f"{name}={value}" in out for name, value in values.items())
+    for text in ("residual_steps", "CL57, CL58", "depths=(2, 4, 8, 16, 64)", "seeds=10"):
+        assert text in out
+
+
+def test_listing_and_errors_do_not_import_torch():
+    code = """
+import sys
+from companion.__main__ import main
+assert main(["list"]) == main(["list", "FW8-T"]) == 0
+assert main(["run", "s22-f3a"]) == main(["list", "S22-F9"]) == 2
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "experiment: 's22-f3a' is not allowed; did you mean 'S22-F3a'?" in done.stderr
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--version"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"companion {companion.__version__}\n"
+
+
+def test_show_prints_a_record_and_a_file(tmp_path, capsys):
+    recorded = find_result("S22-F3a")
+    recorded.save(tmp_path / "mine.json")
+    for name in ("S22-F3a", "S22-F3a.smoke", str(tmp_path / "mine.json")):
+        assert main(["show", name]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("S22-F3a, tier smoke, seed 0, cpu")
+        assert "CL58 holds: " in out
+        assert "depths: shape (5,)" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("S22-F3b.full", "the tiers ['smoke'] are recorded"),
+        ("s22-f3a", "did you mean 'S22-F3a'?"),
+        ("no/file.json", "it must be one of"),
+    ],
+)
+def test_show_of_what_is_not_there(capsys, name, message):
+    assert main(["show", name]) == main(["plot", name]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_plot_draws_every_curve(tmp_path, capsys):
+    target = tmp_path / "curves.png"
+    assert main(["plot", "S22-F3a", "--out", str(target)]) == 0
+    assert target.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"{target}\n"
+    assert main(["plot", "Q20-PC.smoke", "--out", str(target)]) in (0, 2)
+
+
+def test_a_record_gets_a_tiny_run_to_be_compared_with(tmp_path, capsys):
+    assert main(["run", "Q20-ST", "--out", str(tmp_path)]) == 0
+    result = Result.load(tmp_path / "Q20-ST.smoke.json")
+    assert result.tiny is not None
+    assert result.moved == ()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A copy of what `companion new` writes to."""
+    (tmp_path / "tests" / "experiments").mkdir(parents=True)
+    (tmp_path / "companion" / "commands").mkdir(parents=True)
+    shutil.copy(ROOT / "companion" / "claims.py", tmp_path / "companion")
+    monkeypatch.setattr("companion.commands.new.__file__", str(tmp_path / "companion/commands/new"))
+    return tmp_path
+
+
+def test_new_writes_an_experiment_its_row_and_its_test(checkout, capsys, monkeypatch):
+    assert main(["new", "FW99", "limits", "some", "words"]) == 0
+    out = capsys.readouterr().out
+    module = checkout / "companion/experiments/limits/fw99_some_words.py"
+    test = checkout / "tests/experiments/limits/test_fw99.py"
+    for path in (module, test, checkout / "companion/claims.py"):
+        assert str(path) in out
+        compile(path.read_text(), path, "exec")
+    spec = importlib.util.spec_from_file_location("claims", checkout / "companion/claims.py")
+    claims = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "claims", claims)
+    spec.loader.exec_module(claims)
+    assert claims.CATALOGUE["FW99"].chapter == "limits"
+    assert '"FW99"' in module.read_text()
+    assert (module.parent / "__init__.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["FW1", "limits", "a", "b"], "ID: 'FW1' is not allowed; it must be new"),
+        (["fw99", "limits", "a", "b"], "ID: 'fw99' is not allowed"),
+        (["FW99", "limit", "a", "b"], "chapter: 'limit' is not allowed; did you mean 'limits'?"),
+        (["FW99", "limits", "A", "b"], "words: ('A', 'b') is not allowed"),
+    ],
+)
+def test_new_refuses_what_would_not_be_found(checkout, capsys, arguments, message):
+    before = contents(checkout)
+    assert main(["new", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert contents(checkout) == before
 
 
 def test_run_writes_the_result_and_reports_the_claims(tmp_path, capsys):
@@ -47,19 +160,25 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["S22-F9"], "'S22-F3a'"),
-        (["S22-F3a", "--tier", "huge"], "['smoke', 'full']"),
-        (["S22-F3a", "--set", "depth=[2]"], "'depths'"),
-        (["S22-F3a", "--set", "depths=two"], "--set must be NAME=JSON"),
+        (["S22-F9"], "did you mean 'S22-F"),
+        (["S22-F3a", "--tier", "huge"], "['smoke', 'full', 'tiny']"),
+        (["S22-F3a", "--set", "depth=[2]"], "did you mean 'depths'"),
+        (
+            ["S22-F3a", "--set", "depths=two"],
+            "--set: 'depths=two' is not allowed; it must be NAME=JSON",
+        ),
         (["S22-F3a", "--set", "depths"], "the = is missing"),
-        (["S22-F3a", "--set", 'depths="two"'], "'depths' must be a tuple"),
+        (["S22-F3a", "--set", 'depths="two"'], "depths: 'two' is not allowed; it must be a tuple"),
         (["S22-F3a", "--device", "gpu"], "device must be one of ['cpu'"),
         (["S22-F3a", "--device", "nonsense"], "got 'nonsense'"),
-        (["S22-F3a", "--device", "meta"], "device must be cpu, cuda or cuda:INDEX; got 'meta'"),
-        (["S22-F3a", "--device", "mps"], "got 'mps'"),
-        (["S22-F3a", "--seed", "-1"], "seed must be an integer from 0 to 2^63 - 1; got -1"),
-        (["S22-F3a", "--seed", str(2**63)], "seed must be an integer from 0 to 2^63 - 1"),
-        (["S22-F3a", "--every", "120"], "every must lie between 0 and 60"),
+        (["S22-F3a", "--device", "meta"], "device: 'meta' is not allowed; it must be cpu"),
+        (["S22-F3a", "--device", "mps"], "'mps'"),
+        (["S22-F3a", "--seed", "-1"], "seed: -1 is not allowed; it must be an integer from 0"),
+        (["S22-F3a", "--seed", str(2**63)], f"seed: {2**63} is not allowed"),
+        (
+            ["S22-F3a", "--every", "120"],
+            "every: 120.0 is not allowed; it must lie between 0 and 60",
+        ),
     ],
 )
 def test_unknown_names_exit_with_the_known_ones(tmp_path, capsys, arguments, message):
@@ -74,14 +193,14 @@ def test_no_command_shows_the_usage(capsys):
     with pytest.raises(SystemExit) as exit:
         main([])
     assert exit.value.code == 2
-    assert "{list,run}" in capsys.readouterr().err
+    assert "{list,run,show,plot,new}" in capsys.readouterr().err
 
 
 def test_the_exit_status_reaches_the_shell():
     command = [sys.executable, "-m", "companion", "run", "nothing"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "S22-F3a" in done.stderr
+    assert "experiment: 'nothing' is not allowed" in done.stderr
 
 
 def test_global_settings_come_back(tmp_path):
@@ -101,14 +220,15 @@ def squares(monkeypatch):
         watch["computed"].append(x)
         return x**power
 
-    def function(run, *, power):
+    def function(run, *, power=2):
         return Findings(run.map(compute, {str(x): (x, power) for x in range(3)}))
 
     # As if it lay in the package: the provenance hashes the code of the function's module.
     function.__module__ = "companion.train"
-    tiers = {"smoke": {"power": 2}, "full": {"power": 2}}
-    entry = experiment(id="X", title="a test", paper="none", claims=(), tiers=tiers)(function)
-    monkeypatch.setattr("companion.__main__.find", lambda id: entry)
+    entry = experiment("X", "a test", paper="none", claims=(), full={})(function)
+    monkeypatch.setattr("companion.__main__.locate", lambda id: None)
+    monkeypatch.setattr("companion.commands.run.find", lambda id: entry)
+    monkeypatch.setattr("companion.commands.run.checked", lambda result, entry: result)
     return watch
 
 
@@ -243,7 +363,7 @@ def test_a_run_begun_to_replace_a_result_can_be_resumed(tmp_path, squares):
 def test_a_place_that_cannot_be_written(tmp_path, capsys, squares, place):
     (tmp_path / "file").write_text("kept")
     assert run_squares(tmp_path / place) == 2
-    assert "--out must be a folder that can be written; got" in capsys.readouterr().err
+    assert "it must be a folder that can be written" in capsys.readouterr().err
     assert squares["computed"] == []
     assert (tmp_path / "file").read_text() == "kept"
 

@@ -1,5 +1,7 @@
 """Models in files: class, arguments, graph, basis and values, and files that hold none of them."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -15,10 +17,11 @@ from companion import (
 )
 from companion.files import load_checkpoint, save_checkpoint
 from companion.gradients import Adjoint, Reconstruct
+from companion.methods import get_solver
 from companion.models import ContinuousMLP, ContinuousNet, ResNet, load, ode_blocks, save
 from companion.train import seeded
 
-KNOBS = ("method", "steps", "gradient", "scale", "rtol", "atol")
+KNOBS = ("solver", "gradient", "scale")
 
 
 def own_unit(channels):
@@ -64,10 +67,8 @@ def several_changes():
 
 
 def adaptive():
-    model = net(basis=DiscontinuousLinear(2)).with_graph(method="dopri5")
-    for block in ode_blocks(model):
-        block.rtol, block.atol = 1e-1, 1e-2
-    return model
+    model = net(basis=DiscontinuousLinear(2))
+    return model.with_graph(method="dopri5", rtol=1e-1, atol=1e-2)
 
 
 def tied():
@@ -149,22 +150,101 @@ class Subclass(ContinuousNet):
     """Not a class that a file can name."""
 
 
+def residual_network():
+    return ResNet((2, 2), width=2)
+
+
+def block():
+    return OdeBlock(nn.Linear(3, 3), PiecewiseConstant(2), steps=2)
+
+
 @pytest.mark.parametrize(
-    "model",
-    [nn.Linear(2, 2), OdeBlock(nn.Linear(2, 2)), ResNet((2, 2), width=2), Subclass(channels=(2,))],
-    ids=lambda model: type(model).__name__,
+    "make",
+    [lambda: nn.Linear(3, 2), block, residual_network, lambda: Subclass(channels=(2,))],
+    ids=["Linear", "OdeBlock", "ResNet", "Subclass"],
 )
-def test_models_that_cannot_be_made_anew_are_refused(model, tmp_path):
-    with pytest.raises(TypeError, match=f"a {type(model).__name__} cannot be saved"):
-        save(model, tmp_path / "model.pt")
-    assert not list(tmp_path.iterdir())
+def test_other_models_take_over_what_a_file_holds(make, tmp_path):
+    with seeded(0):
+        model = make().double().eval()
+    for part in ode_blocks(model):
+        part.refine()
+        part.solver = get_solver("rk4", part.steps)
+    save(model, tmp_path / "model.pt")
+    with pytest.raises(TypeError, match=r"model: None is not allowed; .* load\(path, model\)"):
+        load(tmp_path / "model.pt")
+    with seeded(1):
+        fresh = make()
+    with pytest.raises(TypeError, match=r"\['steps'\] is not allowed; the file asks for \[\]"):
+        load(tmp_path / "model.pt", fresh, steps=3)
+    again = load(tmp_path / "model.pt", fresh)
+    assert again is fresh
+    assert not again.training
+    for ours, wanted in zip(ode_blocks(again), ode_blocks(model), strict=True):
+        assert ours.weights.basis == wanted.weights.basis
+        assert (ours.method, ours.steps) == (wanted.method, wanted.steps)
+    state = again.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(state[name], value)
+
+
+def test_a_file_of_another_model_is_refused(tmp_path):
+    save(block(), tmp_path / "block.pt")
+    with pytest.raises(ValueError, match=r"does not fit model: .*1 blocks, the model 0"):
+        load(tmp_path / "block.pt", nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"(?s)does not fit model: .*size mismatch"):
+        load(tmp_path / "block.pt", OdeBlock(nn.Linear(4, 4)))
 
 
 def test_a_gradient_with_tensors_is_refused(tmp_path):
     extra = torch.ones(1, requires_grad=True)
-    model = as_made().with_graph(gradient=Adjoint(params=[extra]))
-    with pytest.raises(ValueError, match="its gradient holds a Tensor"):
+    model = as_made()
+    model.blocks[1].params = (extra,)
+    with pytest.raises(ValueError, match=r"block 1 has params=.*set block.params after loading"):
         save(model, tmp_path / "net.pt")
+
+
+@dataclass(frozen=True)
+class Legendre(Chebyshev):
+    """A basis of one's own."""
+
+
+class Steps:
+    """A basis of one's own that is no data class and has no words for itself."""
+
+    cells = size = 2
+    continuity = -1
+
+    def at(self, place):
+        return ((place.cell, 1.0),)
+
+    def refined(self):
+        raise TypeError
+
+    def refine(self, coefficients):
+        raise TypeError
+
+    def interpolate(self, values):
+        return values
+
+
+@pytest.mark.parametrize(("basis", "name"), [(Legendre(2), "Legendre"), (Steps(), "Steps")])
+def test_a_basis_of_ones_own_is_named_as_the_reason(basis, name, tmp_path):
+    model = nn.Sequential(block(), OdeBlock(nn.Linear(3, 3), basis))
+    with pytest.raises(ValueError, match=rf"the basis .*{name}.* of block 1 .*block\.project") as e:
+        save(model, tmp_path / "net.pt")
+    assert "gradient" not in str(e.value)
+    assert not list(tmp_path.iterdir())
+    model[1] = model[1].project(PiecewiseConstant(2))
+    save(model, tmp_path / "net.pt")
+
+
+def test_an_argument_that_is_a_basis_of_ones_own_is_asked_for(tmp_path):
+    model = net(basis=Legendre(2))
+    for k, part in enumerate(model.blocks):
+        model.blocks[k] = part.project(Chebyshev(2))
+    save(model, tmp_path / "net.pt")
+    again = load(tmp_path / "net.pt", basis=Legendre(2))
+    assert again.blocks[0].weights.basis == Chebyshev(2)
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
@@ -231,9 +311,12 @@ def changed(state, *keys, value):
         (("class",), "Adam", "has no class 'Adam'"),
         (("class",), "load", "has no class 'load'"),
         (("arguments", "depth"), 3, "unexpected keyword argument 'depth'"),
-        (("blocks", 0, "basis", "name"), "project", "neither a basis nor a gradient"),
-        (("blocks", 0, "basis", "name"), "linear_maps", "has no 'linear_maps'"),
-        (("blocks", 0, "basis", "module"), "os", "os"),
+        (("blocks", 0, "basis", "code"), "project()", "neither a basis nor a gradient"),
+        (("blocks", 0, "basis", "code"), "linear_maps", "has no public 'linear_maps'"),
+        (("blocks", 0, "basis", "code"), "os.system('true')", "malformed|os"),
+        (("blocks", 0, "basis", "code"), "__import__('os')", "malformed|__import__"),
+        (("blocks", 0, "basis", "code"), "resnet(depth=18)", "neither a basis nor a gradient"),
+        (("blocks", 0, "basis", "code"), "Chebyshev(size=", "never closed"),
         (("blocks",), [], "0 blocks"),
         (("values", "head.bias"), torch.zeros(9), "head.bias"),
         (("values", "extra"), torch.zeros(9), "extra"),

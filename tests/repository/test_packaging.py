@@ -15,9 +15,11 @@ from importlib.metadata import (
     version,
 )
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from fields import COMPILE
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -33,6 +35,13 @@ LOCAL = {
     path.stem for folder in ("book", "tools", "tests") for path in ROOT.glob(f"{folder}/**/*.py")
 }
 LOCAL |= {"benchmarks", "companion"}
+TARGETS = {
+    target
+    for line in (ROOT / "Makefile").read_text().splitlines()
+    if (match := re.match(r"([a-z ]+):", line))
+    for target in match[1].split()
+}
+COMMAND = re.compile(r"(\.ci/run|make)( (?P<target>[a-z]+|\$\{\{ matrix\.target \}\}))?")
 
 
 def pins() -> dict[str, Version]:
@@ -57,6 +66,15 @@ def test_every_dependency_is_pinned_to_a_version_it_allows():
         assert pin is not None, f"{requirement.name} is not in constraints.txt"
         assert pin in requirement.specifier, f"{requirement} does not allow {pin}"
         assert requirement.specifier, f"{requirement.name} has no lower bound in pyproject.toml"
+
+
+def test_compiled_paths_ask_for_a_newer_torch_by_name():
+    (needed,) = map(Requirement, PROJECT["optional-dependencies"]["compile"])
+    (lowest,) = (r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "torch")
+    (bound,) = lowest.specifier
+    newer = ".".join(map(str, COMPILE))
+    assert str(needed) == f"torch>={newer}"
+    assert Version(bound.version) < Version(newer)
 
 
 def test_no_pin_names_a_machine():
@@ -175,14 +193,38 @@ def test_workflows_are_valid():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def targets(job: dict[str, Any]) -> set[str]:
+    """Return the targets of the Makefile that a job runs; `.ci/run` alone runs `test`."""
+    matrix = job.get("strategy", {}).get("matrix", {})
+    found = set()
+    for step in job["steps"]:
+        command = step.get("run", "make book")
+        if command.startswith("apt-get"):  # what a bare container lacks
+            continue
+        match = COMMAND.fullmatch(command)
+        assert match is not None, f"not a target: {command}"
+        name = match["target"] or "test"
+        found |= set(matrix["target"]) if name == "${{ matrix.target }}" else {name}
+    return found
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_jobs_are_bounded_and_run_the_readme_commands(path):
+def test_jobs_are_bounded_and_run_the_targets_of_the_makefile(path):
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {"contents": "read"}
     for name, job in workflow["jobs"].items():
         assert "timeout-minutes" in job, f"{name} may run for hours"
-        for step in job["steps"]:
-            assert step.get("run", "make book") in (".ci/run", "make book"), step
+        assert targets(job) <= TARGETS, name
+
+
+def test_the_week_checks_what_a_change_does_not():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "weekly.yml").read_text())["jobs"]
+    found = set().union(*map(targets, jobs.values()))
+    assert found == {"test", "weekly", "portable", "oldest", "newest", "lock", "book"}
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\nweekly: environment ##" in makefile
+    assert "\tCOMPANION_FRESH=1 $(PYTEST)\n" in makefile
+    assert "\tATEN_CPU_CAPABILITY=default $(PYTEST)\n" in makefile
 
 
 def test_ci_script_ends_with_the_readme_test_command():
@@ -191,5 +233,5 @@ def test_ci_script_ends_with_the_readme_test_command():
     subprocess.run(["bash", "-n", script], check=True)
     text = script.read_text()
     assert "set -euo pipefail" in text
-    assert text.splitlines()[-1] == "CD_REQUIRE_BROWSER=1 make test"
+    assert text.splitlines()[-1] == 'CD_REQUIRE_BROWSER=1 make "${1:-test}"'
     assert re.search(r"^make test\b", (ROOT / "README.md").read_text(), re.MULTILINE)

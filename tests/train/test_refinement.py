@@ -210,7 +210,7 @@ def test_snapshots_know_the_refinement(tmp_path):
 
 
 def test_models_that_cannot_be_refined_are_refused_before_training():
-    with pytest.raises(ValueError, match="an OdeBlock; got Linear without one"):
+    with pytest.raises(ValueError, match="model: Linear without an OdeBlock"):
         train(nn.Linear(3, 1).double())
     model = net(Constant())
     before = copy.deepcopy(model)
@@ -224,12 +224,16 @@ def test_models_that_cannot_be_refined_are_refused_before_training():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (([2, 4],), TypeError, r"at must be a tuple.*got \[2, 4\]"),
-        (((0, 2),), ValueError, r"at must hold integers from 1.*got \(0, 2\)"),
-        (((4, 2),), ValueError, r"rising order; got \(4, 2\)"),
-        (((2, 2),), ValueError, r"rising order; got \(2, 2\)"),
-        (((1.5,),), ValueError, "at must hold integers"),
-        (((2,), "keep"), ValueError, "momentum must be one of .*split.*drop.*got 'keep'"),
+        (([2, 4],), TypeError, r"at: \[2, 4\] is not allowed; it must be a tuple"),
+        (((0, 2),), ValueError, r"at: \(0, 2\) is not allowed; it must hold integers from 1"),
+        (((4, 2),), ValueError, r"at: \(4, 2\) .* rising order"),
+        (((2, 2),), ValueError, r"at: \(2, 2\) .* rising order"),
+        (((1.5,),), ValueError, r"at: \(1\.5,\) .* must hold integers"),
+        (
+            ((2,), "keep"),
+            ValueError,
+            "momentum: 'keep' is not allowed; it must be one of .*split.*drop",
+        ),
     ],
 )
 def test_bad_refinements(arguments, error, message):
@@ -335,3 +339,46 @@ def test_parameters_without_state_or_basis_are_left_alone():
     split_optimiser_state(made, before)
     assert made.state[head.weight]["momentum_buffer"] is kept
     assert set(made.state) == set(head.parameters())
+
+
+def test_state_that_will_not_split_is_refused_before_training():
+    """Adafactor keeps sums over rows and columns; of a vector it keeps what can be split."""
+    model = net()
+    start, state = copy.deepcopy(model), torch.get_rng_state()
+    adafactor = partial(torch.optim.Adafactor, lr=0.01)
+    with pytest.raises(ValueError, match=r"optimiser: Adafactor is not allowed.*momentum='drop'"):
+        train(model, optimiser=adafactor)
+    assert same(model, start)
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    train(model, optimiser=adafactor, momentum="drop")
+    assert not same(model, start)
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        SGD,
+        ADAM,
+        torch.optim.SGD,
+        torch.optim.RMSprop,
+        torch.optim.Adagrad,
+        torch.optim.ASGD,
+        torch.optim.Adadelta,
+        torch.optim.Rprop,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+    ],
+)
+def test_state_that_will_split_passes_and_nothing_is_touched(optimiser):
+    model = net()
+    start = copy.deepcopy(model)
+    made = optimiser(model.parameters())
+    state = copy.deepcopy(made.state_dict())
+    for parameter in model.parameters():  # left from before: the copies must not step along it
+        parameter.grad = torch.ones_like(parameter)
+    Refinement((1,)).check_optimiser(model, made)
+    assert same(model, start)
+    assert made.state_dict().keys() == state.keys()
+    assert len(made.state_dict()["state"]) == len(state["state"])
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())

@@ -14,6 +14,7 @@ from companion.train import (
     error_rate,
     evaluating,
     fit,
+    misclassified,
     seeded,
     step_decay,
 )
@@ -69,6 +70,54 @@ def test_equals_a_loop_written_out():
         losses.append(total / 20)
     torch.testing.assert_close(weights(model), weights(other), rtol=0, atol=1e-15)
     assert history["loss"] == pytest.approx(losses, rel=1e-14)
+
+
+def test_the_last_smaller_batch_can_be_left_out():
+    """20 rows in batches of 6: three steps an epoch, and a mean loss over 18 rows."""
+    model, (x, y) = problem()
+    other, seen = copy.deepcopy(model), []
+
+    def schedule(fraction):
+        seen.append(fraction)
+        return 1 - fraction
+
+    history = train(model, (x, y), epochs=2, drop_last=True, schedule=schedule)
+    optimiser = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
+    generator = torch.Generator().manual_seed(5)
+    losses = []
+    for epoch in range(2):
+        total = 0.0
+        for step, rows in enumerate(torch.randperm(20, generator=generator)[:18].split(6)):
+            optimiser.param_groups[0]["lr"] = 0.1 * (1 - (3 * epoch + step) / 6)
+            optimiser.zero_grad()
+            value = mse(other, x[rows], y[rows])
+            value.backward()
+            optimiser.step()
+            total += value.item() * len(rows)
+        losses.append(total / 18)
+    assert seen == [step / 6 for step in range(6)]
+    torch.testing.assert_close(weights(model), weights(other), rtol=0, atol=1e-15)
+    assert history["loss"] == pytest.approx(losses, rel=1e-14)
+
+
+def test_leaving_out_changes_nothing_where_the_batches_fit():
+    model, data = problem(18)
+    other = copy.deepcopy(model)
+    assert train(model, data) == train(other, data, drop_last=True)
+    assert torch.equal(weights(model), weights(other))
+
+
+def test_samples_read_on_demand_leave_out_the_last_batch_too():
+    model, data = problem()
+    sizes = []
+
+    def loss(model, x, y):
+        sizes.append(len(x))
+        return mse(model, x, y)
+
+    fit(model, loss, Noisy(*data, noise=0.0), optimiser=make_adam, epochs=2, batch_size=6,
+        drop_last=True, generator=torch.Generator())  # fmt: skip
+    assert sizes == [6] * 6
 
 
 def test_augmentation_changes_what_is_trained_on_and_nothing_else():
@@ -205,6 +254,41 @@ def test_a_run_stopped_at_any_step_resumes_to_the_same_bits(tmp_path, stop, opti
     assert all(torch.equal(a, b) for a, b in zip(resumed[2], unbroken[2], strict=True))
 
 
+@pytest.mark.parametrize("stop", [3, 4, 6, 12])
+def test_a_run_that_leaves_out_batches_resumes_to_the_same_bits(tmp_path, stop):
+    """Three steps an epoch: stopped inside one, at its end, and in the last step."""
+
+    def run(path, stop=None):
+        model, data = problem()
+        calls = []
+
+        def loss(model, x, y):
+            calls.append(len(x))
+            if len(calls) == stop:
+                raise Killed
+            return mse(model, x, y)
+
+        history = fit(
+            model,
+            loss,
+            data,
+            optimiser=make_adam,
+            epochs=4,
+            batch_size=6,
+            drop_last=True,
+            generator=torch.Generator().manual_seed(5),
+            snapshot=path and Snapshot(path, every=0),
+        )
+        return weights(model), history
+
+    path = tmp_path / "last.pt"
+    with pytest.raises(Killed):
+        run(path, stop)
+    resumed, unbroken = run(path), run(None)
+    assert torch.equal(resumed[0], unbroken[0])
+    assert resumed[1] == unbroken[1]
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     model, data = problem()
     snapshot = Snapshot(tmp_path / "last.pt")
@@ -236,6 +320,7 @@ def sgd(rate, **options):
     [
         ({"batch_size": 5}, r"batch_size \(6 there, 5 here\)"),
         ({"clip": 0.5}, r"clip \(None there, 0\.5 here\)"),
+        ({"drop_last": True}, r"drop_last \(None there, True here\)"),
         ({"optimiser": torch.optim.Adam}, r"optimiser \(SGD there, Adam here\)"),
         ({"optimiser": torch.optim.RMSprop}, r"optimiser \(SGD there, RMSprop here\)"),
         ({"optimiser": sgd(0.5, momentum=0.9)}, r"group\.0\.lr \(0\.1 there, 0\.5 here\);"),
@@ -302,7 +387,9 @@ def test_more_epochs_lengthen_a_run_and_fewer_are_refused(tmp_path):
     whole, _ = problem()
     assert train(whole, data, epochs=5) == history
     assert torch.equal(weights(whole), weights(model))
-    with pytest.raises(ValueError, match=r"epochs must be at least the 5 already done; got 3"):
+    with pytest.raises(
+        ValueError, match=r"epochs: 3 is not allowed; it must be at least the 5 already done"
+    ):
         train(model, data, epochs=3, snapshot=snapshot)
 
 
@@ -331,24 +418,42 @@ def test_snapshots_keep_their_distance(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"epochs": 0}, ValueError, "epochs must be at least 1; got 0"),
+        ({"epochs": 0}, ValueError, "epochs: 0 is not allowed; it must be at least 1"),
         ({"epochs": 2.0}, TypeError, r"epochs must be of type int; got 2\.0"),
-        ({"batch_size": 0}, ValueError, "batch_size must be at least 1; got 0"),
-        ({"workers": -1}, ValueError, "workers must be at least 0; got -1"),
-        ({"workers": 2}, ValueError, "workers must be 0 for tensors, which are in memory; got 2"),
+        ({"batch_size": 0}, ValueError, "batch_size: 0 is not allowed; it must be at least 1"),
+        ({"workers": -1}, ValueError, "workers: -1 is not allowed; it must be at least 0"),
+        ({"workers": 2}, ValueError, "workers: 2 is not allowed; it must be 0 for tensors"),
         ({"workers": 0.5}, TypeError, r"workers must be of type int; got 0\.5"),
-        ({"parallel": True}, ValueError, "parallel=True needs processes.*torchrun"),
+        (
+            {"parallel": True},
+            ValueError,
+            "parallel: True is not allowed.*needs processes.*torchrun",
+        ),
         ({"batch_size": 2.0}, TypeError, r"batch_size must be of type int; got 2\.0"),
         ({"batch_size": True}, TypeError, "batch_size must be of type int; got True"),
-        ({"clip": -1.0}, ValueError, r"clip must be above 0, or None; got -1\.0"),
-        ({"clip": 0}, ValueError, "clip must be above 0, or None; got 0"),
-        ({"clip": float("nan")}, ValueError, "clip must be above 0, or None; got nan"),
+        ({"clip": -1.0}, ValueError, r"clip: -1\.0 is not allowed; it must be above 0, or None"),
+        ({"clip": 0}, ValueError, "clip: 0 is not allowed; it must be above 0, or None"),
+        (
+            {"clip": float("nan")},
+            ValueError,
+            "clip: nan is not allowed; it must be above 0, or None",
+        ),
         ({"clip": "1"}, TypeError, "clip must be of type int or float or None; got '1'"),
         ({"generator": None}, TypeError, "generator must be of type Generator; got None"),
-        ({"schedule": 0.5}, TypeError, r"schedule must be a function or None; got 0\.5"),
-        ({"augment": 3}, TypeError, "augment must be a function or None; got 3"),
-        ({"on_epoch": {}}, TypeError, "on_epoch must be a function or None; got {}"),
-        ({"report": "x"}, TypeError, "report must be a function or None; got 'x'"),
+        (
+            {"schedule": 0.5},
+            TypeError,
+            r"schedule: 0\.5 is not allowed; it must be a function or None",
+        ),
+        ({"augment": 3}, TypeError, "augment: 3 is not allowed; it must be a function or None"),
+        ({"on_epoch": {}}, TypeError, "on_epoch: {} is not allowed; it must be a function or None"),
+        ({"drop_last": 1}, TypeError, "drop_last: 1 is not allowed; it must be True or False"),
+        (
+            {"drop_last": True, "batch_size": 21},
+            ValueError,
+            "batch_size: 21 .* drop_last.* 20 rows",
+        ),
+        ({"report": "x"}, TypeError, "report: 'x' is not allowed; it must be a function or None"),
         ({"snapshot": "x"}, TypeError, "snapshot must be of type Snapshot or None; got 'x'"),
     ],
 )
@@ -381,7 +486,9 @@ def test_the_weighted_mean_of_the_shares_is_the_mean_of_the_batch(rows, size):
 
 def test_bad_snapshots(tmp_path):
     for every in (-1, float("nan")):
-        with pytest.raises(ValueError, match=f"every must be at least 0 seconds; got {every}"):
+        with pytest.raises(
+            ValueError, match=f"every: {every} is not allowed; it must be at least 0"
+        ):
             Snapshot(tmp_path / "last.pt", every=every)
     with pytest.raises(TypeError, match="every must be of type int or float; got '3'"):
         Snapshot(tmp_path / "last.pt", every="3")
@@ -391,18 +498,21 @@ def test_bad_snapshots(tmp_path):
 
 def test_data_of_different_lengths():
     model, (x, y) = problem()
-    with pytest.raises(ValueError, match=r"equally many rows.*\[20, 19\]"):
+    with pytest.raises(ValueError, match=r"data: \[20, 19\] rows are not allowed.*equally many"):
         train(model, (x, y[1:]))
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (torch.zeros(4, 3), r"such as \(x, y\) or \(x,\),.*; got a bare Tensor"),
-        (None, "got a bare NoneType"),
-        ({"x": torch.zeros(4, 3)}, "got a bare dict"),
-        (np.zeros((4, 3)), "got a bare ndarray"),
-        ((np.zeros((4, 3)), torch.zeros(4)), r"must hold tensors.*got \(ndarray, Tensor\)"),
+        (torch.zeros(4, 3), r"data: a Tensor is not allowed.*such as \(x, y\)"),
+        (None, "data: a NoneType is not allowed"),
+        ({"x": torch.zeros(4, 3)}, "data: a dict is not allowed"),
+        (np.zeros((4, 3)), "data: a ndarray is not allowed"),
+        (
+            (np.zeros((4, 3)), torch.zeros(4)),
+            r"data: \(ndarray, Tensor\) is not allowed; it must hold tensors",
+        ),
         ((torch.zeros(4, 3), torch.zeros(())), "one row per sample"),
     ],
 )
@@ -414,9 +524,21 @@ def test_data_of_another_kind(data, message):
 @pytest.mark.parametrize(
     ("loss", "error", "message"),
     [
-        (lambda m, x, y: 0.5, TypeError, r"loss must return a tensor; got 0\.5"),
-        (lambda m, x, y: m(x).sum(1), ValueError, r"loss must return a scalar.*shape \(6,\)"),
-        (None, TypeError, r"loss must be a function loss\(model, \*batch\); got None"),
+        (
+            lambda m, x, y: 0.5,
+            TypeError,
+            r"loss: the value 0\.5 is not allowed; it must be a tensor",
+        ),
+        (
+            lambda m, x, y: m(x).sum(1),
+            ValueError,
+            r"loss: .*shape \(6,\) is not allowed; it must be a scalar",
+        ),
+        (
+            None,
+            TypeError,
+            r"loss: None is not allowed; it must be a function loss\(model, \*batch\)",
+        ),
     ],
 )
 def test_bad_losses(loss, error, message):
@@ -429,7 +551,9 @@ def test_bad_losses(loss, error, message):
 def test_an_optimiser_is_made_by_fit():
     model, data = problem()
     made = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(TypeError, match=r"optimiser must be a function.*; got SGD itself"):
+    with pytest.raises(
+        TypeError, match=r"optimiser: SGD itself is not allowed; it must be a function"
+    ):
         fit(model, lambda m, x, y: m(x).sum(), data, optimiser=made, epochs=1, batch_size=6,
             generator=torch.Generator())  # fmt: skip
 
@@ -531,9 +655,9 @@ def test_a_snapshot_of_other_samples_is_refused(tmp_path):
 
 def test_samples_read_on_demand_refuse_what_is_for_tensors():
     model, (x, y) = problem()
-    with pytest.raises(ValueError, match="augment must be None for samples that are read"):
+    with pytest.raises(ValueError, match=r"augment: .* it must be None for samples that are read"):
         train(model, Noisy(x, y, 0.0), augment=jitter)
-    with pytest.raises(ValueError, match="data must hold at least one sample"):
+    with pytest.raises(ValueError, match=r"data: .* at least (one|1)"):
         train(model, Noisy(x[:0], y[:0], 0.0))
 
 
@@ -562,8 +686,76 @@ def test_the_error_rate_is_that_of_the_model_in_evaluation_mode(batch_size, on_d
 
 
 def test_the_error_rate_of_nothing():
-    with pytest.raises(ValueError, match="data must hold at least one sample"):
+    with pytest.raises(ValueError, match=r"data: .* at least (one|1)"):
         error_rate(classifier(), (torch.zeros(0, 3).double(), torch.zeros(0, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_labels_of_any_integer_type_and_lists_of_tensors_are_compared(dtype):
+    scores, labels = torch.eye(3), torch.tensor([0, 1, 0], dtype=dtype)
+    assert error_rate(nn.Identity(), [scores, labels]) == 1 / 3
+    assert misclassified(scores, labels).tolist() == [False, False, True]
+    assert error_rate(nn.Identity(), Noisy(scores, labels, 0.0)) == 1 / 3  # no parameter, no device
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (torch.tensor([[0], [1], [2]]), ValueError, r"labels: shape \(3, 1\).*\(3,\).*squeeze"),
+        (torch.tensor([[0, 1, 2]]), ValueError, r"labels: shape|data: \[3, 1\] rows"),
+        (torch.eye(3, dtype=torch.int64), ValueError, r"labels: shape \(3, 3\) .*\(3,\)"),
+        (torch.eye(3), TypeError, r"labels: torch\.float32 .* classes' numbers"),
+        (torch.tensor([0.0, 1.0, 2.0]), TypeError, r"labels: torch\.float32 .* classes' numbers"),
+        (torch.tensor([True, False, True]), TypeError, r"labels: torch\.bool"),
+        (torch.tensor([0, 1, 3]), ValueError, "labels: 3 is not allowed.*0 to 2"),
+        (torch.tensor([0, -1, 2]), ValueError, "labels: -1 is not allowed.*0 to 2"),
+        (torch.tensor([0, 1]), ValueError, r"data: \[3, 2\] rows are not allowed"),
+        (torch.tensor(1), TypeError, "data: .*one row per sample"),
+        ([0, 1, 2], TypeError, r"data: \(Tensor, list\)"),
+    ],
+)
+def test_labels_that_would_be_compared_wrongly_are_refused(labels, error, message):
+    with pytest.raises(error, match=message):
+        error_rate(nn.Identity(), (torch.eye(3), labels))
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1, 2), (3, 2, 4, 4), (3, 0)])
+def test_scores_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"scores: shape .* must be \(samples, classes\)"):
+        error_rate(nn.Identity(), (torch.zeros(shape), torch.zeros(3, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ([(torch.eye(3), torch.arange(3))], TypeError, r"data: \(tuple\) is not allowed"),
+        ((torch.eye(3),), ValueError, "data: 1 tensors are not allowed"),
+        ((torch.eye(3), torch.arange(3), torch.arange(3)), ValueError, "data: 3 tensors"),
+        (torch.eye(3), TypeError, "data: a Tensor is not allowed"),
+        (iter([(torch.eye(3), torch.arange(3))]), TypeError, "data: a list_iterator is not"),
+        (
+            torch.utils.data.DataLoader([(torch.zeros(3), 0)]),
+            TypeError,
+            "data: a DataLoader is not allowed",
+        ),
+        (None, TypeError, "data: a NoneType is not allowed"),
+    ],
+)
+def test_data_that_are_not_samples_and_labels(data, error, message):
+    with pytest.raises(error, match=message):
+        error_rate(nn.Identity(), data)
+
+
+def test_scores_and_labels_are_tensors():
+    for pair, name in (((None, torch.arange(3)), "scores"), ((torch.eye(3), [0, 1, 2]), "labels")):
+        with pytest.raises(TypeError, match=rf"{name}: a \w+ is not allowed; give a tensor"):
+            misclassified(*pair)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "workers"])
+def test_bad_options_of_the_error_rate(name):
+    with pytest.raises(ValueError, match=f"{name}: -1 is not allowed"):
+        error_rate(nn.Identity(), (torch.eye(3), torch.arange(3)), **{name: -1})
 
 
 def test_modes_come_back_after_an_error():

@@ -6,31 +6,31 @@ forward and the backward pass. They are exact and the same on every machine.
 
 import math
 
+import numpy as np
 import torch
 
 from companion import odeint
+from companion.experiments import Part, Run, experiment, grid
 from companion.experiments.adjoint.random_field import TanhField
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
-from companion.gradients import Adjoint, Backprop, Checkpoint, Gradient
+from companion.gradients import Checkpoint, get_gradient
 from companion.observe import saved_bytes
 from companion.results import Claim, Findings
+
+METHODS = ("backprop", "checkpoint", "adjoint")
 
 
 @experiment(
     "C18-A7",
     "Bytes kept for the backward pass against steps and output times",
     paper="Chen et al. 2018, section 2 and Table 1",
-    claims=("CL06", "CL65"),
     full={"steps": (8, 16, 32, 64, 128, 256, 512, 1024), "batch": 2048},
+    tiny={"steps": (8, 16, 64), "outputs": (2, 5, 10), "batch": 4},
+    claims=("CL06", "CL65"),
 )
 def c18_a7(
-    run: Run,
-    *,
-    steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512),
-    outputs: tuple[int, ...] = (2, 5, 10, 20, 50, 100),
-    batch: int = 32,
-) -> Findings:
+    run: Run, *, steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512),
+    outputs: tuple[int, ...] = (2, 5, 10, 20, 50, 100), batch: int = 32,
+) -> Findings:  # fmt: skip
     """Count for rk4 with several numbers of steps, then with several numbers of output times.
 
     Curves: ``steps`` and ``outputs``; ``bytes_METHOD`` over steps and ``output_bytes_METHOD`` over
@@ -39,59 +39,38 @@ def c18_a7(
     ``megabytes_METHOD`` at the last number of steps, and ``growth_METHOD``, bytes at the last
     number of steps over those at the first.
     """
-
-    def count(part: Part, method: str, times: int, n: int) -> int:
-        return _count(_methods(n)[method], times, n, batch, run)
-
-    names = tuple(_methods(1))
-    deep = run.map(count, {f"{m}, {n} steps": (m, 2, n) for m in names for n in steps})
-    wide = run.map(count, {f"{m}, {k} times": (m, k, 2) for m in names for k in outputs})
-    curves = {f"bytes_{m}": [deep[f"{m}, {n} steps"] for n in steps] for m in names}
-    curves |= {f"output_bytes_{m}": [wide[f"{m}, {k} times"] for k in outputs] for m in names}
-    field, x0 = _problem(batch, run)
-    sizes = {"parameter_bytes": _size(*field.parameters()), "state_bytes": _size(x0)}
-    growth = {f"growth_{m}": curves[f"bytes_{m}"][-1] / curves[f"bytes_{m}"][0] for m in names}
-    largest = {f"megabytes_{m}": curves[f"bytes_{m}"][-1] / 1e6 for m in names}
-    over_output = max(
-        count / (k * sizes["state_bytes"])
-        for count, k in zip(curves["output_bytes_adjoint"], outputs, strict=True)
-    )
-    factor = steps[-1] / steps[0]
-    claims = [
-        Claim("CL06", f"bytes of the adjoint, {steps[-1]} steps over {steps[0]}",
-              growth["growth_adjoint"], low=1, high=1),
-        Claim("CL06", f"bytes of the adjoint over those of its output, 2 to {outputs[-1]} times",
-              over_output, low=1, high=1),
-        Claim("CL06", f"bytes of backprop, {steps[-1]} steps over {steps[0]}, over {factor:g}",
-              growth["growth_backprop"] / factor, low=0.94, high=1.06),
-        Claim("CL65", f"bytes of backprop over those of the parameters, {steps[-1]} steps",
-              curves["bytes_backprop"][-1] / sizes["parameter_bytes"], low=100),
-    ]  # fmt: skip
-    return Findings(
-        {**growth, **largest, **sizes}, {"steps": steps, "outputs": outputs, **curves}, claims
-    )
-
-
-def _methods(steps: int) -> dict[str, Gradient]:
-    """Return the gradient methods by name; checkpoints near the spacing that costs least."""
-    every = max(1, math.isqrt(steps) // 2)  # rk4 stores about four evaluations a step
-    return {"backprop": Backprop(), "checkpoint": Checkpoint(every), "adjoint": Adjoint()}
-
-
-def _problem(batch: int, run: Run) -> tuple[TanhField, torch.Tensor]:
     generator = torch.Generator().manual_seed(run.seed)
     field = TanhField(16, 32, generator, torch.float32, run.device)
     x0 = torch.randn(batch, 16, generator=generator, dtype=torch.float32).to(run.device)
-    return field, x0.requires_grad_()
+    inputs = (x0.requires_grad_(), *field.parameters())
 
+    def count(part: Part, method: str, steps: int = 2, outputs: int = 2) -> int:
+        every = max(1, math.isqrt(steps) // 2)  # near the cheapest: rk4 stores four slopes a step
+        gradient = Checkpoint(every) if method == "checkpoint" else get_gradient(method)
+        t = [i / (outputs - 1) for i in range(outputs)]
+        with saved_bytes(exclude=inputs) as saved:
+            odeint(field, x0, t, method="rk4", steps=steps, gradient=gradient)
+        return saved.total
 
-def _count(gradient: Gradient, times: int, steps: int, batch: int, run: Run) -> int:
-    field, x0 = _problem(batch, run)
-    t = [i / (times - 1) for i in range(times)]
-    with saved_bytes(exclude=(x0, *field.parameters())) as saved:
-        odeint(field, x0, t, method="rk4", steps=steps, gradient=gradient)
-    return saved.total
-
-
-def _size(*tensors: torch.Tensor) -> int:
-    return sum(x.numel() * x.element_size() for x in tensors)
+    deep = grid(run, count, method=METHODS, steps=steps)
+    wide = grid(run, count, method=METHODS, outputs=outputs)
+    curves = {**deep.named("bytes", "method"), **wide.named("output_bytes", "method")}
+    state, parameters = x0.nbytes, sum(p.nbytes for p in field.parameters())
+    scalars: dict[str, float] = {"state_bytes": state, "parameter_bytes": parameters}
+    for method in METHODS:
+        kept = curves[f"bytes_{method}"].tolist()
+        scalars[f"growth_{method}"] = kept[-1] / kept[0]
+        scalars[f"megabytes_{method}"] = kept[-1] / 1e6
+    over_output = max(curves["output_bytes_adjoint"] / (np.array(outputs) * state))
+    first, last, factor = steps[0], steps[-1], steps[-1] / steps[0]
+    claims = [
+        Claim("CL06", f"bytes of the adjoint, {last} steps over {first}",
+              scalars["growth_adjoint"], low=1, high=1),
+        Claim("CL06", f"bytes of the adjoint over those of its output, 2 to {outputs[-1]} times",
+              float(over_output), low=1, high=1),
+        Claim("CL06", f"bytes of backprop, {last} steps over {first}, over {factor:g}",
+              scalars["growth_backprop"] / factor, low=0.94, high=1.06),
+        Claim("CL65", f"bytes of backprop over those of the parameters, {last} steps",
+              float(curves["bytes_backprop"][-1] / parameters), low=100),
+    ]  # fmt: skip
+    return Findings(scalars, {"steps": steps, "outputs": outputs, **curves}, claims)

@@ -9,10 +9,9 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from companion import Stats, odeint
+from companion import counting, odeint
+from companion.experiments import Grid, Part, Run, experiment, grid, seeds
 from companion.experiments.adjoint.random_field import TanhField, relative_error
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.observe import count_nfe
 from companion.results import Claim, Findings
 
@@ -28,20 +27,17 @@ _WHY = (
     "C18-E2",
     "Evaluations forwards and backwards, and the gradient's error, against the tolerance",
     paper="Chen et al. 2018, Fig. 3c",
-    claims=("C18-E2",),
     full={
-        "fields": 20,
-        "tolerances": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9),
+        "fields": 20, "tolerances": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9),
         "outputs": (2, 5, 10, 20, 50, 100),
     },
-)
+    tiny={"fields": 1, "tolerances": (1e-2, 1e-3), "outputs": (2, 10)},
+    claims=("C18-E2",),
+)  # fmt: skip
 def c18_e2(
-    run: Run,
-    *,
-    fields: int = 5,
-    tolerances: tuple[float, ...] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
+    run: Run, *, fields: int = 5, tolerances: tuple[float, ...] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
     outputs: tuple[int, ...] = (2, 10, 50),
-) -> Findings:
+) -> Findings:  # fmt: skip
     """Count at every tolerance with one output time, then at 1e-6 with several.
 
     Curves: ``tolerances`` and ``outputs``; of shape ``(tolerances, fields)`` the evaluations
@@ -51,37 +47,31 @@ def c18_e2(
     and ``torchdiffeq_ratio``, medians of backward over forward.
     """
 
-    def count(part: Part, seed: int, tolerance: float, times: int) -> list[int]:
-        return _counts(_Problem(run.seed + seed, times, run.device), tolerance)
+    def count(part: Part, seed: int, tolerance: float = 1e-6, outputs: int = 2) -> list[int]:
+        return _Problem(seed, outputs, run.device).counts(tolerance)
 
     def differ(part: Part, seed: int) -> list[list[float]]:
-        return _errors(_Problem(run.seed + seed, 2, run.device), tolerances)
+        return _Problem(seed, 2, run.device).errors(tolerances)
 
-    def table(cases: list[tuple[float, int]]) -> dict[str, Tensor]:
-        counts = run.map(count, {f"field {seed}, tolerance {tol:g}, {times} times":
-                                 (seed, tol, times)
-                                 for tol, times in cases for seed in range(fields)})  # fmt: skip
-        values = torch.tensor(list(counts.values()), dtype=torch.float64)
-        columns = values.reshape(len(cases), fields, -1).permute(2, 0, 1)
-        return dict(zip(_COUNTS, columns, strict=True))
+    def counts(prefix: str, found: Grid) -> dict[str, Tensor]:
+        return {prefix + name: torch.tensor(found.pick(k).values) for k, name in enumerate(_COUNTS)}
 
-    curves = table([(tolerance, 2) for tolerance in tolerances])
-    wide = {f"outputs_{name}": curve for name, curve in table([(1e-6, k) for k in outputs]).items()}
-    errors = run.map(differ, {f"errors of field {seed}": (seed,) for seed in range(fields)})
-    adjoint, backprop = torch.tensor(list(errors.values()), dtype=torch.float64).permute(1, 2, 0)
-    ratio = (curves["backward"] / curves["forward"]).median().item()
-    theirs = (curves["torchdiffeq_backward"] / curves["torchdiffeq_forward"]).median().item()
+    own = seeds(run, fields)
+    curves = counts("", grid(run, count, tolerance=tolerances, seed=own))
+    curves |= counts("outputs_", grid(run, count, outputs=outputs, seed=own))
+    errors = torch.tensor(grid(run, differ, seed=own).values).permute(1, 2, 0)
+    curves |= dict(zip(("error_adjoint", "error_backprop"), errors, strict=True))
+    ratio, theirs = (
+        (curves[f"{whose}backward"] / curves[f"{whose}forward"]).median().item()
+        for whose in ("", "torchdiffeq_")
+    )
+    texts = ("median of backward over forward evaluations", "the same with torchdiffeq")
     claims = [
-        Claim("C18-E2", "median of backward over forward evaluations", ratio,
-              low=0.4, high=0.6, note=_WHY),
-        Claim("C18-E2", "the same with torchdiffeq", theirs, low=0.4, high=0.6, note=_WHY),
-    ]  # fmt: skip
-    return Findings(
-        {"ratio": ratio, "torchdiffeq_ratio": theirs},
-        {"tolerances": tolerances, "outputs": outputs, **curves, **wide,
-         "error_adjoint": adjoint, "error_backprop": backprop},
-        claims,
-    )  # fmt: skip
+        Claim("C18-E2", text, value, low=0.4, high=0.6, note=_WHY)
+        for text, value in zip(texts, (ratio, theirs), strict=True)
+    ]
+    scalars = {"ratio": ratio, "torchdiffeq_ratio": theirs}
+    return Findings(scalars, {"tolerances": tolerances, "outputs": outputs, **curves}, claims)
 
 
 class _Problem:
@@ -99,29 +89,28 @@ class _Problem:
         """Return the gradient of the mean squared distance to the target at all later times."""
         return torch.autograd.grad((xs[1:] - self.target).square().mean(), self.params)
 
+    def counts(self, tolerance: float) -> list[int]:
+        """Return the evaluations forwards and backwards, here and in torchdiffeq."""
+        field, x0, t = self.field, self.x0, self.t
+        with counting() as stats:
+            xs = odeint(field, x0, t, rtol=tolerance, atol=tolerance, gradient="adjoint")
+        self.gradient(xs)
+        with count_nfe(field) as counter:
+            xs = torchdiffeq.odeint_adjoint(field, x0, t, rtol=tolerance, atol=tolerance)
+            forward = counter.lap()
+            self.gradient(xs)
+            return [stats.nfe, stats.nfe_backward, forward, counter.lap()]
 
-def _counts(problem: _Problem, tolerance: float) -> list[int]:
-    """Return the evaluations forwards and backwards, here and in torchdiffeq."""
-    field, x0, t = problem.field, problem.x0, problem.t
-    stats = Stats()
-    xs = odeint(field, x0, t, rtol=tolerance, atol=tolerance, gradient="adjoint", stats=stats)
-    problem.gradient(xs)
-    with count_nfe(field) as counter:
-        xs = torchdiffeq.odeint_adjoint(field, x0, t, rtol=tolerance, atol=tolerance)
-        forward = counter.lap()
-        problem.gradient(xs)
-        return [stats.nfe, stats.nfe_backward, forward, counter.lap()]
+    def errors(self, tolerances: tuple[float, ...]) -> list[list[float]]:
+        """Return the relative errors of the adjoint's gradient and of backprop's, by tolerance."""
 
+        def gradient(method: str, tolerance: float) -> tuple[Tensor, ...]:
+            field, x0, t = self.field, self.x0, self.t
+            xs = odeint(field, x0, t, rtol=tolerance, atol=tolerance, gradient=method)
+            return self.gradient(xs)
 
-def _errors(problem: _Problem, tolerances: tuple[float, ...]) -> list[list[float]]:
-    """Return the relative errors of the adjoint's gradient and of backprop's, by tolerance."""
-
-    def gradient(method: str, tolerance: float) -> tuple[Tensor, ...]:
-        return problem.gradient(odeint(problem.field, problem.x0, problem.t, rtol=tolerance,
-                                       atol=tolerance, gradient=method))  # fmt: skip
-
-    exact = gradient("backprop", 1e-10)
-    return [
-        [relative_error(gradient(method, tolerance), exact) for tolerance in tolerances]
-        for method in ("adjoint", "backprop")
-    ]
+        exact = gradient("backprop", 1e-10)
+        return [
+            [relative_error(gradient(method, tolerance), exact) for tolerance in tolerances]
+            for method in ("adjoint", "backprop")
+        ]

@@ -4,39 +4,29 @@ If a field has learnt a differential equation, every scheme solves it. Queiruga 
 4b) put fields trained inside one scheme into another. The nets are those of Q20-F3.
 """
 
-from __future__ import annotations
-
-from typing import Any
+from itertools import product
 
 import numpy as np
 
-from companion.analysis.convergence import convergence_test
-from companion.data import pendulum
-from companion.experiments.pendulum.q20_f3_other_steps import (
-    DATA_TIME,
-    HALF,
-    OWN,
-    RATIOS,
-    SCHEMES,
-    TEST_TIME,
-    numerical_errors,
-    step_counts,
-)
-from companion.experiments.pendulum.training import train_nets
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
-from companion.results import Claim, Findings
-
-QUARTER = RATIOS.index(0.25)
+from companion.experiments import Findings, Grid, Part, Run, experiment, grid
+from companion.experiments.pendulum import rollouts
+from companion.experiments.pendulum.rollouts import HALF, RATIOS, SCHEMES
 
 
 @experiment(
     "Q20-F4b",
     "One-step nets of the pendulum with their scheme swapped for another",
     paper="Queiruga et al. 2020, Fig. 4b",
-    claims=("CL28",),
     full={"seeds": 8, "adam": 4000},
-)
+    tiny={"step": 0.8, "seeds": 2, "adam": 10, "lbfgs": 2},
+    claims=(
+        ("CL28", "growth", 1e3, None, "smallest growth of an Euler net's error in midpoint or RK4"),
+        ("CL28", "quarter", None, 0.02,
+         "largest error of an RK4 net in midpoint at a quarter of the step"),
+        ("CL28", "moved", None, 1.0,
+         "a midpoint net in RK4 ends at the plateau it has under midpoint: largest |log2 ratio|"),
+    ),
+)  # fmt: skip
 def q20_f4b(
     run: Run, *, step: float = 0.1, seeds: int = 3, adam: int = 2000, lbfgs: int = 200
 ) -> Findings:
@@ -45,63 +35,35 @@ def q20_f4b(
     Curves: ``ratios`` of the graphs' steps to that of the data, from fine to coarse;
     ``errors_TRAINED_in_RUN`` of shape (seeds, ratios), errors at time 3.2; ``numerical_SCHEME``,
     those of the scheme on the true field. Scalars: ``swapped_TRAINED_in_RUN``, geometric means over
-    seeds of the error at the step of the data.
+    seeds of the error at the step of the data; ``growth``, ``quarter`` and ``moved``, which decide
+    the claim.
     """
 
-    def train(part: Part, method: str) -> dict[str, Any]:
-        now, later = pendulum.pairs(step, DATA_TIME)
-        nets = train_nets(
-            method,
-            step,
-            (now.to(run.device), later.to(run.device)),
-            range(run.seed, run.seed + seeds),
-            adam=adam,
-            lbfgs=lbfgs,
-        )
-        start, end = pendulum.exact([0.0, TEST_TIME]).to(run.device)
-        tests = [
-            convergence_test(
-                net, start, end, time=TEST_TIME, methods=SCHEMES, steps=step_counts(step)
-            )
-            for net in nets
-        ]
-        return {other: [test.errors[other][::-1] for test in tests] for other in SCHEMES}
+    def measure(part: Part, trained: str) -> list[list[tuple[float, ...]]]:
+        nets, _ = rollouts.motion_nets(run, trained, step, seeds, adam=adam, lbfgs=lbfgs)
+        counts = rollouts.step_counts(step)
+        tests = [rollouts.compared(net, counts, *SCHEMES) for net in nets]
+        return [[test.errors[other][::-1] for test in tests] for other in SCHEMES]
 
-    found = run.map(train, {method: (method,) for method in SCHEMES})
-    errors = {
-        f"{trained}_in_{other}": np.array(found[trained][other])
-        for trained in SCHEMES
-        for other in SCHEMES
-    }
-    curves: dict[str, Any] = {f"errors_{name}": table for name, table in errors.items()}
-    curves |= {f"numerical_{m}": numerical_errors(run, m, step) for m in SCHEMES}
+    found = grid(run, measure, trained=SCHEMES).values
+    axes = {"trained": SCHEMES, "run": SCHEMES, "seed": tuple(range(seeds)), "ratio": RATIOS}
+    errors, pairs = Grid(axes, found), list(product(SCHEMES, SCHEMES))
+    euler = errors.at(trained="euler", ratio=1.0)
+    growth = euler.values / euler.at(run="euler").values
+    midpoint = errors.at(trained="midpoint")
+    plateau = midpoint.at(run="midpoint", ratio=RATIOS[0]).values
+    # Finer steps are those up to half the step of the data.
+    moved = np.log2(midpoint.at(run="rk4").values[:, : HALF + 1] / plateau[:, None])
+    swapped = errors.at(ratio=1.0).geometric("seed")
     scalars = {
-        f"swapped_{name}": float(np.exp(np.log(table[:, OWN]).mean()))
-        for name, table in errors.items()
+        **{f"swapped_{a}_in_{b}": swapped.at(trained=a, run=b).values.item() for a, b in pairs},
+        "growth": growth[1:].min(),
+        "quarter": errors.at(trained="rk4", run="midpoint", ratio=0.25).values.max(),
+        "moved": np.abs(moved).max(),
     }
-    return Findings(scalars, {"ratios": RATIOS, **curves}, _claims(errors))
-
-
-def _claims(errors: dict[str, Any]) -> list[Claim]:
-    """Decide the claim for each swap; finer steps are those up to half the step of the data."""
-    own = errors["euler_in_euler"][:, OWN]
-    euler = min(
-        float((errors[f"euler_in_{other}"][:, OWN] / own).min()) for other in ("midpoint", "rk4")
-    )
-    plateau = errors["midpoint_in_midpoint"][:, 0]
-    moved = np.abs(np.log2(errors["midpoint_in_rk4"][:, : HALF + 1] / plateau[:, None])).max()
-    return [
-        Claim("CL28", "smallest growth of an Euler net's error in midpoint or RK4", euler, low=1e3),
-        Claim(
-            "CL28",
-            "largest error of an RK4 net in midpoint at a quarter of the step",
-            float(errors["rk4_in_midpoint"][:, QUARTER].max()),
-            high=0.02,
-        ),
-        Claim(
-            "CL28",
-            "a midpoint net in RK4 ends at the plateau it has under midpoint: largest |log2 ratio|",
-            float(moved),
-            high=1.0,
-        ),
-    ]
+    curves = {
+        "ratios": RATIOS,
+        **{f"errors_{a}_in_{b}": errors.at(trained=a, run=b).values for a, b in pairs},
+        **{f"numerical_{m}": rollouts.numerical_errors(m, step, run.device) for m in SCHEMES},
+    }
+    return Findings(scalars, curves)

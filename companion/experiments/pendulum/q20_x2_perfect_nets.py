@@ -7,8 +7,8 @@ its own step lies well below the error that a perfect fit has at vanishing steps
 known without any training.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,127 +16,114 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from companion.analysis.convergence import DIP_LIMIT, convergence_test
+from companion.analysis.convergence import DIP_LIMIT
 from companion.analysis.modified_equation import learnt_field, perfect_field
 from companion.data import pendulum
+from companion.experiments import Findings, Grid, Part, Run, experiment, grid
+from companion.experiments import seeds as own_seeds
+from companion.experiments.pendulum.rollouts import TEST_TIME, compared
 from companion.experiments.pendulum.training import fit_closely
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.models import OneStepNet
-from companion.observe import fit_slope
+from companion.observe import fit_slope, geometric_mean
 from companion.ode import odeint
-from companion.results import Claim, Findings
 
 SCHEMES = ("euler", "midpoint")
 
 AMPLITUDE, INNER = 2.0, 1.5
 """Largest angle of the data, and of the states where fields are compared: away from the edge."""
 
-TEST_TIME = 3.2
-
 
 @experiment(
     "Q20-X2",
     "The inverse modified equation: what one-step nets learn, and when they dip",
     paper="none; explains Queiruga et al. 2020, Fig. 4",
-    claims=("Q20-X2",),
     full={"seeds": 5, "points": 600, "hidden": 60, "fits": (10, 20, 40, 80, 400)},
-)
+    tiny={"steps": (0.8, 0.4), "seeds": 1, "points": 20, "hidden": 5, "fits": (1, 3), "fine": 16},
+    claims=(
+        ("Q20-X2", "slope_plain_euler", 0.75, 1.25,
+         "slope of the distance from f against the step, Euler nets"),
+        ("Q20-X2", "slope_corrected_euler", 1.75, 2.25,
+         "slope of the distance from f + h f'f/2, Euler nets"),
+        ("Q20-X2", "slope_plain_midpoint", 1.75, 2.25,
+         "slope of the distance from f, midpoint nets"),
+        ("Q20-X2", "slope_corrected_midpoint", 2.5, None,
+         "slope of the distance from f + h^2 e_2, midpoint nets"),
+        ("Q20-X2", "predicted_right", 0.9, None,
+         "share of midpoint nets whose verdict was predicted"),
+    ),
+)  # fmt: skip
 def q20_x2(
-    run: Run,
-    *,
-    steps: tuple[float, ...] = (0.2, 0.1, 0.05),
-    seeds: int = 3,
-    points: int = 300,
-    hidden: int = 50,
-    fits: tuple[int, ...] = (10, 40, 250),
-) -> Findings:
+    run: Run, *, steps: tuple[float, ...] = (0.2, 0.1, 0.05), seeds: int = 3, points: int = 300,
+    hidden: int = 50, fits: tuple[int, ...] = (10, 40, 150), fine: int = 64,
+) -> Findings:  # fmt: skip
     """Fit nets for several lengths of training; compare their fields, and their errors.
 
     Curves: ``steps``, ``fits``; for each scheme ``plain_SCHEME`` and ``corrected_SCHEME`` of shape
     (steps, seeds), mean distances of the longest trained fields from f and from $f + h^p e_p$ over
     the mean norm of f; ``own_SCHEME`` and ``dip_SCHEME`` of shape (steps, seeds, fits), errors at
     time 3.2 at the own step, and dip ratios; ``plateau_SCHEME``, the predicted error of a perfect
-    fit at vanishing steps. Scalars: ``slope_plain_SCHEME`` and ``slope_corrected_SCHEME`` against
-    the step; ``predicted_right``, the share of midpoint nets whose dip (a ratio above 10) was
-    predicted.
+    fit at vanishing steps, by ``fine`` steps of RK4. Scalars: ``slope_plain_SCHEME`` and
+    ``slope_corrected_SCHEME`` against the step; ``predicted_right``, the share of midpoint nets
+    whose dip (a ratio above 10) was predicted.
     """
-    names = {f"{m}, step {h:g}, seed {s}": (m, h, s) for m in SCHEMES for h in steps
-             for s in range(run.seed, run.seed + seeds)}  # fmt: skip
 
-    def fit(part: Part, method: str, step: float, seed: int) -> dict[str, Any]:
-        return _fitted(method, step, seed, points, hidden, fits, run.device)
+    def measure(part: Part, method: str, step: float, seed: int) -> list[float]:
+        """Fit one net for each length of training, from the same start."""
+        draw = torch.Generator().manual_seed(seed)
+        now, later = pendulum.region(points, step, amplitude=AMPLITUDE, generator=draw)
+        inside, _ = pendulum.region(points, step, amplitude=INNER, generator=draw)
+        own, tests = round(TEST_TIME / step), []
+        for length in fits:
+            draw = torch.Generator().manual_seed(seed)
+            net = OneStepNet(method, step=step, hidden=hidden, generator=draw).to(run.device)
+            fit_closely(net, (now.to(run.device), later.to(run.device)), length)
+            tests.append(compared(net, (2 * own, 16 * own), angle=INNER))
+        distances = _distances(net, inside)
+        errors = [test.errors[method][0] for test in tests]
+        return [*distances, *errors, *(test.dip for test in tests)]
 
-    found = run.map(fit, names)
+    found = grid(run, measure, method=SCHEMES, step=steps, seed=own_seeds(run, seeds))
+    plain, corrected = found.pick(0), found.pick(1)
+    own, dip = (Grid(found.axes, part) for part in np.split(found.values[..., 2:], 2, axis=-1))
     curves: dict[str, Any] = {"steps": steps, "fits": fits}
     scalars: dict[str, float] = {}
+    for name, table in (("plain", plain), ("corrected", corrected), ("own", own), ("dip", dip)):
+        curves |= table.named(name, "method")
     for method in SCHEMES:
-        rows = [found[name] for name, (m, _, _) in names.items() if m == method]
-        for key in ("plain", "corrected", "own", "dip"):
-            values = np.array([row[key] for row in rows])
-            curves[f"{key}_{method}"] = values.reshape(len(steps), seeds, *values.shape[1:])
-        curves[f"plateau_{method}"] = [predicted_plateau(method, step) for step in steps]
-        for key in ("plain", "corrected"):
-            means = np.exp(np.log(curves[f"{key}_{method}"]).mean(axis=1))
-            scalars[f"slope_{key}_{method}"] = fit_slope(steps, means.tolist()).value
+        curves[f"plateau_{method}"] = [predicted_plateau(method, step, fine) for step in steps]
+        for name in ("plain", "corrected"):
+            means = geometric_mean(curves[f"{name}_{method}"], axis=1).tolist()
+            scalars[f"slope_{name}_{method}"] = fit_slope(steps, means).value
     scalars["predicted_right"] = _predicted_right(
         curves["plateau_midpoint"], curves["own_midpoint"], curves["dip_midpoint"]
     )
-    return Findings(scalars, curves, _claims(scalars))
+    return Findings(scalars, curves)
 
 
-def predicted_plateau(method: str, step: float) -> float:
+def predicted_plateau(method: str, step: float, fine: int = 64) -> float:
     """Return the error at time 3.2 of a perfect net of this scheme, run at vanishing steps.
 
-    No net is trained: the field is that of :func:`perfect_field`, solved by RK4 with small steps.
+    No net is trained: the field is that of :func:`perfect_field`, solved by ``fine`` RK4 steps.
     """
 
-    def flow(x: Tensor) -> Tensor:
-        end: Tensor = odeint(_pendulum, x, [0.0, step], method="rk4", steps=8)[-1]
+    def solved(field: Callable[[Tensor], Tensor], x: Tensor, time: float, steps: int) -> Tensor:
+        end: Tensor = odeint(lambda t, x: field(x), x, [0.0, time], method="rk4", steps=steps)[-1]
         return end
 
+    flow = partial(solved, pendulum.field, time=step, steps=8)
     learnt = perfect_field(pendulum.field, flow, method, step)
     start, end = pendulum.exact([0.0, TEST_TIME], INNER)
-    found = odeint(lambda t, x: learnt(x), start, [0.0, TEST_TIME], method="rk4", steps=64)[-1]
-    return float((found - end).norm())
+    return float((solved(learnt, start, TEST_TIME, fine) - end).norm())
 
 
-def _fitted(
-    method: str,
-    step: float,
-    seed: int,
-    points: int,
-    hidden: int,
-    fits: tuple[int, ...],
-    device: torch.device,
-) -> dict[str, Any]:
-    """Fit one net for each length of training, from the same start; measure them."""
-    draw = torch.Generator().manual_seed(seed)
-    now, later = pendulum.region(points, step, amplitude=AMPLITUDE, generator=draw)
-    inside, _ = pendulum.region(points, step, amplitude=INNER, generator=draw)
-    start, end = pendulum.exact([0.0, TEST_TIME], INNER).to(device)
-    own = round(TEST_TIME / step)
-    measured: dict[str, Any] = {"own": [], "dip": []}
-    for length in fits:
-        generator = torch.Generator().manual_seed(seed)
-        net = OneStepNet(method, step=step, hidden=hidden, generator=generator).to(device)
-        fit_closely(net, (now.to(device), later.to(device)), length)
-        test = convergence_test(
-            net, start, end, time=TEST_TIME, methods=(), steps=(2 * own, 16 * own)
-        )
-        measured["own"].append(test.errors[method][0])
-        measured["dip"].append(test.dip)
-    truth, series = pendulum.field(inside), learnt_field(pendulum.field, method, step)(inside)
-    with torch.no_grad():
-        field = net.field(inside.to(device)).cpu()
-    for key, target in (("plain", truth), ("corrected", series)):
-        distance = (field - target).norm(dim=-1).mean() / truth.norm(dim=-1).mean()
-        measured[key] = float(distance)
-    return measured
-
-
-def _pendulum(t: Tensor, x: Tensor) -> Tensor:
-    return pendulum.field(x)
+@torch.no_grad()
+def _distances(net: OneStepNet, inside: Tensor) -> list[float]:
+    """Return the mean distances of the field from f and from its expansion, over f's mean norm."""
+    truth = pendulum.field(inside)
+    series = learnt_field(pendulum.field, net.method, net.step)(inside)
+    field = net.field(inside.to(net.field.inner)).cpu()
+    norm = truth.norm(dim=-1).mean()
+    return [float((field - target).norm(dim=-1).mean() / norm) for target in (truth, series)]
 
 
 def _predicted_right(
@@ -145,18 +132,3 @@ def _predicted_right(
     """Return the share of nets with the predicted verdict: their plateau is far above their own."""
     predicted = np.array(plateau)[:, None, None] / own > DIP_LIMIT
     return float((predicted == (dip > DIP_LIMIT)).mean())
-
-
-def _claims(scalars: dict[str, float]) -> list[Claim]:
-    ranges = {
-        "slope_plain_euler": ("distance from f against the step, Euler nets", 0.75, 1.25),
-        "slope_corrected_euler": ("distance from f + h f'f/2, Euler nets", 1.75, 2.25),
-        "slope_plain_midpoint": ("distance from f, midpoint nets", 1.75, 2.25),
-        "slope_corrected_midpoint": ("distance from f + h^2 e_2, midpoint nets", 2.5, None),
-        "predicted_right": ("share of midpoint nets whose verdict was predicted", 0.9, None),
-    }
-    return [
-        Claim("Q20-X2", text if key == "predicted_right" else f"slope of the {text}", scalars[key],
-              low=low, high=high)
-        for key, (text, low, high) in ranges.items()
-    ]  # fmt: skip

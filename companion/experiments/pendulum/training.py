@@ -1,6 +1,4 @@
-"""Training of one-step nets on the pendulum, shared by the experiments of chapter 10."""
-
-from __future__ import annotations
+"""Training of one-step nets on the pendulum."""
 
 import copy
 from collections.abc import Sequence
@@ -12,9 +10,10 @@ from companion.models import OneStepNet
 from companion.schemes import get_scheme
 from companion.train import cosine
 
-__all__ = ["fit_closely", "one_step_errors", "train_nets"]
+__all__ = ["Pairs", "fit_closely", "one_step_errors", "rms_error", "train_nets"]
 
 Pairs = tuple[Tensor, Tensor]
+"""States, and the states one step later."""
 
 
 def train_nets(
@@ -53,6 +52,12 @@ def one_step_errors(net: OneStepNet, data: Pairs) -> Tensor:
     now, later = data
     errors: Tensor = (net(now) - later).square().sum(-1)
     return errors
+
+
+@torch.no_grad()
+def rms_error(net: OneStepNet, data: Pairs) -> float:
+    """Return the root mean squared error of one step."""
+    return float(one_step_errors(net, data).mean().sqrt())
 
 
 def _adam(nets: Sequence[OneStepNet], data: Pairs, steps: int) -> None:

@@ -22,10 +22,11 @@ from companion.block import OdeBlock
 from companion.experiments import Part, Run, experiment, grid
 from companion.experiments.depth_study import initial_states, random_block
 from companion.experiments.grid import seeds as seeds_of
+from companion.experiments.recipes import SIX_SCHEMES
 from companion.models import pre_activation_unit
 from companion.observe import fit_slope, geometric_mean
 from companion.results import Findings
-from companion.schemes import SCHEMES, get_scheme
+from companion.schemes import get_scheme
 from companion.train import seeded
 
 CELLS = 4
@@ -60,7 +61,7 @@ MODES = ("train", "eval")
         *(
             ("CL32", f"order_{name}", get_scheme(name).order - 0.1, get_scheme(name).order + 0.1,
              f"order of the change when the steps double too, {name}")
-            for name in SCHEMES
+            for name in SIX_SCHEMES
         ),
     ),
 )  # fmt: skip
@@ -94,7 +95,7 @@ def q20_r1(
     def double(part: Part, seed: int) -> list[list[float]]:
         block = random_block(PiecewiseConstant(CELLS), seed, run.device)
         x = initial_states(seed, run.device)
-        return [[_doubled(block, x, scheme, n) for n in steps] for scheme in SCHEMES]
+        return [[_doubled(block, x, scheme, n) for n in steps] for scheme in SIX_SCHEMES]
 
     own = seeds_of(run, seeds)
     largest = grid(run, split, mode=MODES, seed=own).max("seed")
@@ -106,8 +107,8 @@ def q20_r1(
     }
     scalars |= {f"smoother_{mode}": largest.at(mode=mode).values[1:].max() for mode in MODES}
     doubled = grid(run, double, seed=own).values
-    curves = {f"doubled_{scheme}": doubled[:, k] for k, scheme in enumerate(SCHEMES)}
-    for scheme in SCHEMES:
+    curves = {f"doubled_{scheme}": doubled[:, k] for k, scheme in enumerate(SIX_SCHEMES)}
+    for scheme in SIX_SCHEMES:
         changes = geometric_mean(curves[f"doubled_{scheme}"])
         scalars[f"order_{scheme}"] = -fit_slope(steps, changes.tolist()).value
     return Findings(scalars, {"steps": steps, **curves})
@@ -129,7 +130,7 @@ def _conv_block(
 @torch.no_grad()
 def _largest_change(block: OdeBlock, x: Tensor, split_steps: tuple[int, ...]) -> float:
     largest = 0.0
-    for scheme in SCHEMES:
+    for scheme in SIX_SCHEMES:
         for steps in split_steps:
             coarse = block.with_graph(method=scheme, steps=steps)
             fine = copy.deepcopy(coarse)

@@ -1,60 +1,53 @@
 r"""C18-PL2: two solutions of a Lipschitz equation never meet.
 
-For a field with Lipschitz constant :math:`L`, the distance of two solutions at time t lies between
-:math:`e^{-Lt}` and :math:`e^{Lt}` times their distance at the start (Gronwall, both ways). Chen et
-al. (2018, section 6) name the theorem of Picard and Lindelöf; the two-sided bound is ours.
+For a field with Lipschitz constant $L$, the distance of two solutions at time t lies between
+$e^{-Lt}$ and $e^{Lt}$ times their distance at the start (Gronwall, both ways). Chen et al. (2018,
+section 6) name the theorem of Picard and Lindelöf; the two-sided bound is ours.
 """
 
 import torch
 
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment, grid, seeds
 from companion.ode import odeint
-from companion.results import Claim, Findings
+from companion.results import Findings
 
 
 @experiment(
     "C18-PL2",
     "The distance of two solutions of a random network stays between two exponentials",
     paper="Chen et al. 2018, section 6",
-    claims=("CL01",),
     full={"fields": 200, "dimension": 10, "pairs": 200, "steps": 400},
+    tiny={"fields": 2, "pairs": 4, "steps": 20},
+    claims=(
+        ("CL01", "lowest", -1, None, "smallest log(distance ratio) / Lipschitz constant"),
+        ("CL01", "highest", None, 1, "largest log(distance ratio) / Lipschitz constant"),
+    ),
 )
 def c18_pl2(
     run: Run, *, fields: int = 5, dimension: int = 3, pairs: int = 30, steps: int = 50
 ) -> Findings:
-    r"""Solve :math:`\dot x = \tanh(Wx)` from pairs of points, for several random W.
+    r"""Solve $\dot x = \tanh(Wx)$ from pairs of points, for several random W.
 
     The rate of a pair is log(distance at time 1 / distance at time 0) / Lipschitz constant.
     Curves, one value a field: ``lipschitz``, the norm of W; ``slowest`` and ``fastest``, the
     extreme rates. Scalars: ``pairs``, in all; ``lowest`` and ``highest``, the extremes over all.
     """
-    dtype = torch.float64
 
-    def solve(part: Part, seed: int) -> dict[str, float]:
+    def solve(part: Part, seed: int) -> list[float]:
         generator = torch.Generator().manual_seed(seed)
-        weight = torch.randn(dimension, dimension, generator=generator, dtype=dtype)
-        start = torch.randn(2, pairs, dimension, generator=generator, dtype=dtype)
-        weight, start = weight.to(run.device), start.to(run.device)
+        weight, start = (
+            torch.randn(*shape, dimension, generator=generator, dtype=torch.float64).to(run.device)
+            for shape in ((dimension,), (2, pairs))
+        )
         end = odeint(
             lambda t, x: torch.tanh(x @ weight.T), start, [0.0, 1.0], method="rk4", steps=steps
         )[-1]
         before, after = ((x[0] - x[1]).norm(dim=-1) for x in (start, end))
         lipschitz = torch.linalg.matrix_norm(weight, 2)
         rates = (after / before).log() / lipschitz
-        return {
-            "lipschitz": lipschitz.item(),
-            "slowest": rates.min().item(),
-            "fastest": rates.max().item(),
-        }
+        return [lipschitz.item(), rates.min().item(), rates.max().item()]
 
-    found = run.map(solve, {f"field {k}": (run.seed + k,) for k in range(fields)})
-    names = ("lipschitz", "slowest", "fastest")
-    curves = {name: [part[name] for part in found.values()] for name in names}
-    lowest, highest = min(curves["slowest"]), max(curves["fastest"])
-    claims = [
-        Claim("CL01", "smallest log(distance ratio) / Lipschitz constant", lowest, low=-1),
-        Claim("CL01", "largest log(distance ratio) / Lipschitz constant", highest, high=1),
-    ]
-    scalars = {"pairs": fields * pairs, "lowest": lowest, "highest": highest}
-    return Findings(scalars, curves, claims)
+    found = grid(run, solve, seed=seeds(run, fields))
+    lipschitz, slowest, fastest = (found.pick(k).values for k in range(3))
+    scalars = {"pairs": fields * pairs, "lowest": slowest.min(), "highest": fastest.max()}
+    return Findings(scalars, {"lipschitz": lipschitz, "slowest": slowest, "fastest": fastest})

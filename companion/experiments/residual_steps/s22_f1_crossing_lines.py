@@ -1,60 +1,70 @@
-r"""S22-F1: can a residual network learn :math:`x \mapsto -x` on the line?
+r"""S22-F1: can a residual network learn $x \mapsto -x$ on the line?
 
 Sander et al. (2022, Fig. 1) show two residual networks of 300 layers: one learns a smooth
 increasing map, the other reverses the line, and its trajectories cross. Four networks here:
 
-- ``smooth``: 300 layers learn :math:`\tanh 2x` (the paper's target cannot be read in our copy);
-- ``direct``: 300 layers are trained on :math:`-x` from a smooth start, and fail;
-- ``crossing``: 10 layers learn :math:`-x`. As 10 strong layers among 290 that do nothing they are a
+- ``smooth``: 300 layers learn $\tanh 2x$ (the paper's target cannot be read in our copy);
+- ``direct``: 300 layers are trained on $-x$ from a smooth start, and fail;
+- ``crossing``: 10 layers learn $-x$. As 10 strong layers among 290 that do nothing they are a
   network of 300 layers with the factor 1/300;
 - ``finer``: the same 10 sets of weights, each kept for 30 of 300 Euler steps.
 """
 
-import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Adam
 
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment
 from companion.models.scalar_field import ScalarField
-from companion.results import Claim, Findings
-from companion.train import fit
+from companion.results import Findings
+from companion.train import cosine, fit
 
 _POINTS = torch.linspace(-1, 1, 21, dtype=torch.float64)
 
 BEST_MONOTONE = float((_POINTS**2).mean())
 """Smallest mean squared error of a non-decreasing map on the task -x: that of the constant 0."""
 
-_SMOOTH = {"hidden": 8, "std": 1.0, "rate": 0.05}
-_ROUGH = {"hidden": 32, "std": 3.0, "rate": 0.02}
+
+SMOOTH, ROUGH = (8, 1.0), (32, 3.0)
+"""Units of a layer, and the standard deviation of all initial values."""
 
 
 @experiment(
     "S22-F1",
     "Residual networks on the line: a smooth target, and one whose trajectories must cross",
     paper="Sander et al. 2022, Fig. 1",
-    claims=("CL64", "S22-X3"),
     full={"copies": 20, "updates": 600, "rough_updates": 2000},
-)
+    tiny={"layers": 20, "few": 4, "copies": 2, "updates": 3, "rough_updates": 5},
+    claims=(
+        ("CL64", "worst_loss_smooth", None, 2e-3, "largest loss, target tanh 2x"),
+        ("CL64", "most_crossings_smooth", None, 0, "most crossings, target tanh 2x"),
+        ("CL64", "worst_loss_crossing", None, 5e-3, "largest loss, target -x"),
+        ("CL64", "fewest_crossings_crossing", 10, None, "fewest crossings, target -x"),
+        ("CL64", "most_crossings_finer", None, 0, "most crossings, same weights, finer steps"),
+        ("CL64", "least_excess_finer", 1.0, None,
+         "smallest loss, same weights, finer steps, over that of the best monotone map"),
+        ("S22-X3", "flattest_crossing", 1.0, None,
+         "smallest Lipschitz constant over N among layers that cross"),
+        ("S22-X3", "steepest_smooth", None, 1.0,
+         "largest Lipschitz bound over N in the network without crossings"),
+    ),
+)  # fmt: skip
 def s22_f1(
-    run: Run,
-    *,
-    layers: int = 300,
-    few: int = 10,
-    copies: int = 5,
-    updates: int = 60,
+    run: Run, *, layers: int = 300, few: int = 10, copies: int = 5, updates: int = 60,
     rough_updates: int = 800,
-) -> Findings:
+) -> Findings:  # fmt: skip
     """Train the four networks, ``copies`` random starts each.
 
     Curves: for each network ``loss_NAME`` and ``crossings_NAME``, one value a copy, and
     ``states_NAME``, the first copy's trajectories at ``depth``. ``lipschitz_crossing`` has the
     layers of the network of ``layers`` layers that cross, in all copies; ``lipschitz_smooth`` an
-    upper bound for every copy.
+    upper bound for every copy. Scalars: ``worst_loss_NAME``, ``best_monotone``, and what decides
+    the claims.
     """
     if layers % few:
         raise ValueError(f"few must divide layers = {layers}; got {few}")
@@ -63,36 +73,40 @@ def s22_f1(
         rough = name == "crossing"
         target = torch.tanh(2 * _POINTS) if name == "smooth" else -_POINTS
         x, y = (v.to(run.device).unsqueeze(1).repeat(1, copies) for v in (_POINTS, target))
-        options = _ROUGH if rough else _SMOOTH
-        block = _network(few if rough else layers, copies, run.seed, options).to(run.device)
-        _fit(block, x, y, part, rough_updates if rough else updates, options["rate"], run.seed)
+        block = _network(few if rough else layers, copies, run.seed, ROUGH if rough else SMOOTH)
+        fit(
+            block.to(run.device), _loss, (x, y), epochs=rough_updates if rough else updates,
+            optimiser=partial(Adam, lr=0.02 if rough else 0.05), batch_size=len(x),
+            generator=torch.Generator().manual_seed(run.seed), schedule=cosine, clip=1.0,
+            snapshot=part.snapshot, report=part.report,
+        )  # fmt: skip
         if not rough:
-            weight = block.weights.get_parameter
+            weight = block.weights.stacks.get_parameter
             bound = (weight("inner") * weight("outer")).abs().sum(-1).amax(0)
-            return {name: _describe(block, x, y), "bound": bound.tolist()}
+            return {"networks": {name: _describe(block, x, y)}, "lipschitz": bound.tolist()}
         deep = _among_idle_layers(block, layers, copies)
+        finer = _describe(block.with_graph(steps=layers), x, y)
         return {
-            name: _describe(deep, x, y),
+            "networks": {name: _describe(deep, x, y), "finer": finer},
             "lipschitz": _lipschitz_where_crossing(deep, x),
-            "finer": _describe(block.with_graph(steps=layers), x, y),
         }
 
     parts = run.map(train, {name: (name,) for name in ("smooth", "direct", "crossing")})
-    networks = {
-        name: values
-        for part in parts.values()
-        for name, values in part.items()
-        if isinstance(values, dict)
+    networks = {name: found for part in parts.values() for name, found in part["networks"].items()}
+    steep, smooth = parts["crossing"]["lipschitz"], parts["smooth"]["lipschitz"]
+    curves = {f"{key}_{name}": v for name, found in networks.items() for key, v in found.items()}
+    curves["depth"] = torch.linspace(0, 1, len(networks["smooth"]["states"]))
+    curves |= {"lipschitz_crossing": steep, "lipschitz_smooth": smooth}
+    scalars = {f"worst_loss_{name}": max(found["loss"]) for name, found in networks.items()} | {
+        "best_monotone": BEST_MONOTONE,
+        "most_crossings_smooth": max(networks["smooth"]["crossings"]),
+        "fewest_crossings_crossing": min(networks["crossing"]["crossings"]),
+        "most_crossings_finer": max(networks["finer"]["crossings"]),
+        "least_excess_finer": min(networks["finer"]["loss"]) / BEST_MONOTONE,
+        "flattest_crossing": min(steep, default=0.0) / layers,
+        "steepest_smooth": max(smooth) / layers,
     }
-    curves = {f"{key}_{name}": v for name, d in networks.items() for key, v in d.items()}
-    curves |= {
-        "depth": torch.linspace(0, 1, len(networks["smooth"]["states"])),
-        "lipschitz_crossing": parts["crossing"]["lipschitz"],
-        "lipschitz_smooth": parts["smooth"]["bound"],
-    }
-    scalars = {f"worst_loss_{name}": max(values["loss"]) for name, values in networks.items()}
-    scalars["best_monotone"] = BEST_MONOTONE
-    return Findings(scalars, curves, _claims(curves, layers))
+    return Findings(scalars, curves)
 
 
 def crossings(states: Tensor) -> Tensor:
@@ -109,8 +123,7 @@ def crossings(states: Tensor) -> Tensor:
         tensor(2)
     """
     gaps = states.diff(dim=1).sign()
-    swaps = gaps[1:] != gaps[:-1]
-    return swaps.sum((0, 1))
+    return (gaps[1:] != gaps[:-1]).sum((0, 1))
 
 
 def euler_states(block: OdeBlock, x: Tensor) -> Tensor:
@@ -133,36 +146,15 @@ def euler_states(block: OdeBlock, x: Tensor) -> Tensor:
     return torch.stack([*seen, end])
 
 
-def _network(layers: int, copies: int, seed: int, options: dict[str, Any]) -> OdeBlock:
+def _network(layers: int, copies: int, seed: int, start: tuple[int, float]) -> OdeBlock:
     generator = torch.Generator().manual_seed(seed)
-    return OdeBlock(
-        lambda: ScalarField(copies, options["hidden"], options["std"], generator),
-        basis=PiecewiseConstant(cells=layers),
-        method="euler",
-        steps=layers,
-    )
+    basis = PiecewiseConstant(cells=layers)
+    return OdeBlock(lambda: ScalarField(copies, *start, generator), basis, "euler", steps=layers)
 
 
-def _fit(
-    block: OdeBlock, x: Tensor, y: Tensor, part: Part, updates: int, rate: float, seed: int
-) -> None:
-    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        squares: Tensor = (net(x) - y) ** 2
-        return squares.mean(0).sum()
-
-    fit(
-        block,
-        loss,
-        (x, y),
-        optimiser=lambda parameters: torch.optim.Adam(parameters, lr=rate),
-        epochs=updates,
-        batch_size=len(x),
-        generator=torch.Generator().manual_seed(seed),
-        schedule=lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-        clip=1.0,
-        snapshot=part.snapshot,
-        report=part.report,
-    )
+def _loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    squares: Tensor = (net(x) - y) ** 2
+    return squares.mean(0).sum()
 
 
 @torch.no_grad()
@@ -172,11 +164,11 @@ def _among_idle_layers(block: OdeBlock, layers: int, copies: int) -> OdeBlock:
     A factor on the outer weights makes up for the smaller step. Idle layers have weights 0.
     """
     every = layers // block.steps
-    deep = _network(layers, copies, 0, _ROUGH).to(next(block.parameters()).device)
-    for name, values in deep.weights.named_parameters():
+    deep = _network(layers, copies, 0, ROUGH).to(next(block.parameters()).device)
+    for name, values in deep.weights.stacks.named_parameters():
         values.zero_()
-        values[every // 2 :: every] = block.weights.get_parameter(name)
-    deep.weights.get_parameter("outer").mul_(every)
+        values[every // 2 :: every] = block.weights.stacks.get_parameter(name)
+    deep.weights.stacks.get_parameter("outer").mul_(every)
     return deep
 
 
@@ -196,47 +188,15 @@ def _lipschitz_where_crossing(block: OdeBlock, x: Tensor) -> list[float]:
     bound of the Lipschitz constant.
     """
     states = euler_states(block, x)
+    fractions = torch.linspace(0, 1, 4001, dtype=x.dtype, device=x.device).unsqueeze(1)
     found = []
     for n in range(block.steps):
         crossed = crossings(states[n : n + 2]) > 0
-        if not crossed.any():
-            continue
-        weights = {name: p[n] for name, p in block.weights.named_parameters()}
-        low, high = states[n].amin(0), states[n].amax(0)
-        fractions = torch.linspace(0, 1, 4001, dtype=x.dtype, device=x.device).unsqueeze(1)
-        grid = (low + fractions * (high - low)).requires_grad_()
-        field = torch.func.functional_call(block.weights.template, weights, (grid,))
-        (slope,) = torch.autograd.grad(field.sum(), grid)
-        found += slope.abs().amax(0)[crossed].tolist()
+        if crossed.any():
+            weights = {name: p[n] for name, p in block.weights.stacks.named_parameters()}
+            low, high = states[n].amin(0), states[n].amax(0)
+            points = (low + fractions * (high - low)).requires_grad_()
+            field = torch.func.functional_call(block.weights.template, weights, (points,))
+            (slope,) = torch.autograd.grad(field.sum(), points)
+            found += slope.abs().amax(0)[crossed].tolist()
     return found
-
-
-def _claims(curves: dict[str, Any], layers: int) -> list[Claim]:
-    loss = {name: curves[f"loss_{name}"] for name in ("smooth", "crossing", "finer")}
-    swaps = {name: curves[f"crossings_{name}"] for name in loss}
-    strongest = min(curves["lipschitz_crossing"], default=0.0)
-    return [
-        Claim("CL64", "largest loss, target tanh 2x", max(loss["smooth"]), high=2e-3),
-        Claim("CL64", "most crossings, target tanh 2x", max(swaps["smooth"]), high=0),
-        Claim("CL64", "largest loss, target -x", max(loss["crossing"]), high=5e-3),
-        Claim("CL64", "fewest crossings, target -x", min(swaps["crossing"]), low=10),
-        Claim("CL64", "most crossings, same weights, finer steps", max(swaps["finer"]), high=0),
-        Claim(
-            "CL64",
-            "smallest loss, same weights, finer steps, over that of the best monotone map",
-            min(loss["finer"]) / BEST_MONOTONE,
-            low=1.0,
-        ),
-        Claim(
-            "S22-X3",
-            "smallest Lipschitz constant over N among layers that cross",
-            strongest / layers,
-            low=1.0,
-        ),
-        Claim(
-            "S22-X3",
-            "largest Lipschitz bound over N in the network without crossings",
-            max(curves["lipschitz_smooth"]) / layers,
-            high=1.0,
-        ),
-    ]

@@ -10,7 +10,7 @@ from companion import odeint
 from companion.exercises import WrongAnswer
 from companion.exercises.adjoint import BOUNCE, JUMPS, LINEAR, SPACING
 from companion.experiments import run
-from companion.experiments.adjoint.c18_a8_backward_errors import Braking, Linear
+from companion.experiments.adjoint.c18_a8_backward_errors import Braking, linear
 from companion.experiments.adjoint.random_field import TanhField, relative_error
 from companion.observe import fit_slope
 
@@ -169,7 +169,7 @@ def test_braking_is_its_formula():
 
 
 def test_rotation_field_turns_without_growth():
-    x = odeint(Linear(2.0, True), torch.tensor([1.0, 0.0], dtype=F64), [0.0, 1.0], rtol=1e-10)[-1]
+    x = odeint(linear(2.0, True), torch.tensor([1.0, 0.0], dtype=F64), [0.0, 1.0], rtol=1e-10)[-1]
     torch.testing.assert_close(x.tolist(), [math.cos(2), math.sin(2)], rtol=1e-7, atol=0)
 
 

@@ -8,10 +8,11 @@ from scipy.integrate import solve_ivp
 from companion import OdeBlock, PiecewiseConstant
 from companion.exercises import WrongAnswer
 from companion.exercises.residual_steps import SCHEME, THRESHOLD, TURN
-from companion.experiments import q20_ob, run
+from companion.experiments import run
+from companion.experiments.residual_steps import q20_ob_resnet_identity as q20_ob
 from companion.experiments.residual_steps.s22_f1_crossing_lines import (
-    _ROUGH,
     BEST_MONOTONE,
+    ROUGH,
     _among_idle_layers,
     _network,
     crossings,
@@ -118,7 +119,7 @@ def test_scalar_field_columns_are_independent():
 
 
 def test_idle_layers_change_nothing():
-    block = _network(3, 2, 0, _ROUGH)
+    block = _network(3, 2, 0, ROUGH)
     deep = _among_idle_layers(block, 12, 2)
     x = torch.linspace(-1, 1, 5, dtype=torch.float64).unsqueeze(1).repeat(1, 2)
     shallow, states = euler_states(block, x), euler_states(deep, x)
@@ -135,7 +136,7 @@ def test_euler_states_are_the_states_of_the_layers():
     states = euler_states(block, x)
     assert states.shape == (5, 2, 1)
     torch.testing.assert_close(states[-1], block(x), rtol=0, atol=0)
-    first = {name: p[0] for name, p in block.weights.named_parameters()}
+    first = {name: p[0] for name, p in block.weights.stacks.named_parameters()}
     step = torch.func.functional_call(block.weights.template, first, (x,)) / 4
     torch.testing.assert_close(states[1], x + step, rtol=0, atol=0)
 

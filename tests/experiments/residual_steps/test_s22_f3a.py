@@ -1,41 +1,42 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from companion.data import load_digits
-from companion.experiments import Part
-from companion.experiments.residual_steps.s22_f3a_layer_factor import _claims, _test_error
-from companion.experiments.residual_steps.s22_f3a_layer_factor import s22_f3a as run
-from companion.models import ResidualMLP
-from companion.train import seeded
+from companion.experiments.residual_steps import s22_f3a_layer_factor as module
+
+run = module.s22_f3a
 
 DIGITS = load_digits()
 
 
 def test_deep_plain_networks_fail_and_scaled_ones_do_not():
-    """The claims on one seed; a swap of the variants or of the factor would miss."""
-    result = run(depths=(2, 32), seeds=1, epochs=4)
-    assert result["depths"].tolist() == [2.0, 32.0]
+    """The claims on one seed; a swap of the variants or of the factor would miss.
+
+    The plain networks of 64 layers guess on any processor, whichever classes they guess.
+    """
+    result = run(depths=(2, 64), seeds=1, epochs=2)
+    assert result["depths"].tolist() == [2.0, 64.0]
     assert result["error_tied_plain"].shape == (2, 1)
-    assert result["error_tied_plain"][0, 0] < 0.15
+    assert result["error_tied_plain"][0, 0] < 0.3
     assert result["error_tied_plain"][1, 0] > 0.5
     assert result["error_untied_plain"][1, 0] > 0.5
-    assert result["error_tied_scaled"].max() < 0.15
-    assert result["error_untied_scaled"].max() < 0.15
-    assert result["error_tied_plain_32"] == result["error_tied_plain"][1, 0]
+    assert result["error_tied_scaled"].max() < 0.3
+    assert result["error_untied_scaled"].max() < 0.3
+    assert result["error_tied_plain_64"] == result["error_tied_plain"][1, 0]
     assert result.claim("CL58").holds
     assert result.findings.data == DIGITS.sha256
 
 
-def test_a_network_that_leaves_the_finite_numbers_counts_as_guessing():
-    part = Part(None, lambda fraction: None)
-    for scaled, expected in ((False, [0.9, 1.0]), (True, [pytest.approx(0.5, abs=0.5), 0.0])):
-        with seeded(0):
-            net = ResidualMLP(64, 10, width=8, hidden=16, layers=400, tied=True, scaled=scaled)
-        names = ("x_train", "y_train", "x_test", "y_test")
-        data = replace(DIGITS, **{name: getattr(DIGITS, name)[:64] for name in names})
-        assert _test_error(net, data, part, epochs=1, rate=0.05, seed=0) == expected
+def test_a_network_that_leaves_the_finite_numbers_counts_as_guessing(monkeypatch):
+    names = ("x_train", "y_train", "x_test", "y_test")
+    short = replace(DIGITS, **{name: getattr(DIGITS, name)[:64] for name in names})
+    monkeypatch.setattr(module, "load_digits", lambda device: short)
+    result = run(depths=(400,), seeds=1, epochs=1)
+    assert result["error_tied_plain"].tolist() == [[0.9]]
+    assert result["diverged_tied_plain"].tolist() == [[1.0]]
+    assert 0 <= result["error_tied_scaled"][0, 0] <= 1
+    assert result["diverged_tied_scaled"].tolist() == [[0.0]]
 
 
 def test_other_errors_are_not_taken_for_divergence():
@@ -43,20 +44,23 @@ def test_other_errors_are_not_taken_for_divergence():
         run(depths=(2,), seeds=1, epochs=0)
 
 
-def test_claims_average_over_seeds_and_look_where_they_say():
-    names = ("tied_scaled", "tied_plain", "untied_scaled", "untied_plain")
-    errors = {name: np.full((3, 2), 0.05) for name in names}
+@pytest.mark.parametrize(
+    ("depths", "deep"), [((2, 32, 64), 0.4), ((2, 16, 64), 0.9), ((2, 4, 8), 0.9)]
+)
+def test_claims_average_over_seeds_and_look_where_they_say(depths, deep, monkeypatch):
+    errors = {name: [[0.05, 0.05] for _ in depths] for name in module.VARIANTS}
     errors["tied_scaled"][1] = [0.06, 0.10]
     errors["tied_plain"][1:] = [[0.2, 0.6], [0.9, 0.9]]
     errors["untied_scaled"][0] = [0.05, 0.09]
-    harmless, shallow, fails = _claims(errors, (2, 32, 64))
+    told = iter([error for table in errors.values() for row in table for error in row])
+    monkeypatch.setattr(module.recipes, "trained_error", lambda *args, **kwargs: [next(told), 0.0])
+    result = run(depths=depths, seeds=2)
+    harmless, shallow, fails = result.claims
     assert harmless.observed == pytest.approx(0.08)
     assert shallow.observed == pytest.approx(0.02)
-    assert fails.observed == pytest.approx(0.4)
-    *_, fails = _claims(errors, (2, 16, 64))
-    assert fails.observed == pytest.approx(0.9)
-    *_, fails = _claims(errors, (2, 4, 8))
-    assert fails.observed == pytest.approx(0.9)
+    assert shallow.text.endswith("untied, 2 layers")
+    assert fails.observed == pytest.approx(deep)
+    assert result["error_tied_plain"].tolist() == errors["tied_plain"]
 
 
 def test_seeds_differ_and_the_run_seed_shifts_them():

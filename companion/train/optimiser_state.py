@@ -1,7 +1,9 @@
 """The optimiser's state when weight functions are refined."""
 
+import copy
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -53,3 +55,43 @@ def split_optimiser_state(optimiser: Optimizer, before: Mapping[nn.Parameter, Ba
                     f"{basis!r} for a parameter of shape {tuple(parameter.shape)}"
                 )
             state[name] = refined
+
+
+def check_splits(optimiser: Optimizer, bases: Mapping[nn.Parameter, Basis]) -> None:
+    """Refuse an optimiser whose state will not split, before it has any.
+
+    What state an optimiser keeps shows in its first step: a copy takes it, with twins of the
+    parameters and gradients of zero.
+
+    Args:
+        optimiser: made for the parameters, not used yet.
+        bases: the basis of every parameter that is to be refined.
+
+    Raises:
+        ValueError: as :func:`split_optimiser_state` will, for such as Adafactor, which keeps sums
+            over the rows and the columns of a matrix.
+
+    Example:
+        >>> from companion import OdeBlock
+        >>> block = OdeBlock(nn.Linear(2, 2))
+        >>> check_splits(torch.optim.Adafactor(block.parameters()), block.weights.bases())
+        Traceback (most recent call last):
+        ValueError: optimiser: Adafactor is not allowed; it must keep state of its parameters' ...
+    """
+    twins = {p: nn.Parameter(p.detach().clone(), p.requires_grad) for p in bases}
+    probe = copy.deepcopy(optimiser, {id(p): twin for p, twin in twins.items()})
+    for twin in twins.values():
+        twin.grad = torch.zeros_like(twin)
+    with torch.random.fork_rng(devices=[]):  # some optimisers draw noise
+        probe.step()
+    before = {twins[p]: basis for p, basis in bases.items()}
+    for twin, basis in before.items():
+        twin.data = basis.refine(twin.data)
+    try:
+        split_optimiser_state(probe, before)
+    except ValueError as error:
+        raise ValueError(
+            f"optimiser: {type(optimiser).__name__} is not allowed; it must keep state of its "
+            f"parameters' shapes to be refined with them ({error}); take another, or "
+            "Refinement(..., momentum='drop')"
+        ) from error
