@@ -90,7 +90,9 @@ def digits_net(variant: Variant, seed: int, dtype: torch.dtype = torch.float32) 
         )  # fmt: skip
 
 
-def digits_options(variant: Variant, *, epochs: int = 30, rate: float = 0.05) -> dict[str, Any]:
+def digits_options(
+    variant: Variant, *, epochs: int = 30, rate: float = 0.05, decay: float = 5e-4
+) -> dict[str, Any]:
     """Return the recipe of a variant, an option of :func:`companion.train.fit` each.
 
     Refinements come after 1/5, 2/5 and 3/5 of the epochs, the rate falls to a tenth after 2/3 and
@@ -99,7 +101,7 @@ def digits_options(variant: Variant, *, epochs: int = 30, rate: float = 0.05) ->
     """
     at = tuple(max(k, round(epochs * k / 5)) for k in range(1, REFINEMENTS + 1))
     refinement = Refinement(at=at) if variant.refined else None
-    return digits_recipe(epochs, rate) | {"refinement": refinement}
+    return digits_recipe(epochs, rate, decay) | {"refinement": refinement}
 
 
 def train_digits(
