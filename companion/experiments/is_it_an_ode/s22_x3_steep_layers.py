@@ -146,7 +146,7 @@ def _line(factor: float, layers: int, copies: int, seed: int) -> dict[str, Any]:
     slopes = _slopes(block)
     with torch.no_grad():
         scale = factor * layers / slopes.abs().amax(1)
-        block.weights.get_parameter("outer").mul_(scale.unsqueeze(-1))
+        block.weights.stacks.get_parameter("outer").mul_(scale.unsqueeze(-1))
         slopes = 1 + slopes * scale.unsqueeze(1) / layers
     start = torch.linspace(-1, 1, 21, dtype=_DTYPE).unsqueeze(1).repeat(1, copies)
     return {
@@ -162,7 +162,7 @@ def _slopes(block: OdeBlock) -> Tensor:
     The grid reaches 200, far beyond the states, and is finest near 0: a unit that is steep far out
     would be missed otherwise, and a unit centred there is wide.
     """
-    stacks = dict(block.weights.named_parameters())
+    stacks = dict(block.weights.stacks.named_parameters())
     copies = stacks["inner"].shape[1]
     grid = torch.linspace(-6, 6, 6001, dtype=_DTYPE).sinh().unsqueeze(1).repeat(1, copies)
     grid.requires_grad_()
@@ -212,13 +212,14 @@ def perceptron_lipschitz(block: OdeBlock) -> Tensor:
 
     Example:
         >>> block = OdeBlock(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh()))
-        >>> block.weights.get_parameter("0.weight").data[0] = torch.diag(torch.tensor([3.0, 1.0]))
+        >>> weight = block.weights.stacks.get_parameter("0.weight")
+        >>> weight.data[0] = torch.diag(torch.tensor([3.0, 1.0]))
         >>> perceptron_lipschitz(block)
         tensor([3.])
     """
     norms = [
         torch.linalg.matrix_norm(weight.detach(), 2)
-        for name, weight in block.weights.named_parameters()
+        for name, weight in block.weights.stacks.named_parameters()
         if name.endswith("weight")
     ]
     return torch.stack(norms).prod(dim=0)

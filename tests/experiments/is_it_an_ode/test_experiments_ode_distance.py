@@ -197,7 +197,7 @@ def test_equal_start_means_equal_weights(monkeypatch):
     )
     for equal in (True, False):
         net = small_perceptron(equal=equal)
-        weight = net.block.weights.get_parameter("0.weight")
+        weight = net.block.weights.stacks.get_parameter("0.weight")
         assert torch.equal(weight[0], weight[2]) == equal
     assert small_perceptron(scaled=False).block.scale == 3
 
@@ -234,14 +234,14 @@ def test_description_of_a_network_by_running_it():
         linear = OdeBlock(
             lambda: net.block.weights.template.to_empty(device="cpu"), PiecewiseLinear(3)
         ).double()
-        for name, p in linear.weights.named_parameters():
-            values = net.block.weights.get_parameter(name)
+        for name, p in linear.weights.stacks.named_parameters():
+            values = net.block.weights.stacks.get_parameter(name)
             p.copy_(torch.cat([values, values[-1:]]))
         ode = linear.with_graph(method="rk4", steps=600)(first)
         assert found["error_weight"] == error_of(net.head(ode), y)
         gap = (ode - end).norm(dim=1).mean().item() / found["moved"]
     assert gap - 1e-6 <= found["weight"] <= 3 * gap  # the largest over nodes, not only the last
-    weights = dict(net.block.weights.named_parameters())
+    weights = dict(net.block.weights.stacks.named_parameters())
     assert found["slope"] == smoothness_of(weights, 3).total.slope
 
 
@@ -310,7 +310,7 @@ def threshold_network(product, layers=6, dim=3, seed=0):
             steps=layers,
         ).requires_grad_(False)
     factor = product * layers / perceptron_lipschitz(block)
-    block.weights.get_parameter("2.weight").mul_(factor[:, None, None])
+    block.weights.stacks.get_parameter("2.weight").mul_(factor[:, None, None])
     return block
 
 
@@ -396,7 +396,7 @@ def test_a_trained_network_is_measured_where_its_states_pass():
     """Two layers set by hand: the identity plus a fold, and a contraction that has an inverse."""
     data = load_digits()
     net = small_perceptron(layers=2, scaled=False).double().requires_grad_(False)
-    weights = dict(net.block.weights.named_parameters())
+    weights = dict(net.block.weights.stacks.named_parameters())
     for p in weights.values():
         p.zero_()
     x, y = data.x_test[:50].double(), data.y_test[:50]
