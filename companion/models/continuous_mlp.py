@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from companion.arguments import check_count
 from companion.basis import Basis, PiecewiseConstant
@@ -94,8 +95,8 @@ class ContinuousMLP(nn.Module):
         self.block = OdeBlock(layer, basis, method, steps, gradient, scale)
         self.head = nn.Linear(width, classes)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
         logits: Tensor = self.head(self.block(self.stem(x)))
         return logits
 

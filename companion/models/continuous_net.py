@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, Self
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from companion.arguments import check_count, is_count
 from companion.basis import Basis, PiecewiseConstant
@@ -141,8 +142,8 @@ class ContinuousNet(nn.Module):
         )
         self.head = nn.Linear(channels[-1], classes)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
         x = self.stem(x)
         for k, block in enumerate(self.blocks):
             if k > 0:

@@ -181,6 +181,17 @@ class Loop:
         }
         save_checkpoint(path, state)
 
+    def begin(self, snapshot: Snapshot | None, epochs: int) -> None:
+        """Take over what an earlier run of the same kind left off at, if it left anything."""
+        if snapshot is not None:
+            self.made_with = self.fingerprint()
+            self.resume(snapshot.path)
+        if self.epoch > epochs:
+            raise ValueError(
+                f"epochs: {epochs!r} is not allowed; it must be at least the {self.epoch} already "
+                "done"
+            )
+
     def resume(self, path: Path) -> None:
         """Take over the state stored at ``path``, if there is one."""
         if not path.exists():

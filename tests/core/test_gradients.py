@@ -142,7 +142,7 @@ def test_every_method_meets_the_closed_form_of_a_linear_system(gradient, back, d
 
 # --- the continuous adjoint -----------------------------------------------------------------------
 
-# With Heun's scheme the leading terms of the difference cancel, as in its round trip.
+# The two differ by the order of the scheme, or by more: with Heun's the leading terms cancel.
 DIFFERENCE = {"euler": 1, "midpoint": 2, "heun": 3, "kutta3": 3, "rk4": 4, "rk4_38": 4}
 
 
@@ -160,8 +160,10 @@ def test_adjoint_minus_discrete_gradient_falls_with_the_order(method, device):
         y0, t, *params = [(a - b).norm().item() for a, b in zip(*pair, strict=True)]
         rows.append((y0, sum(params), t))
     y0, params, t = (fit_slope(grid, column).value for column in zip(*rows, strict=True))
-    assert y0 == pytest.approx(-DIFFERENCE[method], abs=0.1)
-    assert params == pytest.approx(-DIFFERENCE[method], abs=0.1)
+    if method in DIFFERENCE:
+        assert y0 == pytest.approx(-DIFFERENCE[method], abs=0.1)
+        assert params == pytest.approx(-DIFFERENCE[method], abs=0.1)
+    assert max(y0, params) < -SCHEMES[method].order + 0.1
     # The discrete gradient for a time is itself of order p only.
     assert t == pytest.approx(-SCHEMES[method].order, abs=0.2)
 

@@ -22,7 +22,7 @@ from companion.data import load_digits
 from companion.exercises import WrongAnswer
 from companion.exercises.is_it_an_ode import CERTIFICATE, GAP, MEASURES, OPPOSITE
 from companion.experiments import s22_p1, s22_x3
-from companion.experiments.is_it_an_ode.digits_nets import error_of, train_perceptron
+from companion.experiments.is_it_an_ode.digits_nets import train_perceptron
 from companion.experiments.is_it_an_ode.s22_d1_two_odes import _describe, _draw, _random
 from companion.experiments.is_it_an_ode.s22_d1_two_odes import s22_d1 as run_d1
 from companion.experiments.is_it_an_ode.s22_p1_ode_distance import s22_p1 as run_p1
@@ -33,6 +33,7 @@ from companion.experiments.is_it_an_ode.s22_x3_steep_layers import (
     perceptron_lipschitz,
 )
 from companion.experiments.is_it_an_ode.s22_x3_steep_layers import s22_x3 as run_x3
+from companion.experiments.recipes import error_of
 from companion.experiments.running import Part
 from companion.models.scalar_field import ScalarField
 from companion.results import Result
