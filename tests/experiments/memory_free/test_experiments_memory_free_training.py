@@ -112,7 +112,7 @@ def test_transfer_keeps_the_function_and_tuning_improves_it(monkeypatch):
     monkeypatch.setattr(s22_t2, "_train", caught)
     result = run("S22-T2", depths=(4, 16), seeds=1, epochs=4, tuning_epochs=2)
     (_, tied), *tuned = nets
-    assert len(tied.block.weights.state_dict()["0.weight"]) == 1
+    assert len(tied.block.weights.stacks.get_parameter("0.weight")) == 1
     for rule, (before, net) in zip(("backprop", "reverse", "corrected"), tuned, strict=False):
         after = dict(net.named_parameters())
         for name, value in tied.named_parameters():  # every layer starts from the tied weights
