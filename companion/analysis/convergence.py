@@ -158,7 +158,8 @@ def classifier_convergence(
     Example:
         >>> from companion import OdeBlock
         >>> block = OdeBlock(nn.Linear(1, 1), method="midpoint", steps=4).double()
-        >>> _ = nn.init.ones_(block.weights.weight), nn.init.zeros_(block.weights.bias)
+        >>> stacks = block.weights.stacks
+        >>> _ = nn.init.ones_(stacks.weight), nn.init.zeros_(stacks.bias)
         >>> test = classifier_convergence(block, torch.ones(1, 1).double(), ["euler"], [64, 128])
         >>> round(test.order["euler"], 1)  # exp(1) by Euler's method
         1.0

@@ -69,7 +69,7 @@ def smoothness(block: OdeBlock) -> DepthSmoothness:
             f"block: the coefficients of {basis!r} are not values at neighbouring depths; measure "
             "block.project(PiecewiseConstant(cells=64)) instead"
         )
-    return smoothness_of(dict(block.weights.named_parameters()), basis.cells)
+    return smoothness_of(dict(block.weights.stacks.named_parameters()), basis.cells)
 
 
 @torch.no_grad()
@@ -119,7 +119,7 @@ def total_variation(block: OdeBlock) -> float:
     Example:
         >>> from companion import PiecewiseConstant
         >>> block = OdeBlock(torch.nn.Linear(1, 1, bias=False), PiecewiseConstant(cells=3))
-        >>> _ = block.weights.weight.data.copy_(torch.tensor([2.0, 4.0, 3.0]).view(3, 1, 1))
+        >>> _ = block.weights.stacks.weight.data.copy_(torch.tensor([2.0, 4.0, 3.0]).view(3, 1, 1))
         >>> total_variation(block)
         0.75
     """

@@ -253,7 +253,7 @@ def _steepness(block: OdeBlock, states: Tensor) -> float:
     h = 1 / block.steps
     steepest = 0.0
     for n, x in enumerate(states[:-1]):
-        weights = {name: p[n] for name, p in block.weights.named_parameters()}
+        weights = {name: p[n] for name, p in block.weights.stacks.named_parameters()}
 
         def layer(x: Tensor, weights: dict[str, Tensor] = weights) -> Tensor:
             value: Tensor = torch.func.functional_call(block.weights.template, weights, (x,))

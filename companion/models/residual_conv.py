@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from companion.arguments import check_count
 from companion.block import OdeBlock
@@ -114,7 +115,7 @@ class ResidualConvNet(nn.Module):
             nn.AvgPool2d(kind.pool), nn.Flatten(), nn.Linear(4 * channels, classes)
         )
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
         logits: Tensor = self.head(self.block(full_precision(self.stem(x), self.block)))
         return logits

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from companion.arguments import check_count, is_count
 from companion.block import OdeBlock
@@ -139,8 +140,8 @@ class ResNet(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.head = nn.Linear(channels, classes)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)

@@ -174,12 +174,12 @@ def test_buffers_count_as_weights_and_training_mode_is_refused():
         from_block(block, "weight")
     block.eval()
     x = states()
-    mean = block.weights.get_buffer("0.running_mean")
+    mean = block.weights.stacks.get_buffer("0.running_mean")
     before = mean.clone()
     field = from_block(block, "weight")
     torch.testing.assert_close(network(field, x)[-1], block(x), rtol=0, atol=1e-14)
     half = (mean[0] + mean[1]) / 2
-    var = block.weights.get_buffer("0.running_var")[:2].mean(0)
+    var = block.weights.stacks.get_buffer("0.running_var")[:2].mean(0)
     scale, shift, w, b = (p[:2].mean(0) for p in block.weights.parameters())
     wanted = (((x - half) / (var + 1e-5).sqrt()) * scale + shift) @ w.T + b
     torch.testing.assert_close(field.piece(0, 0.5, x), wanted, rtol=0, atol=1e-12)
@@ -412,7 +412,7 @@ def test_measures_of_linear_weights_count_cells_not_nodes():
     block = block_of(4, PiecewiseLinear(4))
     for p in block.weights.parameters():
         p.zero_()
-    block.weights.get_parameter("0.bias")[:, 0] = torch.linspace(0, 2, 5)
+    block.weights.stacks.get_parameter("0.bias")[:, 0] = torch.linspace(0, 2, 5)
     assert smoothness(block).total.slope == pytest.approx(2.0)  # the slope of the function
     assert smoothness(block_of(2, Constant())).total == Smoothness(0.0, 0.0, 0.0)
 

@@ -209,7 +209,7 @@ def test_classifiers_run_in_evaluation_mode_and_get_their_modes_back():
     assert first == classifier_convergence(block, x, ["euler"], [4, 8])
     assert block.training
     assert block.weights.template[1].training
-    assert all(int(n) == 0 for n in block.weights.get_buffer("2.num_batches_tracked"))
+    assert all(int(n) == 0 for n in block.weights.stacks.get_buffer("2.num_batches_tracked"))
 
 
 def test_numerical_methods_by_the_same_function():

@@ -100,7 +100,7 @@ def faults_of_width(page: Page) -> Iterator[str]:
     if width > seen:
         wide = page.evaluate(
             """seen => [...document.querySelectorAll('main *')]
-                .filter(n => n.getBoundingClientRect().right > seen + 1)
+                .filter(n => n.getBoundingClientRect().right > seen + 1 && !n.closest('pre'))
                 .slice(0, 5).map(n => n.outerHTML.slice(0, 100))""",
             seen,
         )

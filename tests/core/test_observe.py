@@ -8,7 +8,7 @@ import torch
 from fields import Tanh, randn
 from torch import nn
 
-from companion import OdeBlock, PiecewiseConstant, Stats, odeint
+from companion import OdeBlock, PiecewiseConstant, counting, odeint
 from companion.observe import count_nfe, fit_slope, peak_memory, saved_bytes
 
 
@@ -57,10 +57,10 @@ def test_points_that_have_no_slope_are_refused(x, y, words):
 
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
 def test_evaluations_of_a_field_are_those_of_stats(gradient, device):
-    field, stats = Tanh(device), Stats()
-    with count_nfe(field) as nfe:
+    field = Tanh(device)
+    with count_nfe(field) as nfe, counting() as stats:
         ys = odeint(field, randn(3, device=device), [0.0, 1.0], method="kutta3", steps=4,
-                    gradient=gradient, stats=stats)  # fmt: skip
+                    gradient=gradient)  # fmt: skip
         assert nfe.lap() == stats.nfe == 12
         ys.sum().backward()
         assert nfe.lap() == stats.nfe_backward == (0 if gradient == "backprop" else 12)

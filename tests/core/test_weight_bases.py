@@ -219,7 +219,7 @@ def test_a_block_is_a_loop_by_hand(basis, method):
 
     def weight(name, s):
         return evaluate(
-            basis, block.weights.get_parameter(name), torch.tensor([s], dtype=torch.float64)
+            basis, block.weights.stacks.get_parameter(name), torch.tensor([s], dtype=torch.float64)
         )[0]
 
     y = x
@@ -259,8 +259,7 @@ def test_adjoint_converges_to_backprop(basis):
 
 @pytest.mark.parametrize("basis", NEW, **NAMES)
 def test_dopri5_meets_a_fine_rk4(basis):
-    block = block_of(basis, norm=False, method="dopri5")
-    block.rtol, block.atol = 1e-9, 1e-10
+    block = block_of(basis, norm=False).with_graph(method="dopri5", rtol=1e-9, atol=1e-10)
     x = randn(4, 3)
     fine = block.with_graph(method="rk4", steps=240)
     torch.testing.assert_close(block(x), fine(x), rtol=0, atol=1e-7)
@@ -275,14 +274,14 @@ def test_refining_a_block_keeps_its_function(basis, train):
     before = block(x).detach()
     block = block_of(basis, method="rk4", steps=12).train(train)
     block.refine(steps=False)
-    assert len(block.weights.norm.weight) == len(block.weights.norm.running_mean)
-    assert len(block.weights.norm.weight) == 2 * basis.cells
+    assert len(block.weights.stacks.norm.weight) == len(block.weights.stacks.norm.running_mean)
+    assert len(block.weights.stacks.norm.weight) == 2 * basis.cells
     torch.testing.assert_close(block(x), before, rtol=0, atol=1e-12)
 
 
 def test_norms_have_a_basis_of_their_own():
     block = block_of(Chebyshev(4, cells=3), steps=6)
-    bases = {name: block.weights.bases()[p] for name, p in block.weights.named_parameters()}
+    bases = {name: block.weights.bases()[p] for name, p in block.weights.stacks.named_parameters()}
     assert bases == {
         "norm.weight": PiecewiseConstant(3),
         "norm.bias": PiecewiseConstant(3),
@@ -309,8 +308,8 @@ def test_a_norm_reads_the_cell_of_its_stage():
 
     block = OdeBlock(Bias(), Chebyshev(2, cells=4), method="rk4", steps=8).double().eval()
     with torch.no_grad():
-        block.weights.norm.bias.copy_(torch.tensor([1.0, 2.0, 4.0, 9.0]).unsqueeze(1))
-        block.weights.unused.copy_(torch.tensor([5.0, 100.0]).unsqueeze(1))  # mean 5
+        block.weights.stacks.norm.bias.copy_(torch.tensor([1.0, 2.0, 4.0, 9.0]).unsqueeze(1))
+        block.weights.stacks.unused.copy_(torch.tensor([5.0, 100.0]).unsqueeze(1))  # mean 5
     x = torch.zeros(1, 1, dtype=torch.float64)
     assert block(x).item() == pytest.approx(4.0 + 5.0, abs=1e-12)
 
@@ -328,7 +327,7 @@ def test_an_instance_is_the_same_at_all_depths(basis):
 def test_projecting_a_block():
     """Weights are projected; norms and statistics are averaged; nothing is shared."""
     block = block_of(PiecewiseConstant(4), steps=4)
-    block.weights.norm.num_batches_tracked.copy_(torch.tensor([5, 6, 7, 8]))
+    block.weights.stacks.norm.num_batches_tracked.copy_(torch.tensor([5, 6, 7, 8]))
     fewer = block.project(PiecewiseConstant(2))
     assert (fewer.weights.basis, fewer.steps) == (PiecewiseConstant(2), 4)
     for name, value in block.weights.state_dict().items():
@@ -336,7 +335,7 @@ def test_projecting_a_block():
         if value.is_floating_point():
             wanted = value.unflatten(0, (2, 2)).mean(1)
             torch.testing.assert_close(now, wanted, rtol=0, atol=1e-13)
-    assert fewer.weights.norm.num_batches_tracked.tolist() == [5, 7]
+    assert fewer.weights.stacks.norm.num_batches_tracked.tolist() == [5, 7]
     assert block.weights.basis == PiecewiseConstant(4)
     ids = {p.data_ptr() for p in block.parameters()}
     assert not ids & {p.data_ptr() for p in fewer.parameters()}
@@ -404,6 +403,6 @@ def test_a_norm_tied_to_another_parameter_is_one_a_cell_under_both_names():
             return self.gain * self.norm(x)
 
     block = OdeBlock(Tied(), Chebyshev(4, cells=2), steps=4)
-    assert block.weights.gain.shape == (2, 3)
+    assert block.weights.stacks.gain.shape == (2, 3)
     block(randn(8, 3, dtype=torch.float32)).sum().backward()
-    assert block.weights.gain.grad.abs().max() > 0
+    assert block.weights.stacks.gain.grad.abs().max() > 0

@@ -66,7 +66,7 @@ def test_a_plain_net_has_the_layers_of_the_continuous_one():
         for n, unit in enumerate(stage):
             unit.load_state_dict({name: stack[n] for name, stack in stacks.items()})
             torch.nn.init.constant_(unit.skip, 0.5 + n)  # it starts at zero: no layer would count
-            block.weights.skip.data[n] = 0.5 + n
+            block.weights.stacks.skip.data[n] = 0.5 + n
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(plain(x), net(x))
 

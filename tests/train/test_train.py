@@ -746,6 +746,12 @@ def test_data_that_are_not_samples_and_labels(data, error, message):
         error_rate(nn.Identity(), data)
 
 
+def test_scores_and_labels_are_tensors():
+    for pair, name in (((None, torch.arange(3)), "scores"), ((torch.eye(3), [0, 1, 2]), "labels")):
+        with pytest.raises(TypeError, match=rf"{name}: a \w+ is not allowed; give a tensor"):
+            misclassified(*pair)
+
+
 @pytest.mark.parametrize("name", ["batch_size", "workers"])
 def test_bad_options_of_the_error_rate(name):
     with pytest.raises(ValueError, match=f"{name}: -1 is not allowed"):

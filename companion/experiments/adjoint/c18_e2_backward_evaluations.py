@@ -9,7 +9,7 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from companion import Stats, odeint
+from companion import counting, odeint
 from companion.experiments import Grid, Part, Run, experiment, grid, seeds
 from companion.experiments.adjoint.random_field import TanhField, relative_error
 from companion.observe import count_nfe
@@ -92,8 +92,8 @@ class _Problem:
     def counts(self, tolerance: float) -> list[int]:
         """Return the evaluations forwards and backwards, here and in torchdiffeq."""
         field, x0, t = self.field, self.x0, self.t
-        stats = Stats()
-        xs = odeint(field, x0, t, rtol=tolerance, atol=tolerance, gradient="adjoint", stats=stats)
+        with counting() as stats:
+            xs = odeint(field, x0, t, rtol=tolerance, atol=tolerance, gradient="adjoint")
         self.gradient(xs)
         with count_nfe(field) as counter:
             xs = torchdiffeq.odeint_adjoint(field, x0, t, rtol=tolerance, atol=tolerance)

@@ -5,7 +5,7 @@ nothing at first, in any basis and under any graph. Its scalar alone has a gradi
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from companion.basis import (
     Basis,
@@ -17,12 +17,11 @@ from companion.basis import (
     PiecewiseLinear,
 )
 from companion.block import OdeBlock
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Findings, Part, Run, experiment, grid
+from companion.experiments import seeds as own_seeds
+from companion.experiments.recipes import SIX_SCHEMES
 from companion.models import ContinuousNet, SkipInit, Stitch, pre_activation_unit
 from companion.models.layers import basic_branch, pre_activation
-from companion.results import Claim, Findings
-from companion.schemes import SCHEMES
 from companion.train import seeded
 
 BASES: tuple[Basis, ...] = (
@@ -39,8 +38,16 @@ BASES: tuple[Basis, ...] = (
     "Q20-SK",
     "Blocks and nets with skip initialisation before their first step",
     paper="Queiruga et al. 2020, appendix A.2",
-    claims=("CL46",),
     full={"seeds": 16, "steps": 8, "channels": 16},
+    tiny={"seeds": 1, "steps": 2, "channels": 2},
+    tolerance=1e-2,  # single precision
+    claims=(
+        ("CL46", "moved", None, 0, "change from a block, six bases, six schemes"),
+        ("CL46", "net", None, 0, "a whole net against one without blocks"),
+        ("CL46", "others", None, 0, "largest gradient of the other weights"),
+        ("CL46", "scalar", 1e-3, None, "smallest over largest gradient of the scalars"),
+        ("CL46", "awake", 1, None, "share of other weights that learn after a step"),
+    ),
 )
 def q20_sk(run: Run, *, seeds: int = 2, steps: int = 4, channels: int = 4) -> Findings:
     """Look at outputs and gradients before the first step of training, and after it.
@@ -53,86 +60,65 @@ def q20_sk(run: Run, *, seeds: int = 2, steps: int = 4, channels: int = 4) -> Fi
     ``silenced``, the largest gradient of all where the residual itself starts at zero.
     """
 
-    def look(part: Part, seed: int) -> dict[str, float]:
-        found = [
-            _block(basis, scheme, steps, channels, seed, run.device)
-            for basis in BASES
-            for scheme in SCHEMES
-        ]
-        sizes = [one["scalar"] for one in found]
-        return {
-            "moved": max(one["moved"] for one in found),
-            "others": max(one["others"] for one in found),
-            "scalar": min(sizes) / max(sizes),
-            "awake": min(one["awake"] for one in found),
-            "net": _net(seed, steps, channels, run.device),
-            "silenced": _silenced(seed, steps, channels, run.device),
-        }
-
-    found = list(run.map(look, {f"seed {k}": (run.seed + k,) for k in range(seeds)}).values())
-    extremes = {"moved": max, "others": max, "scalar": min, "awake": min, "net": max}
-    scalars = {name: extremes.get(name, max)(part[name] for part in found) for name in found[0]}
-    claims = [
-        Claim("CL46", "change from a block, six bases, six schemes", scalars["moved"], high=0),
-        Claim("CL46", "a whole net against one without blocks", scalars["net"], high=0),
-        Claim("CL46", "largest gradient of the other weights", scalars["others"], high=0),
-        Claim("CL46", "smallest over largest gradient of the scalars", scalars["scalar"], low=1e-3),
-        Claim("CL46", "share of other weights that learn after a step", scalars["awake"], low=1),
-    ]
-    return Findings(scalars, claims=claims)
-
-
-def _images(seed: int, channels: int, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(8, channels, 6, 6, generator=generator).to(device)
-
-
-def _block(
-    basis: Basis, scheme: str, steps: int, channels: int, seed: int, device: torch.device
-) -> dict[str, float]:
-    with seeded(seed):
-        block = OdeBlock(lambda: SkipInit(pre_activation_unit(channels)), basis, scheme, steps).to(
-            device
+    def look(part: Part, seed: int) -> list[float]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(8, channels, 6, 6, generator=generator).to(run.device)
+        with seeded(seed):
+            silent = OdeBlock(
+                lambda: SkipInit(pre_activation(basic_branch(channels, channels))),
+                PiecewiseConstant(steps), steps=steps,
+            )  # fmt: skip
+        nothing = max(_sizes(_gradients(silent.to(run.device), x)))
+        found = torch.tensor(
+            [_block(basis, scheme, steps, seed, x) for basis in BASES for scheme in SIX_SCHEMES],
+            dtype=torch.float64,
         )
-    x = _images(seed, channels, device)
-    y = block(x)
-    gradients = _gradients(block, y)
-    skip = gradients.pop("weights.skip")
-    others = max(float(g.abs().max()) for g in gradients.values())
+        moved, others, size, awake = found.T
+        shares = [moved.max(), others.max(), size.min() / size.max(), awake.min()]
+        return [*map(float, shares), _net(seed, steps, x), nothing]
+
+    found = grid(run, look, seed=own_seeds(run, seeds)).values.T
+    names = ("moved", "others", "scalar", "awake", "net", "silenced")
+    extremes = {name: min if name in ("scalar", "awake") else max for name in names}
+    return Findings({name: extremes[name](row) for name, row in zip(names, found, strict=True)})
+
+
+def _block(basis: Basis, scheme: str, steps: int, seed: int, x: Tensor) -> list[float]:
+    """Return the block's change, the others' largest gradient, the scalars', the share awake."""
+    with seeded(seed):
+        block = OdeBlock(
+            lambda: SkipInit(pre_activation_unit(x.shape[1])), basis, scheme, steps
+        ).to(x.device)
+    moved = float((block(x) - x).detach().abs().max())
+    gradients = _gradients(block, x)
+    skip = gradients.pop("weights.stacks.skip")
     with torch.no_grad():
-        block.weights.get_parameter("skip").sub_(0.1 * skip / skip.norm())
-    after = _gradients(block, block(x))
-    after.pop("weights.skip")
+        block.weights.stacks.get_parameter("skip").sub_(0.1 * skip / skip.norm())
+    after = _gradients(block, x)
+    after.pop("weights.stacks.skip")
     awake = sum(bool(g.any()) for g in after.values()) / len(after)
-    moved = float((y - x).detach().abs().max())
-    return {"moved": moved, "others": others, "scalar": float(skip.norm()), "awake": awake}
+    return [moved, max(_sizes(gradients)), float(skip.norm()), awake]
 
 
-def _gradients(block: OdeBlock, y: Tensor) -> dict[str, Tensor]:
+def _gradients(block: OdeBlock, x: Tensor) -> dict[str, Tensor]:
     """Return the gradients of a loss that pulls the output to zero."""
     named = dict(block.named_parameters())
-    found = torch.autograd.grad(y.square().sum(), tuple(named.values()))
+    found = torch.autograd.grad(block(x).square().sum(), tuple(named.values()))
     return dict(zip(named, found, strict=True))
 
 
+def _sizes(gradients: dict[str, Tensor]) -> list[float]:
+    return [float(g.abs().max()) for g in gradients.values()]
+
+
 @torch.no_grad()
-def _net(seed: int, steps: int, channels: int, device: torch.device) -> float:
+def _net(seed: int, steps: int, x: Tensor) -> float:
+    """Return how far a net is from its stem, its stitches' shortcuts and its head."""
+    channels = x.shape[1]
     with seeded(seed):
         net = ContinuousNet(inputs=channels, channels=(channels, 2 * channels), steps=steps)
-    net.to(device).eval()
-    x = _images(seed, channels, device)
-    state = net.stem(x)
+    state = net.to(x.device).eval().stem(x)
     for stitch in net.stitches:
         assert isinstance(stitch, Stitch)
         state = stitch.down(state)
     return float((net(x) - net.head(state.mean((2, 3)))).abs().max())
-
-
-def _silenced(seed: int, steps: int, channels: int, device: torch.device) -> float:
-    def residual() -> nn.Module:
-        return SkipInit(pre_activation(basic_branch(channels, channels)))
-
-    with seeded(seed):
-        block = OdeBlock(residual, PiecewiseConstant(steps), steps=steps).to(device)
-    gradients = _gradients(block, block(_images(seed, channels, device)))
-    return max(float(g.abs().max()) for g in gradients.values())

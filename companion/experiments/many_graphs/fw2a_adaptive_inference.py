@@ -111,9 +111,7 @@ def adaptive_table(
 
 def restarting(net: ContinuousMLP, tolerance: float) -> ContinuousMLP:
     """Return the network under dopri5, which starts anew in every cell."""
-    view = net.with_graph(method="dopri5")
-    view.block.rtol = view.block.atol = tolerance
-    return view
+    return net.with_graph(method="dopri5", rtol=tolerance, atol=tolerance)
 
 
 class Across(nn.Module):
@@ -131,7 +129,7 @@ class Across(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the scores."""
         block = self.net.block
-        stacks, cells = dict(block.weights.named_parameters()), block.weights.basis.cells
+        stacks, cells = dict(block.weights.stacks.named_parameters()), block.weights.basis.cells
 
         def field(t: Tensor, x: Tensor) -> Tensor:
             cell = min(int(float(t) * cells), cells - 1)

@@ -8,19 +8,18 @@ midpoint method has, and the convergence test of Q20-F4a is repeated with it.
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from companion.analysis.convergence import fitted_order, graph_errors
 from companion.data import pendulum
-from companion.experiments import Part, Run, experiment
+from companion.experiments import Findings, Part, Run, experiment
 from companion.experiments.pendulum.rollouts import TEST_TIME, compared, motion_nets
 from companion.experiments.pendulum.training import Pairs, rms_error
 from companion.models import OneStepNet
 from companion.models.implicit_step import IMPLICIT, implicit_step
+from companion.observe import geometric_mean
 from companion.ode import odeint
-from companion.results import Findings
 
 MIDPOINT = "implicit_midpoint"
 
@@ -78,7 +77,7 @@ def fw2b(
         "implicit_growth": max(growth[method] for method in IMPLICIT),
         "own_order": max(curves["order"], key=lambda order: abs(order - 2)),
         "longest_trip": max(curves["round_trip"]),
-        "mean_dip": np.exp(np.log(curves["dip"]).mean()),
+        "mean_dip": geometric_mean(curves["dip"]),
     }
     return Findings(scalars, {"ratios": RATIOS, **curves})
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from companion.data import pendulum
-from companion.experiments import Grid, Part, Run, experiment
+from companion.experiments import Claim, Findings, Grid, Part, Run, experiment
 from companion.experiments.pendulum import rollouts
 from companion.experiments.pendulum.rollouts import DATA_TIME, HALF, OWN, RATIOS, SCHEMES
 from companion.experiments.pendulum.training import rms_error
-from companion.results import Claim, Findings
+from companion.observe import geometric_mean
 
 
 @experiment(
@@ -106,15 +106,16 @@ def _claims(errors: Grid, dips: Grid) -> list[Claim]:
     steps = dips.axes["step"]
     coarse = [k for k, step in enumerate(steps) if step >= min(0.05, max(steps))]
     where = f"data steps from {min(steps[k] for k in coarse):g}"
-    euler, logs = (errors.at(method="euler").values, np.log(dips.at(method="midpoint").values))
-    halved, dip = euler[coarse][..., HALF] / euler[coarse][..., OWN], np.exp(logs[coarse].mean())
+    euler, dip = errors.at(method="euler").values, dips.at(method="midpoint").values
+    halved = euler[coarse][..., HALF] / euler[coarse][..., OWN]
+    deep = float(geometric_mean(dip[coarse], axis=None))
     text = f"smallest growth of an Euler net's error at half the step, {where}"
     claims = [
         Claim("CL26", text, halved.min(), low=1e3),
-        Claim("CL27", f"dip ratio of midpoint nets, {where}: they dip too", dip, low=10),
+        Claim("CL27", f"dip ratio of midpoint nets, {where}: they dip too", deep, low=10),
     ]
     if len(coarse) < len(steps):
-        fine = np.exp(logs[np.argmin(steps)].mean())
+        fine = float(geometric_mean(dip[np.argmin(steps)]))
         text = f"dip ratio of midpoint nets, data step {min(steps):g}"
         claims.append(Claim("CL27", text, fine, high=10))
     return claims

@@ -8,10 +8,9 @@ from itertools import product
 
 import numpy as np
 
-from companion.experiments import Grid, Part, Run, experiment, grid
+from companion.experiments import Findings, Grid, Part, Run, experiment, grid
 from companion.experiments.pendulum import rollouts
 from companion.experiments.pendulum.rollouts import HALF, RATIOS, SCHEMES
-from companion.results import Findings
 
 
 @experiment(

@@ -8,8 +8,7 @@ from scipy.integrate import solve_ivp
 from scipy.special import ellipj, ellipk
 
 from companion.data import pendulum
-from companion.experiments import Part, Run, experiment, grid
-from companion.results import Findings
+from companion.experiments import Findings, Part, Run, experiment, grid
 
 STARTS = 40
 """Points from which a numerical solution starts anew."""

@@ -19,14 +19,13 @@ from torch import Tensor
 from companion.analysis.convergence import DIP_LIMIT
 from companion.analysis.modified_equation import learnt_field, perfect_field
 from companion.data import pendulum
-from companion.experiments import Grid, Part, Run, experiment, grid
+from companion.experiments import Findings, Grid, Part, Run, experiment, grid
 from companion.experiments import seeds as own_seeds
 from companion.experiments.pendulum.rollouts import TEST_TIME, compared
 from companion.experiments.pendulum.training import fit_closely
 from companion.models import OneStepNet
-from companion.observe import fit_slope
+from companion.observe import fit_slope, geometric_mean
 from companion.ode import odeint
-from companion.results import Findings
 
 SCHEMES = ("euler", "midpoint")
 
@@ -93,8 +92,8 @@ def q20_x2(
     for method in SCHEMES:
         curves[f"plateau_{method}"] = [predicted_plateau(method, step, fine) for step in steps]
         for name in ("plain", "corrected"):
-            means = np.exp(np.log(curves[f"{name}_{method}"]).mean(axis=1))
-            scalars[f"slope_{name}_{method}"] = fit_slope(steps, means.tolist()).value
+            means = geometric_mean(curves[f"{name}_{method}"], axis=1).tolist()
+            scalars[f"slope_{name}_{method}"] = fit_slope(steps, means).value
     scalars["predicted_right"] = _predicted_right(
         curves["plateau_midpoint"], curves["own_midpoint"], curves["dip_midpoint"]
     )

@@ -20,12 +20,13 @@ from companion.basis import (
 )
 from companion.block import OdeBlock
 from companion.experiments.depth_study import geometric_mean, initial_states, random_block
+from companion.experiments.recipes import SIX_SCHEMES
 from companion.experiments.registry import experiment
 from companion.experiments.running import Part, Run
 from companion.models import pre_activation_unit
 from companion.observe import fit_slope
 from companion.results import Claim, Findings
-from companion.schemes import SCHEMES, get_scheme
+from companion.schemes import get_scheme
 from companion.train import seeded
 
 CELLS = 4
@@ -76,15 +77,17 @@ def q20_r1(
     def double(part: Part, seed: int) -> dict[str, list[float]]:
         block = random_block(PiecewiseConstant(CELLS), seed, run.device)
         x = initial_states(seed, run.device)
-        return {scheme: [_doubled(block, x, scheme, n) for n in steps] for scheme in SCHEMES}
+        return {scheme: [_doubled(block, x, scheme, n) for n in steps] for scheme in SIX_SCHEMES}
 
     splits = run.map(split, {f"split, seed {k}": (run.seed + k,) for k in range(seeds)})
     doubles = run.map(double, {f"double, seed {k}": (run.seed + k,) for k in range(seeds)})
     scalars = {
         name: max(changes[name] for changes in splits.values()) for name in splits["split, seed 0"]
     }
-    curves = {f"doubled_{s}": [changes[s] for changes in doubles.values()] for s in SCHEMES}
-    orders = {s: -fit_slope(steps, geometric_mean(curves[f"doubled_{s}"])).value for s in SCHEMES}
+    curves = {f"doubled_{s}": [changes[s] for changes in doubles.values()] for s in SIX_SCHEMES}
+    orders = {
+        s: -fit_slope(steps, geometric_mean(curves[f"doubled_{s}"])).value for s in SIX_SCHEMES
+    }
     named = {f"order_{scheme}": order for scheme, order in orders.items()}
     return Findings(scalars | named, {"steps": steps, **curves}, _claims(scalars, orders))
 
@@ -120,7 +123,7 @@ def _conv_block(
 @torch.no_grad()
 def _largest_change(block: OdeBlock, x: Tensor, split_steps: tuple[int, ...]) -> float:
     largest = 0.0
-    for scheme in SCHEMES:
+    for scheme in SIX_SCHEMES:
         for steps in split_steps:
             coarse = block.with_graph(method=scheme, steps=steps)
             fine = copy.deepcopy(coarse)

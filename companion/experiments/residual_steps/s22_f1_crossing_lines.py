@@ -81,7 +81,7 @@ def s22_f1(
             snapshot=part.snapshot, report=part.report,
         )  # fmt: skip
         if not rough:
-            weight = block.weights.get_parameter
+            weight = block.weights.stacks.get_parameter
             bound = (weight("inner") * weight("outer")).abs().sum(-1).amax(0)
             return {"networks": {name: _describe(block, x, y)}, "lipschitz": bound.tolist()}
         deep = _among_idle_layers(block, layers, copies)
@@ -165,10 +165,10 @@ def _among_idle_layers(block: OdeBlock, layers: int, copies: int) -> OdeBlock:
     """
     every = layers // block.steps
     deep = _network(layers, copies, 0, ROUGH).to(next(block.parameters()).device)
-    for name, values in deep.weights.named_parameters():
+    for name, values in deep.weights.stacks.named_parameters():
         values.zero_()
-        values[every // 2 :: every] = block.weights.get_parameter(name)
-    deep.weights.get_parameter("outer").mul_(every)
+        values[every // 2 :: every] = block.weights.stacks.get_parameter(name)
+    deep.weights.stacks.get_parameter("outer").mul_(every)
     return deep
 
 
@@ -193,7 +193,7 @@ def _lipschitz_where_crossing(block: OdeBlock, x: Tensor) -> list[float]:
     for n in range(block.steps):
         crossed = crossings(states[n : n + 2]) > 0
         if crossed.any():
-            weights = {name: p[n] for name, p in block.weights.named_parameters()}
+            weights = {name: p[n] for name, p in block.weights.stacks.named_parameters()}
             low, high = states[n].amin(0), states[n].amax(0)
             points = (low + fractions * (high - low)).requires_grad_()
             field = torch.func.functional_call(block.weights.template, weights, (points,))

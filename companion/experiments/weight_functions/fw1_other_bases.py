@@ -20,12 +20,11 @@ from companion.basis import (
     PiecewiseLinear,
 )
 from companion.data import load_digits
-from companion.experiments import Grid, Part, Run, experiment, grid
+from companion.experiments import Findings, Grid, Part, Run, experiment, grid
 from companion.experiments import seeds as own_seeds
 from companion.experiments.continuous_digits import Variant, swap_table, train_digits
 from companion.experiments.depth_study import largest_distance, random_problem, solve_block
 from companion.observe import fit_slope
-from companion.results import Findings
 from companion.schemes import get_scheme
 
 SCHEMES = ("euler", "midpoint", "heun", "rk4", "rk4_38")

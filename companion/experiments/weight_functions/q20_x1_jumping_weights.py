@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from companion.basis import PiecewiseConstant
-from companion.experiments import Grid, Part, Run, experiment, grid
+from companion.experiments import Findings, Grid, Part, Run, experiment, grid
 from companion.experiments import seeds as own_seeds
 from companion.experiments.depth_study import (
     largest_distance,
@@ -18,7 +18,6 @@ from companion.experiments.depth_study import (
     solve_naively,
 )
 from companion.observe import fit_slope
-from companion.results import Findings
 from companion.schemes import get_scheme
 
 SCHEMES = ("euler", "midpoint", "heun", "rk4", "rk4_38")

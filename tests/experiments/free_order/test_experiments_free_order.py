@@ -65,7 +65,7 @@ def test_rough_weights_jump():
 def test_gains_of_norms_stay_near_one():
     for kind in KINDS:
         weights = draw_task("conv", kind, 64, "euler", 0, CPU).block.weights
-        values = {name: value.detach() for name, value in weights.named_parameters()}
+        values = {name: value.detach() for name, value in weights.stacks.named_parameters()}
         gains = torch.cat([values["0.weight"], values["3.weight"]])
         assert abs(gains.mean().item() - 1) < 0.4
         assert gains.std().item() > 0.2

@@ -123,7 +123,7 @@ def test_the_schedule_of_the_study():
     assert digits_options(Variant("rk4"))["refinement"] is None
     net = digits_net(Variant("rk4", refined=True), 0)
     assert (net.block.weights.basis, net.block.steps) == (PiecewiseConstant(1), 1)
-    assert net.block.weights.get_parameter("0.weight").shape == (1, 32, 16)
+    assert net.block.weights.stacks.get_parameter("0.weight").shape == (1, 32, 16)
 
 
 # Errors, deviations, tables
