@@ -10,7 +10,7 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from companion.arguments import check_count, check_number, not_allowed
+from companion.arguments import check_choice, check_count, check_number, not_allowed
 from companion.leapfrog import AsyncLeapfrog
 from companion.schemes import SCHEMES, get_scheme
 from companion.solve import (
@@ -21,7 +21,6 @@ from companion.solve import (
     Stage,
     Stats,
     Times,
-    check_start,
 )
 
 __all__ = [
@@ -94,8 +93,7 @@ def get_solver(
         20
     """
     method = "dopri5" if method is None else method
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method: {method!r} is not one of {', '.join(METHODS)}")
+    check_choice("method", method, METHODS)
     given = {"steps": steps, "rtol": rtol, "atol": atol}
     for knob, value in given.items():
         if value is not None and not takes(knob, method):
@@ -236,7 +234,6 @@ class TorchdiffeqSolver:
         except AssertionError as failure:
             if not str(failure).startswith(("underflow in dt", "non-finite values")):
                 raise
-            check_start(y0)
             raise self._stuck(float(t[0]) if counted.reached is None else counted.reached) from None
         if stats is not None:
             fixed = 0 if self.steps is None else self.steps * (len(times) - 1)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from companion.arguments import check_choice
 from companion.first_evaluation import explained
 from companion.gradients.adjoint import Adjoint
 from companion.gradients.backprop import Backprop
@@ -18,7 +19,7 @@ from companion.gradients.checkpoint import Checkpoint
 from companion.gradients.reconstruct import Reconstruct
 from companion.gradients.reversible import Reversible
 from companion.gradients.rules import NAMED_RULES, Rule
-from companion.solve import Problem, States, check_finite
+from companion.solve import NonFiniteError, Problem, States, check_finite, check_start
 
 __all__ = [
     "GRADIENTS",
@@ -68,8 +69,7 @@ def get_gradient(gradient: str | Gradient) -> Gradient:
         Checkpoint(every=1)
     """
     if isinstance(gradient, str):
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient: {gradient!r} is not one of {', '.join(GRADIENTS)}")
+        check_choice("gradient", gradient, GRADIENTS)
         return GRADIENTS[gradient]()
     if isinstance(gradient, tuple(GRADIENTS.values())):
         return gradient
@@ -94,6 +94,9 @@ def solved(problem: Problem, gradient: Gradient, argument: str) -> States:
         return gradient.differentiable_states(problem)
     try:
         ys = gradient.differentiable_states(problem)
+    except NonFiniteError:
+        check_start(problem.y0, argument)
+        raise
     except RuntimeError as error:
         hint = explained(error, "func" if argument == "y0" else "residual")
         if hint is None:
