@@ -58,13 +58,13 @@ def test_claims_of_f4_look_at_the_right_depths_and_rules(make_study):
 
 
 def test_f4_shallow_networks_fail_and_deep_ones_do_not():
-    result = run("S22-F4", depths=(2, 12), seeds=1, epochs=3)
+    result = run("S22-F4", depths=(2, 12), seeds=1, epochs=4)
     assert result["error_reverse"].shape == (2, 1)
     assert result["error_reverse_2"] == result["error_reverse"][0, 0]
     assert result.claim("CL59").holds
     assert result["failing"] == result.claim("CL59").observed
     for rule in ("backprop", "reverse", "heun_backprop", "heun_reverse"):
-        assert result[f"error_{rule}_12"] < 0.15
+        assert result[f"error_{rule}_12"] < 0.1
         assert not result[f"diverged_{rule}"].any()
     assert result.findings.data == DIGITS.provenance
 
@@ -112,7 +112,7 @@ def test_transfer_keeps_the_function_and_tuning_improves_it(monkeypatch):
     monkeypatch.setattr(s22_t2, "_train", caught)
     result = run("S22-T2", depths=(4, 16), seeds=1, epochs=4, tuning_epochs=2)
     (_, tied), *tuned = nets
-    assert len(tied.block.weights.state_dict()["0.weight"]) == 1
+    assert len(tied.block.weights.stacks.get_parameter("0.weight")) == 1
     for rule, (before, net) in zip(("backprop", "reverse", "corrected"), tuned, strict=False):
         after = dict(net.named_parameters())
         for name, value in tied.named_parameters():  # every layer starts from the tied weights
