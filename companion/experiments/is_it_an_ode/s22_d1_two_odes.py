@@ -30,13 +30,10 @@ from companion.analysis.interpolation import (
 )  # fmt: skip
 from companion.analysis.smoothness import smoothness
 from companion.data import load_digits
-from companion.experiments.grid import grid
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.is_it_an_ode.digits_nets import train_perceptron
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.models import ResidualMLP
 from companion.observe import fit_slope
-from companion.results import Findings
 from companion.train import error_rate
 
 FAMILIES = ("smooth", "zigzag", "iid")
@@ -61,12 +58,14 @@ _MEASURES = ("slope", "variation", "moved", *KINDS, "error", "error_residual", "
              f"slope in N of the distance to the residual ODE, trained, {start} start")
             for start in STARTS
         ),
-        ("CL49", "rate_zigzag_weight", -0.3, None,
-         "slope in N of the distance to the weight ODE, random, zigzag"),
-        ("CL49", "rate_iid_weight", -0.3, None,
-         "slope in N of the distance to the weight ODE, random, iid"),
-        ("CL49", "rate_independent_weight", -0.3, None,
-         "slope in N of the distance to the weight ODE, trained, independent start"),
+        *(
+            ("CL49", f"rate_{name}_weight", -0.3, None,
+             f"slope in N of the distance to the weight ODE, {what}")
+            for name, what in (
+                ("zigzag", "random, zigzag"), ("iid", "random, iid"),
+                ("independent", "trained, independent start"),
+            )
+        ),
     ),
     full={
         "depths": (8, 16, 32, 64, 128, 256, 512, 1024), "copies": 50,

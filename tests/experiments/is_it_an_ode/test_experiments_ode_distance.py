@@ -21,7 +21,8 @@ from companion.analysis.smoothness import smoothness_of
 from companion.data import load_digits
 from companion.exercises import WrongAnswer
 from companion.exercises.is_it_an_ode import CERTIFICATE, GAP, MEASURES, OPPOSITE
-from companion.experiments import s22_p1, s22_x3
+from companion.experiments.is_it_an_ode import s22_p1_ode_distance as s22_p1
+from companion.experiments.is_it_an_ode import s22_x3_steep_layers as s22_x3
 from companion.experiments.is_it_an_ode.digits_nets import train_perceptron
 from companion.experiments.is_it_an_ode.s22_d1_two_odes import _describe, _draw, _random
 from companion.experiments.is_it_an_ode.s22_d1_two_odes import s22_d1 as run_d1
@@ -231,7 +232,7 @@ def test_description_of_a_network_by_running_it():
         assert found["moved"] == pytest.approx((end - first).norm(dim=1).mean().item(), rel=1e-12)
         # The weight ODE is the same block with linear weights, its last node repeated.
         linear = OdeBlock(
-            lambda: net.block.weights.template.to_empty(device="cpu"), PiecewiseLinear(3)
+            lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), PiecewiseLinear(3)
         ).double()
         for name, p in linear.weights.stacks.named_parameters():
             values = net.block.weights.stacks.get_parameter(name)
