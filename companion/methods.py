@@ -21,7 +21,6 @@ from companion.solve import (
     Stage,
     Stats,
     Times,
-    check_start,
 )
 
 __all__ = [
@@ -236,7 +235,6 @@ class TorchdiffeqSolver:
         except AssertionError as failure:
             if not str(failure).startswith(("underflow in dt", "non-finite values")):
                 raise
-            check_start(y0)
             raise self._stuck(float(t[0]) if counted.reached is None else counted.reached) from None
         if stats is not None:
             fixed = 0 if self.steps is None else self.steps * (len(times) - 1)

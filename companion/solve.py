@@ -30,6 +30,7 @@ __all__ = [
     "Step",
     "Times",
     "check_finite",
+    "check_start",
     "intervals",
     "stacked",
     "time_like",

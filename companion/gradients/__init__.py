@@ -18,7 +18,7 @@ from companion.gradients.checkpoint import Checkpoint
 from companion.gradients.reconstruct import Reconstruct
 from companion.gradients.reversible import Reversible
 from companion.gradients.rules import NAMED_RULES, Rule
-from companion.solve import Problem, States, check_finite
+from companion.solve import NonFiniteError, Problem, States, check_finite, check_start
 
 __all__ = [
     "GRADIENTS",
@@ -94,6 +94,9 @@ def solved(problem: Problem, gradient: Gradient, argument: str) -> States:
         return gradient.differentiable_states(problem)
     try:
         ys = gradient.differentiable_states(problem)
+    except NonFiniteError:
+        check_start(problem.y0, argument)
+        raise
     except RuntimeError as error:
         hint = explained(error, "func" if argument == "y0" else "residual")
         if hint is None:

@@ -9,7 +9,14 @@ from fields import Tanh, randn
 from torch import nn
 
 from companion import OdeBlock, PiecewiseConstant, counting, odeint
-from companion.observe import count_nfe, fit_slope, peak_memory, saved_bytes
+from companion.observe import (
+    count_nfe,
+    fit_line,
+    fit_slope,
+    geometric_mean,
+    peak_memory,
+    saved_bytes,
+)
 
 
 @pytest.mark.parametrize("slope", [-4.0, -0.5, 0.0, 1.0, 3.0])
@@ -160,3 +167,18 @@ def test_peak_memory_is_for_cuda(device):
         torch.zeros(2**20, device=device)
     assert peak.total == 4 * 2**22
     del held
+
+
+def test_a_line_has_the_slope_and_the_share_of_variance_of_others():
+    x, noisy = [1.0, 2.0, 3.0, 4.0], [2.0, 4.1, 5.9, 8.2]
+    line = fit_line(x, noisy)
+    assert (line.slope, line.start) == pytest.approx(tuple(np.polyfit(x, noisy, 1)))
+    assert line.r_squared == pytest.approx(np.corrcoef(x, noisy)[0, 1] ** 2)
+    table = fit_line(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[2.0, 4.1], [5.9, 8.2]]))
+    assert table == line
+
+
+def test_geometric_means_are_over_an_axis_or_all():
+    values = [[1.0, 8.0], [4.0, 2.0]]
+    assert geometric_mean(values).tolist() == pytest.approx([2.0, 4.0])
+    assert float(geometric_mean(values, axis=None)) == pytest.approx(8.0**0.5)

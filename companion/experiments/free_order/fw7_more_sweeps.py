@@ -12,13 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from companion.analysis.reconstruction import gradient_error, trajectory
+from companion.experiments import Claim, Findings, Part, Run, experiment, grid
 from companion.experiments.free_order.networks import KINDS, Task, draw_task, state_error
-from companion.experiments.grid import grid
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.gradients import Reconstruct
 from companion.observe import fit_slope, geometric_mean
-from companion.results import Claim, Findings
 
 Curve = NDArray[np.float64]
 

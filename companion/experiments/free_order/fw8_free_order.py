@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from companion.experiments import Findings, Run, experiment
 from companion.experiments.free_order.networks import (
     KINDS,
     RULES,
@@ -22,12 +23,9 @@ from companion.experiments.free_order.networks import (
     measure_cost,
     state_error,
 )
-from companion.experiments.registry import experiment
-from companion.experiments.running import Run
 from companion.gradients import Gradient, Reconstruct
 from companion.gradients.reverse_sweep import TRUST
 from companion.observe import fit_slope, geometric_mean
-from companion.results import Findings
 from companion.train import seeded
 
 _NETWORKS = ("mlp", "conv", "tokens")

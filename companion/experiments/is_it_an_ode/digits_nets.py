@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from companion.experiments import Part
 from companion.experiments.gradient_rules import layer_rates
 from companion.experiments.recipes import classification_loss
-from companion.experiments.running import Part
 from companion.models import ResidualMLP
 from companion.train import fit, seeded, step_decay
 

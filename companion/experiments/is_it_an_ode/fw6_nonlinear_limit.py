@@ -20,9 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
-from companion.results import Findings
+from companion.experiments import Findings, Part, Run, experiment
 
 VARIANTS = ("smooth", "large", "rough", "relu")
 

@@ -30,13 +30,10 @@ from companion.analysis.interpolation import (
 )  # fmt: skip
 from companion.analysis.smoothness import smoothness
 from companion.data import load_digits
-from companion.experiments.grid import grid
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.is_it_an_ode.digits_nets import train_perceptron
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.models import ResidualMLP
 from companion.observe import fit_slope
-from companion.results import Findings
 from companion.train import error_rate
 
 FAMILIES = ("smooth", "zigzag", "iid")

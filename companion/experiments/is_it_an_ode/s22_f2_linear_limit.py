@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.experiments import Findings, Part, Run, experiment
 from companion.experiments.is_it_an_ode.linear_tasks import LinearProblem, linear_problem
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.models.linear_resnet import descend, end_map, time_one_map
 from companion.observe import fit_slope
-from companion.results import Findings
 
 FACTORS = {"small": 0.9, "large": 50.0}
 """Initial loss over the threshold of the theory."""

@@ -31,10 +31,8 @@ from companion.analysis.interpolation import (
     solution,
     weight_interpolation,
 )  # fmt: skip
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Findings, Part, Run, experiment
 from companion.observe import fit_slope
-from companion.results import Findings
 
 _LIPSCHITZ, _ACCELERATION = 1.3, 2.0
 """L and the constant acceleration of the example ``tight``."""

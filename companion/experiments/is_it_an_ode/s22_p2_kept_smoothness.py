@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from companion.experiments import Findings, Part, Run, experiment
 from companion.experiments.is_it_an_ode.linear_tasks import LinearProblem, linear_problem
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.models.linear_resnet import descend, roughness
-from companion.results import Findings
 
 KINDS = ("smooth", "rough")
 _EXTREMES = {"upper": max, "norm": max, "travel": max, "drift": max, "lower": min}

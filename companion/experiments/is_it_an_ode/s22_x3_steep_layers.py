@@ -23,13 +23,11 @@ from companion.analysis.interpolation import Interpolation, from_block
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
 from companion.data import load_digits
+from companion.experiments import Findings, Part, Run, experiment
 from companion.experiments.is_it_an_ode.digits_nets import train_perceptron
-from companion.experiments.registry import experiment
 from companion.experiments.residual_steps.s22_f1_crossing_lines import crossings, euler_states
-from companion.experiments.running import Part, Run
 from companion.models import ResidualMLP
 from companion.models.scalar_field import ScalarField
-from companion.results import Findings
 from companion.train import error_rate
 
 NETWORKS = ("scaled", "plain")
@@ -111,12 +109,11 @@ def s22_x3(
     curves: dict[str, Any] = {"factors": factors, "depths": depths}
     curves |= {name: [row[name] for row in line] for name in line[0]}
     for name in NETWORKS:
-        nets = [found[f"{name}, {n} layers, seed {s}"] for n in depths for s in range(seeds)]
+        rows = [[found[f"{name}, {n} layers, seed {s}"] for s in range(seeds)] for n in depths]
         for key in ("error", "inverse"):
-            values = [net[key] for net in nets]
-            curves[f"{key}_{name}"] = np.reshape(values, (len(depths), seeds))
+            curves[f"{key}_{name}"] = [[net[key] for net in row] for row in rows]
         for key in ("bound", "folds", "narrow", "wide"):
-            curves[f"{key}_{name}"] = [v for net in nets for v in net[key]]
+            curves[f"{key}_{name}"] = [v for row in rows for net in row for v in net[key]]
     return Findings(_scalars(curves), curves, data=data.sha256)
 
 

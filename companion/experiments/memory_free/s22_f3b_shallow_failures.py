@@ -9,13 +9,11 @@ tier trains the perceptrons of S22-F4 with the depths at which they fail.
 """
 
 from companion.data import load_digits, load_image_folder
+from companion.experiments import Findings, Part, Run, experiment
 from companion.experiments.gradient_rules import RULES, digits_error, digits_net, train_all
 from companion.experiments.recipes import guessing, sgd, trained_error
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.models import ResNet
 from companion.models.resnets import Stage
-from companion.results import Findings
 from companion.train import seeded, step_decay
 
 

@@ -7,12 +7,9 @@ tanh networks, with weights smooth in depth and with independent layers, in both
 
 import numpy as np
 
-from companion.experiments.grid import grid
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.memory_free.tanh_networks import DEEP, Draw, draw_networks, fit_rate
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.gradients import Reconstruct
-from companion.results import Findings
 
 
 @experiment(

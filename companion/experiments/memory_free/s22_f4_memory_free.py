@@ -10,12 +10,10 @@ from the identity for shallow networks to fail.
 from functools import partial
 
 from companion.data import crop_and_flip, load_cifar10, load_digits
+from companion.experiments import Claim, Findings, Part, Run, experiment
 from companion.experiments.gradient_rules import RULES, Study, digits_error, digits_net, train_all
 from companion.experiments.recipes import sgd, splits, trained_error
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.models import ResidualConvNet
-from companion.results import Claim, Findings
 from companion.train import seeded, step_decay
 
 _PAPER = ("backprop", "reverse", "heun_backprop", "heun_reverse")

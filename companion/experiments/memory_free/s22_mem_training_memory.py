@@ -14,13 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from companion import OdeBlock, PiecewiseConstant
-from companion.experiments.grid import grid
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Claim, Findings, Part, Run, experiment, grid
 from companion.gradients import NAMED_RULES, Gradient, get_gradient
 from companion.models.layers import basic_branch
 from companion.observe import peak_memory, saved_bytes
-from companion.results import Claim, Findings
 from companion.train import seeded
 
 GRADIENTS: dict[str, Gradient] = {

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from companion.analysis.bounds import euler_bounds, tanh_constants
 from companion.analysis.reconstruction import reconstruction
-from companion.experiments.grid import grid
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.memory_free.tanh_networks import (
     DEEP,
     FAMILIES,
@@ -26,11 +26,8 @@ from companion.experiments.memory_free.tanh_networks import (
     measure,
     round_trip,
 )
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.gradients import Reconstruct
 from companion.ode import odeint
-from companion.results import Findings
 
 Curve = NDArray[np.float64]
 

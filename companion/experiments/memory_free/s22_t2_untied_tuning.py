@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from companion.data import Samples, crop_and_flip, load_cifar10, load_digits
+from companion.experiments import Claim, Findings, Part, Run, experiment
 from companion.experiments.gradient_rules import RULES
 from companion.experiments.recipes import classification_loss, guessing, sgd
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.models import ResidualMLP, ResNet, deepen, train_only, untie
 from companion.observe import saved_bytes
-from companion.results import Claim, Findings
 from companion.solve import NonFiniteError
 from companion.train import cosine, error_rate, evaluating, fit, seeded, step_decay
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from companion.experiments.grid import grid
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.memory_free.tanh_networks import (
     FAMILIES,
     MEASURES,
@@ -23,9 +23,6 @@ from companion.experiments.memory_free.tanh_networks import (
     measure,
     round_trip,
 )
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
-from companion.results import Findings
 
 _PAPER: dict[str, float] = {
     "tied": -2, "smooth": -2, "zigzag_1_over_n": -2, "zigzag_1_over_root_n": -2, "zigzag_1": -1,

@@ -39,7 +39,7 @@ SMOOTH, ROUGH = (8, 1.0), (32, 3.0)
     "Residual networks on the line: a smooth target, and one whose trajectories must cross",
     paper="Sander et al. 2022, Fig. 1",
     full={"copies": 20, "updates": 600, "rough_updates": 2000},
-    tiny={"layers": 20, "few": 4, "copies": 2, "updates": 3, "rough_updates": 5},
+    tiny={"layers": 8, "few": 4, "copies": 2, "updates": 3, "rough_updates": 5},
     claims=(
         ("CL64", "worst_loss_smooth", None, 2e-3, "largest loss, target tanh 2x"),
         ("CL64", "most_crossings_smooth", None, 0, "most crossings, target tanh 2x"),

@@ -21,7 +21,8 @@ from companion.analysis.smoothness import smoothness_of
 from companion.data import load_digits
 from companion.exercises import WrongAnswer
 from companion.exercises.is_it_an_ode import CERTIFICATE, GAP, MEASURES, OPPOSITE
-from companion.experiments import s22_p1, s22_x3
+from companion.experiments.is_it_an_ode import s22_p1_ode_distance as s22_p1
+from companion.experiments.is_it_an_ode import s22_x3_steep_layers as s22_x3
 from companion.experiments.is_it_an_ode.digits_nets import train_perceptron
 from companion.experiments.is_it_an_ode.s22_d1_two_odes import _describe, _draw, _random
 from companion.experiments.is_it_an_ode.s22_d1_two_odes import s22_d1 as run_d1

@@ -141,8 +141,8 @@ def test_the_paper_s_rates_and_bounds_hold_in_small():
 
 
 def test_rates_come_from_deep_networks_alone():
-    shallow = run("S22-P3", steps=(1, 2, 16, 32), networks=2, dim=3)
-    deep = run("S22-P3", steps=(16, 32), networks=2, dim=3)
+    shallow = run("S22-P3", steps=(1, 2, 16, 24), networks=1, dim=2)
+    deep = run("S22-P3", steps=(16, 24), networks=1, dim=2)
     assert shallow["slope_states_tied"] == deep["slope_states_tied"]
     np.testing.assert_array_equal(shallow["states_tied"][2:], deep["states_tied"])
 

@@ -1,4 +1,4 @@
-"""The experiments of chapter 10, small: training, tables and claims by value; FW4 and FW5."""
+"""The experiments on the pendulum, small: training, tables and claims by value."""
 
 import math
 
@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
-from torch import nn
-from torch.nn.functional import cross_entropy
 
 from companion.analysis.convergence import fitted_order
-from companion.basis import PiecewiseConstant
 from companion.data import pendulum
-from companion.experiments import fw2b, fw4, fw5, q20_f3, q20_pend1, q20_x2, run
+from companion.experiments import Grid, find, run
+from companion.experiments.pendulum import fw2b_implicit_schemes as fw2b
+from companion.experiments.pendulum import q20_f3_other_steps as q20_f3
+from companion.experiments.pendulum import q20_pend1_closed_form as q20_pend1
+from companion.experiments.pendulum import q20_x2_perfect_nets as q20_x2
+from companion.experiments.pendulum.rollouts import OWN
 from companion.experiments.pendulum.training import fit_closely, one_step_errors, train_nets
-from companion.models import ContinuousMLP, OneStepNet
+from companion.models import OneStepNet
 
 
 def flow(x, t):
@@ -47,8 +49,8 @@ def test_closed_form_agrees_and_a_misprint_would_not(monkeypatch):
 
 def test_nets_trained_together_are_nets_trained_alone():
     data = pendulum.pairs(0.2, 1.6)
-    together = train_nets("midpoint", 0.2, data, [3, 8], adam=30, lbfgs=5)
-    alone = train_nets("midpoint", 0.2, data, [8], adam=30, lbfgs=5)
+    together = train_nets("midpoint", 0.2, data, [3, 8], adam=10, lbfgs=3)
+    alone = train_nets("midpoint", 0.2, data, [8], adam=10, lbfgs=3)
     for one, other in zip(together[1].parameters(), alone[0].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
 
@@ -104,7 +106,7 @@ def test_f3_tables_are_those_of_its_nets():
     net = train_nets("rk4", 0.4, pendulum.pairs(0.4, 6.4), [0, 1], adam=20, lbfgs=3)[1]
     for ratio, error in zip(result["ratios"], result["errors_rk4"][0, 1], strict=True):
         end = net.rollout(pendulum.exact(0.0), round(8 / ratio), step=0.4 * ratio)[-1]
-        assert error == pytest.approx(float((end - pendulum.exact(3.2)).norm()), rel=1e-6)
+        assert error == pytest.approx((end - pendulum.exact(3.2)).norm().item(), rel=1e-6)
     table = result["errors_euler"][0]
     np.testing.assert_allclose(result["dip_euler"][0], table[:, :4].max(1) / table[:, 4])
     assert result["dip_rk4_0.4"] == pytest.approx(np.sqrt(result["dip_rk4"][0].prod()))
@@ -130,21 +132,28 @@ def test_f3_numerical_errors_and_paths():
 
 
 def test_f3_claims_on_made_up_tables():
-    own = q20_f3.OWN
-    flat = np.full((2, 1, 7), 5e-4)
-    dipping = np.full((2, 1, 7), 1.0)
-    dipping[..., own] = 1e-4
-    curves = {
-        "steps": (0.1, 0.01), "numerical_euler": np.full((2, 7), 1.0),
-        "errors_euler": dipping, "errors_midpoint": dipping, "errors_rk4": flat,
-        "dip_euler": [[1e4], [1e4]], "dip_midpoint": [[300.0], [1.1]], "dip_rk4": [[1.0], [1.0]],
-    }  # fmt: skip
-    claims = q20_f3._claims(curves)
-    assert [claim.id for claim in claims] == ["CL25", "CL26", "CL27", "CL27", "CL29", "CL27"]
+    def tables(euler, midpoint):
+        axes = {"method": ("euler", "midpoint"), "step": (0.1, 0.01), "seed": (0,)}
+        dips = np.array([[[1e4], [1e4]], midpoint])
+        return Grid(axes, np.stack([euler, euler])), Grid(axes, dips)
+
+    flat, dipping = np.full((2, 1, 7), 5e-4), np.full((2, 1, 7), 1.0)
+    dipping[..., OWN] = 1e-4
+    claims = q20_f3._claims(*tables(dipping, [[300.0], [1.1]]))
+    assert [claim.id for claim in claims] == ["CL26", "CL27", "CL27"]
+    assert [claim.observed for claim in claims] == pytest.approx([1e4, 300.0, 1.1])
     assert all(claim.holds for claim in claims)
-    curves |= {"errors_euler": flat, "dip_midpoint": [[2.0], [20.0]], "dip_rk4": [[1.0], [11.0]]}
-    curves |= {"errors_rk4": 10 * flat}
-    assert [claim.holds for claim in q20_f3._claims(curves)] == [True] + [False] * 5
+    claims = q20_f3._claims(*tables(flat, [[2.0], [20.0]]))
+    assert [claim.holds for claim in claims] == [False] * 3
+
+
+def test_f3_rows_decide_by_ranges():
+    rows = {row.scalar: row for row in find("Q20-F3").rows}
+    for scalar, right, wrong in (
+        ("gain", 1e4, 99), ("deepest_rk4", 1.0, 11.0), ("floor", 5e-4, 5e-3),
+    ):  # fmt: skip
+        assert rows[scalar].decide({scalar: right}, {}).holds
+        assert not rows[scalar].decide({scalar: wrong}, {}).holds
 
 
 def test_f4b_swaps_are_those_of_its_nets():
@@ -165,7 +174,7 @@ def test_f4b_swaps_are_those_of_its_nets():
 
 
 def test_x2_orders_at_a_small_size():
-    result = run("Q20-X2", steps=(0.2, 0.1), seeds=1, points=80, hidden=16, fits=(2, 80))
+    result = run("Q20-X2", steps=(0.2, 0.1), seeds=1, points=80, hidden=16, fits=(2, 80), fine=8)
     assert result["slope_plain_euler"] == pytest.approx(1, abs=0.25)
     assert result["slope_corrected_euler"] == pytest.approx(2, abs=0.4)
     assert result["slope_plain_midpoint"] == pytest.approx(2, abs=0.4)
@@ -215,9 +224,8 @@ def test_stiff_growth_by_the_schemes_own_factors():
         assert fw2b.stiff_growth(method) == pytest.approx(wanted, rel=1e-9)
 
 
-def test_fw2b_orders_and_round_trips(monkeypatch):
-    monkeypatch.setattr(fw2b, "ORDER_GRID", (20, 40, 80))
-    result = run("FW2b", seeds=1, adam=5, lbfgs=2, step=0.4)
+def test_fw2b_orders_and_round_trips():
+    result = run("FW2b", seeds=1, adam=5, lbfgs=2, step=0.4, order_steps=(20, 40, 80))
     assert result["order_implicit_midpoint"] == pytest.approx(2, abs=0.1)
     assert result["order_backward_euler"] == pytest.approx(1, abs=0.15)
     assert result["order"][0] == pytest.approx(2, abs=0.25)
@@ -227,64 +235,3 @@ def test_fw2b_orders_and_round_trips(monkeypatch):
     wanted = float((end - pendulum.exact(3.2)).norm())
     assert result["errors"][0, 1] == pytest.approx(wanted, rel=1e-6)
     assert fitted_order((1, 2), (4.0, 1.0)) == pytest.approx(2)
-
-
-# FW4
-
-
-def test_only_the_last_quarter_of_depth_is_trained():
-    torch.manual_seed(0)
-    net = ContinuousMLP(3, 5, width=4, hidden=4, basis=PiecewiseConstant(8), steps=8)
-    before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    fw4.freeze_early_cells(net)
-    trained = [p for p in net.parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
-    for _ in range(3):
-        optimiser.zero_grad()
-        cross_entropy(net(torch.randn(6, 3)), torch.randint(0, 5, (6,))).backward()
-        optimiser.step()
-    for name, param in net.named_parameters():
-        if name.startswith("stem"):
-            assert torch.equal(param, before[name])
-        elif name.startswith("block"):
-            assert torch.equal(param[:6], before[name][:6])
-            moved = (param[6:] != before[name][6:]).flatten(1).any(1)
-            assert moved.all()
-        else:
-            assert not torch.equal(param, before[name])
-
-
-def test_fw4_small():
-    result = run("FW4", seeds=1, epochs=2, tuning=2)
-    assert result["split_change"].tolist() == [0.0]
-    sizes = 2 * (16 * 32 + 32 + 32 * 16 + 16) + 5 * 16 + 5
-    assert [result[f"trained_{kind}"] for kind in fw4.KINDS] == [sizes] * 3
-    for kind in fw4.KINDS:
-        assert result[f"error_{kind}"] == pytest.approx(result[f"after_{kind}"].mean())
-        assert result[f"before_{kind}"][0] < 0.4
-    gap = result["error_continuous"] - result["error_resnet"]
-    assert result.claims[0].observed == pytest.approx(gap)
-
-
-# FW5
-
-
-def test_rank_correlations_by_hand():
-    deep = np.array([0.1, 0.2, 0.3, 0.4])
-    same, turned, swapped = 5 * deep**3, -deep, np.array([0.2, 0.1, 0.3, 0.4])
-    losses = np.stack([same, turned, swapped, deep]).reshape(4, 2, 2, 1)
-    found = fw5.rank_correlations(losses)
-    np.testing.assert_allclose(found[:, 0], [1.0, -1.0, 0.8, 1.0])
-
-
-def test_fw5_small(monkeypatch):
-    monkeypatch.setattr(fw5, "RATES", (0.003, 0.3))
-    result = run("FW5", depths=(1, 2), decays=(0.0,), seeds=2, epochs=1)
-    assert result["loss_resnet"].shape == (2, 2, 1, 2)
-    assert result["rank_continuous_2"] == pytest.approx(1.0)
-    assert (result["loss_continuous"][:, 1] < result["loss_continuous"][:, 0]).all()
-    # With one layer the classic factor is 1 too: Euler against RK4 is all that differs.
-    assert fw5._net("resnet", 8, 0).block.scale == 8.0
-    assert fw5._net("continuous", 8, 0).block.scale == 1.0
-    assert fw5._net("continuous", 8, 0).block.method == "rk4"
-    assert isinstance(fw5._net("resnet", 1, 0).head, nn.Linear)

@@ -1,4 +1,4 @@
-"""Training by every gradient rule: the experiments in small, and their parts by value."""
+"""S22-F3b, S22-F4 and S22-T2 in small, and their parts by value."""
 
 import json
 import math
@@ -12,22 +12,18 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from companion.data import cifar, load_digits
-from companion.experiments import Part, fw8_t, run, s22_f3b, s22_f4, s22_t2
+from companion.experiments import run
 from companion.experiments.gradient_rules import (
     RULES,
-    Study,
-    digits_error,
-    digits_net,
-    train_all,
 )
-from companion.experiments.grid import Grid
-from companion.experiments.running import Run
-from companion.gradients import Backprop, Reconstruct, Reversible
+from companion.experiments.memory_free import s22_f3b_shallow_failures as s22_f3b
+from companion.experiments.memory_free import s22_f4_memory_free as s22_f4
+from companion.experiments.memory_free import s22_t2_untied_tuning as s22_t2
+from companion.gradients import Backprop
 from companion.models import ResNet, train_only
 
 DIGITS = load_digits()
 MEMORY_FREE = ("reverse", "corrected", "predicted")
-QUIET = Part(None, lambda fraction: None)
 
 
 @pytest.fixture
@@ -44,122 +40,7 @@ def cifar_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_study(depths, **errors):
-    """A study of two seeds from a list of pairs for each rule."""
-    table = np.zeros((len(errors), len(depths), 2, 2))
-    table[..., 0] = list(errors.values())
-    axes = {"rule": tuple(errors), "depth": depths, "seed": (0, 1)}
-    return Study(Grid(axes, table[..., 0]), Grid(axes, table[..., 1]))
-
-
-def test_rules_are_what_their_names_say():
-    expected = {
-        "backprop": ("euler", Backprop()),
-        "reverse": ("euler", Reconstruct("reverse")),
-        "sweeps": ("euler", Reconstruct("reverse", sweeps=2)),
-        "corrected": ("euler", Reconstruct("corrected")),
-        "predicted": ("euler", Reconstruct("predicted", order=1)),
-        "predicted_2": ("euler", Reconstruct("predicted", order=2)),
-        "heun_backprop": ("heun", Backprop()),
-        "heun_reverse": ("heun", Reconstruct("reverse")),
-        "heun_corrected": ("heun", Reconstruct("corrected")),
-        "reversible": ("async_leapfrog", Reversible()),
-    }
-    assert {name: (rule.method, rule.gradient) for name, rule in RULES.items()} == expected
-    for name, rule in RULES.items():
-        assert rule.reference == ("heun_backprop" if name.startswith("heun") else "backprop")
-        net = digits_net(name, 3, seed=0, gain=2.0)
-        assert (net.block.method, net.block.gradient) == expected[name]
-        assert net.block.steps == 3
-
-
-def test_rules_of_one_scheme_start_from_the_same_network():
-    one, same = (digits_net(rule, 3, seed=4, gain=2.0) for rule in ("backprop", "predicted"))
-    other = digits_net("backprop", 3, seed=5, gain=2.0)
-    for a, b, c in zip(one.parameters(), same.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
-        assert not a.any() or not torch.equal(a, c)
-
-
-def test_one_step_of_training_is_written_out():
-    """64 samples are one batch: clipped at 1, rate times the depth for the layers."""
-    data = replace(DIGITS, x_train=DIGITS.x_train[:64], y_train=DIGITS.y_train[:64])
-    net, twin = (digits_net("backprop", 5, seed=1, gain=2.0) for _ in range(2))
-    cross_entropy(twin(data.x_train), data.y_train).backward()
-    norm = torch.stack([p.grad.norm() for p in twin.parameters()]).norm()
-    assert norm > 1.2
-    digits_error(QUIET, data, net, seed=0, epochs=1, rate=0.01)
-    before = dict(twin.named_parameters())
-    for name, p in net.named_parameters():
-        rate = 0.05 if name.startswith("block") else 0.01
-        torch.testing.assert_close(p, before[name] - rate * before[name].grad / norm)
-
-
-def test_training_learns_and_counts_what_diverges():
-    learned = digits_error(
-        QUIET, DIGITS, digits_net("corrected", 16, 0, 1.0), 0, epochs=4, rate=0.02
-    )
-    assert learned[0] < 0.1
-    assert learned[1] == 0
-    net = digits_net("backprop", 2, 0, 2.0)
-    with torch.no_grad():
-        net.stem.weight *= 1e38
-    assert digits_error(QUIET, DIGITS, net, 0, epochs=1, rate=0.02) == [0.9, 1.0]
-
-
-def test_a_study_keeps_rules_depths_and_seeds_apart():
-    def train(part, rule, depth, seed):
-        return [100 * list(RULES).index(rule) + depth + seed / 10, float(seed == 7)]
-
-    whole = Run(6, torch.device("cpu"), None, 30.0, lambda fraction, name: None, None)
-    rules = ("backprop", "reverse")
-    study = train_all(whole, train, rules=rules, depths=(2, 8), seeds=2, needed=())
-    np.testing.assert_allclose(
-        study.errors.at(rule="reverse").values, [[102.6, 102.7], [108.6, 108.7]]
-    )
-    np.testing.assert_allclose(study.diverged.at(rule="backprop").values, [[0, 1], [0, 1]])
-    assert study.mean("backprop", 8) == pytest.approx(8.65)
-    assert study.scalars()["error_reverse_2"] == pytest.approx(102.65)
-    assert set(study.curves()) == {
-        "depths", "error_backprop", "error_reverse", "diverged_backprop", "diverged_reverse",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("rules", "message"),
-    [
-        (("backprop", "adjoint"), "rules must be some of backprop, reverse, .*; got adjoint"),
-        (("backprop",), "rules must include reverse; got backprop"),
-        (("reverse",), "rules must include backprop; got reverse"),
-        (("backprop", "reverse", "heun_corrected"), "rules must include heun_backprop; got"),
-    ],
-)
-def test_rules_are_known_and_comparable(rules, message):
-    with pytest.raises(ValueError, match=message):
-        train_all(None, None, rules=rules, depths=(2,), seeds=1, needed=("reverse",))
-
-
-def test_excess_is_over_backprop_of_the_same_scheme():
-    study = make_study(
-        (2, 8),
-        backprop=[(0.02, 0.04), (0.02, 0.02)],
-        reverse=[(0.5, 0.7), (0.03, 0.05)],
-        heun_backprop=[(0.04, 0.06), (0.1, 0.1)],
-        heun_reverse=[(0.2, 0.2), (0.11, 0.11)],
-        reversible=[(0.04, 0.05), (0.05, 0.05)],
-    )
-    assert study.excess("reverse", 2) == pytest.approx(0.57)
-    assert study.excess("heun_reverse", 2) == pytest.approx(0.15)
-    assert study.excess("reversible", 8) == pytest.approx(0.03)
-    assert [study.nearest(depth) for depth in (1, 5, 6, 32)] == [2, 2, 8, 8]
-    assert fw8_t.enough(study, "reverse", np.mean) == 8
-    assert fw8_t.enough(study, "backprop", np.mean) == 2
-    assert fw8_t.enough(study, "reversible", np.mean) == 2
-    assert fw8_t.enough(study, "reversible", np.max) == 2
-    assert fw8_t.enough(study, "reverse", np.max) == math.inf
-
-
-def test_claims_of_f4_look_at_the_right_depths_and_rules():
+def test_claims_of_f4_look_at_the_right_depths_and_rules(make_study):
     study = make_study(
         (2, 8, 32, 64),
         backprop=[(0.03, 0.03)] * 4,
@@ -174,42 +55,6 @@ def test_claims_of_f4_look_at_the_right_depths_and_rules():
     assert heun.observed == pytest.approx(0.05)
     assert [c.holds for c in (deep, order, heun)] == [False, True, True]
     assert len(s22_f4._claims(study, digits=False)) == 2
-
-
-def test_claims_of_fw8_t_split_the_depths_by_contraction():
-    study = make_study(
-        (4, 8, 16, 32),
-        backprop=[(0.02, 0.02)] * 4,
-        reverse=[(0.3, 0.3), (0.5, 0.5), (0.02, 0.02), (0.03, 0.03)],
-        sweeps=[(0.42, 0.42), (0.03, 0.05), (0.01, 0.01), (0.035, 0.035)],
-        reversible=[(0.02, 0.02), (0.5, 0.5), (0.5, 0.5), (0.5, 0.5)],
-    )
-    contraction = np.array([3.0, 1.5, 0.9, 0.4])
-    sweeps = fw8_t._further_sweeps(study, contraction)
-    flat, steep = fw8_t._excess(study, contraction)
-    assert sweeps.id == "FW7"
-    assert "1.50 on average" in sweeps.note
-    assert sweeps.observed == pytest.approx(0.02)
-    assert (flat, steep) == pytest.approx((0.015, 0.28))
-    flat, steep = fw8_t._excess(study, np.array([1.5, 1.4, 1.3, 1.2]))
-    assert (flat, steep) == pytest.approx((0.015, 0.28))
-
-
-def test_steepest_layer_by_automatic_differentiation():
-    net = digits_net("backprop", 3, seed=2, gain=2.0).double()
-    x = DIGITS.x_test[:5].double()
-    norms = []
-    for start in net.stem(x).detach():
-        state = start
-        for n in range(3):
-            w, b, v, c = (p[n].detach() for p in net.block.weights.parameters())
-
-            def layer(y, w=w, b=b, v=v, c=c):
-                return v @ torch.relu(w @ y + b) + c
-
-            norms.append(torch.linalg.matrix_norm(torch.func.jacrev(layer)(state), 2).item())
-            state = state + layer(state) / 3
-    assert fw8_t.steepest(net, x) == pytest.approx(max(norms) / 3, rel=1e-12)
 
 
 def test_f4_shallow_networks_fail_and_deep_ones_do_not():
