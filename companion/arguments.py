@@ -88,8 +88,8 @@ def check_type(name: str, value: object, *allowed: type) -> None:
     Example:
         >>> check_type("epochs", 2.0, int)
         Traceback (most recent call last):
-        TypeError: epochs must be of type int; got 2.0
+        TypeError: epochs: 2.0 is not allowed; it must be of type int
     """
     if isinstance(value, bool) or not isinstance(value, allowed):
         kinds = " or ".join("None" if t is type(None) else t.__name__ for t in allowed)
-        raise TypeError(f"{name} must be of type {kinds}; got {value!r}")
+        raise TypeError(not_allowed(name, value, f"it must be of type {kinds}"))

@@ -10,7 +10,7 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from companion.arguments import check_count, check_number, not_allowed
+from companion.arguments import check_choice, check_count, check_number, not_allowed
 from companion.leapfrog import AsyncLeapfrog
 from companion.schemes import SCHEMES, get_scheme
 from companion.solve import (
@@ -93,8 +93,7 @@ def get_solver(
         20
     """
     method = "dopri5" if method is None else method
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method: {method!r} is not one of {', '.join(METHODS)}")
+    check_choice("method", method, METHODS)
     given = {"steps": steps, "rtol": rtol, "atol": atol}
     for knob, value in given.items():
         if value is not None and not takes(knob, method):

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from companion.arguments import check_choice
 from companion.first_evaluation import explained
 from companion.gradients.adjoint import Adjoint
 from companion.gradients.backprop import Backprop
@@ -68,8 +69,7 @@ def get_gradient(gradient: str | Gradient) -> Gradient:
         Checkpoint(every=1)
     """
     if isinstance(gradient, str):
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient: {gradient!r} is not one of {', '.join(GRADIENTS)}")
+        check_choice("gradient", gradient, GRADIENTS)
         return GRADIENTS[gradient]()
     if isinstance(gradient, tuple(GRADIENTS.values())):
         return gradient

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from companion.arguments import check_count, is_count
+from companion.arguments import check_choice, check_count, is_count, not_allowed
 from companion.gradients.function import Given, Kept, recomputing_states
 from companion.gradients.randomness import replayable, replaying
 from companion.gradients.reverse_sweep import WAYS_BACK, ReverseSweep
@@ -78,10 +78,9 @@ class Reconstruct:
     records_graph: ClassVar[bool] = False  # so parameters must be named
 
     def __post_init__(self) -> None:
-        if self.rule not in WAYS_BACK:
-            raise ValueError(f"rule: {self.rule!r} is not one of {', '.join(WAYS_BACK)}")
+        check_choice("rule", self.rule, WAYS_BACK)
         if not is_count(self.order) or self.order not in ORDERS:
-            raise ValueError(f"order: {self.order!r} is not allowed; it must be 1, 2, 3 or 4")
+            raise ValueError(not_allowed("order", self.order, "it must be 1, 2, 3 or 4"))
         if self.order != 1 and self.rule != "predicted":
             raise ValueError(
                 f"order: {self.order!r} is not allowed with rule={self.rule!r}; only 'predicted' "

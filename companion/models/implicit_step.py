@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from companion.arguments import check_choice
+
 __all__ = ["IMPLICIT", "implicit_step"]
 
 IMPLICIT = {"implicit_midpoint": 0.5, "backward_euler": 1.0}
@@ -52,8 +54,7 @@ def implicit_step(f: Callable[[Tensor], Tensor], x: Tensor, h: float, method: st
         >>> implicit_step(lambda x: -x, x, 0.5, "backward_euler")  # 1 / 1.5
         tensor([0.6667, 0.6667], dtype=torch.float64)
     """
-    if method not in IMPLICIT:
-        raise ValueError(f"method: {method!r} is not one of {', '.join(IMPLICIT)}")
+    check_choice("method", method, IMPLICIT)
     reach = IMPLICIT[method] * h
     with torch.no_grad():
         k = f(x)

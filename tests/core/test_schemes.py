@@ -282,6 +282,6 @@ def test_advance_skips_zero_coefficients(device):
 
 @pytest.mark.parametrize("name", ["rk5", "", None, 4, ["rk4"]], ids=repr)
 def test_unknown_scheme_is_refused_with_the_list_of_known_ones(name):
-    with pytest.raises(ValueError, match=r"method: .* is not one of euler, midpoint") as caught:
+    with pytest.raises(ValueError, match=r"method: .* .* one of euler, midpoint") as caught:
         get_scheme(name)
     assert repr(name) in str(caught.value)

@@ -219,7 +219,7 @@ def test_the_state_keeps_full_precision_under_autocast():
         ({"channels": (4, 0)}, ValueError, r"channels: \(4, 0\) is not allowed"),
         ({"channels": 16}, TypeError, "channels: 16 is not allowed; give one number for each"),
         ({"steps": 0}, ValueError, "steps: 0 is not allowed"),
-        ({"method": "rk5"}, ValueError, "method: 'rk5' is not one of"),
+        ({"method": "rk5"}, ValueError, "method: 'rk5' is not allowed; it must be one of"),
         ({"basis": 8}, TypeError, "basis: 8 is not allowed"),
     ],
 )

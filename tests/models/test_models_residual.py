@@ -318,10 +318,10 @@ def test_known_depths():
         ({"classes": 0}, "classes: 0 is not allowed"),
         ({"classes": -1}, "classes: -1 is not allowed"),
         ({"inputs": 0}, "inputs: 0 is not allowed"),
-        ({"kind": ["basic"]}, r"kind: \['basic'\] is not one of basic, bottleneck"),
-        ({"kind": "wide"}, "kind: 'wide' is not one of basic, bottleneck"),
-        ({"stem": "mnist"}, "stem: 'mnist' is not one of cifar, imagenet"),
-        ({"rule": "plain"}, "rule: 'plain' is not one of scaled, classic, original"),
+        ({"kind": ["basic"]}, r"kind: \['basic'\] .* one of basic, bottleneck"),
+        ({"kind": "wide"}, "kind: 'wide' is not allowed; it must be one of basic, bottleneck"),
+        ({"stem": "mnist"}, "stem: 'mnist' is not allowed; it must be one of cifar, imagenet"),
+        ({"rule": "plain"}, r"rule: 'plain' .* one of scaled, classic, original"),
         ({"rule": "original", "method": "heun"}, "'original' with method='heun' is not allowed"),
         (
             {"rule": "original", "gradient": "reconstruct"},
@@ -335,9 +335,9 @@ def test_bad_resnets(options, message):
 
 
 def test_other_bad_arguments():
-    with pytest.raises(ValueError, match="depth: 20 is not one of 18, 34, 50, 101, 152"):
+    with pytest.raises(ValueError, match=r"depth: 20 .* one of 18, 34, 50, 101, 152"):
         resnet(20)
-    with pytest.raises(ValueError, match="images: 'mnist' is not one of cifar, digits"):
+    with pytest.raises(ValueError, match=r"images: 'mnist' .* one of cifar, digits"):
         ResidualConvNet(2, images="mnist")
     for layers in (0, True, 2.0):
         with pytest.raises(ValueError, match=f"layers: {layers!r} is not allowed"):

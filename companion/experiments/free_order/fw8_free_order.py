@@ -8,7 +8,7 @@ zigzag, or at random.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,41 +114,32 @@ def fw8(
     ``weights`` or ``dropout`` make the network rough; ``units_a_layer_RULE`` of the deepest one.
     """
     seeds = range(run.seed, run.seed + networks)
-    groups = {
-        f"{network}_{kind}_": Group(errors_of_rules, (network, kind), depths, seeds[:1])
-        for network in _NETWORKS
-        for kind in KINDS
-    }
-    groups |= {"relu_smooth_": Group(errors_of_rules, ("relu", "smooth"), depths, seeds[:1])}
-    groups |= {"dropout_": Group(errors_with_dropout, (), depths, seeds[:1])}
-    groups |= {"": Group(errors_of_rules, ("mlp", "smooth"), fine, seeds)}
+    one, rules = seeds[:1], errors_of_rules
+    groups: dict[str, tuple[Callable[..., dict[str, float]], Any, Any, range]] = {
+        **{f"{n}_{k}_": (rules, (n, k), depths, one) for n in _NETWORKS for k in KINDS},
+        "relu_smooth_": (rules, ("relu", "smooth"), depths, one),
+        "dropout_": (errors_with_dropout, (), depths, one),
+        "": (rules, ("mlp", "smooth"), fine, seeds),
+        "cost ": (costs, (), fine, one),
+    }  # the label of networks: what to measure on them, of which kind, depths and seeds
     parts = {
-        f"{label}{depth}_{seed}": (group.measure, *group.arguments, depth, seed, run.device)
-        for label, group in groups.items()
-        for depth in group.layers
-        for seed in group.seeds
+        f"{label}{depth}_{seed}": (measure, *kind, depth, seed, run.device)
+        for label, (measure, kind, layers, own) in groups.items()
+        for depth in layers
+        for seed in own
     }
-    parts |= {f"cost_{depth}": (costs, depth, run.seed, run.device) for depth in fine}
     found = run.map(lambda part, measure, *arguments: measure(*arguments), parts)
     curves: dict[str, Curve] = {}
-    for label, group in groups.items():
-        rows = [found[f"{label}{n}_{seed}"] for n in group.layers for seed in group.seeds]
-        shape = (len(fine), networks) if not label else (len(depths),)
-        curves |= _stacked(rows, label, shape)
-    curves |= _stacked([found[f"cost_{depth}"] for depth in fine], "", (len(fine),))
+    for label, (_, _, layers, own) in groups.items():
+        rows = [found[f"{label}{depth}_{seed}"] for depth in layers for seed in own]
+        shape = (len(layers), len(own)) if not label else (len(layers),)
+        for name in rows[0]:
+            named = name if label == "cost " else name.replace("_", f"_{label}", 1)
+            curves[named] = np.array([row[name] for row in rows]).reshape(shape)
     scalars = _smooth(curves, fine, fitted) | _rough(curves, depths)
     for rule in ("reverse", "corrected", "predicted_2", "predicted_2_swept"):
         scalars[f"units_a_layer_{rule}"] = curves[f"units_{rule}"][-1] / fine[-1]
     return Findings(scalars, {"depths": depths, "fine": fine, **curves})
-
-
-class Group(NamedTuple):
-    """Networks of one kind: what to measure on them, for which depths and seeds."""
-
-    measure: Callable[..., dict[str, float]]
-    arguments: tuple[str, ...]
-    layers: tuple[int, ...]
-    seeds: range
 
 
 def errors_of_rules(
@@ -200,16 +191,6 @@ def _distance(found: Sequence[Tensor], true: Sequence[Tensor]) -> tuple[float, f
     ).sum(0)
     size = sum(float(b.square().sum()) for b in true)
     return (float(layers.sum()) / size) ** 0.5, float(layers.max()) ** 0.5
-
-
-def _stacked(
-    rows: Sequence[Mapping[str, float]], label: str, shape: tuple[int, ...]
-) -> dict[str, Curve]:
-    """Return a curve for each ``MEASURE_RULE`` of the rows, called ``MEASURE_LABELRULE``."""
-    return {
-        name.replace("_", f"_{label}", 1): np.array([row[name] for row in rows]).reshape(shape)
-        for name in rows[0]
-    }
 
 
 def _smooth(curves: Mapping[str, Curve], fine: tuple[int, ...], fitted: int) -> dict[str, float]:

@@ -95,12 +95,9 @@ def fw8_t(
             scalars[f"median_{at_depth(rule, depth)}"] = float(median)
     means = contraction.mean(axis=1)
     scalars |= {f"contraction_{n}": x for n, x in zip(depths, means, strict=True)}
-    flat, steep = _excess(study, means)
-    scalars |= {"excess_flat": flat, "excess_steep": steep}
-    claim = _further_sweeps(study, means)
-    return Findings(
-        scalars, study.curves() | {"contraction": contraction}, [claim], data.provenance
-    )
+    scalars["excess_flat"], scalars["excess_steep"] = _excess(study, means)
+    claim, curves = _further_sweeps(study, means), study.curves() | {"contraction": contraction}
+    return Findings(scalars, curves, [claim], data.provenance)
 
 
 @torch.no_grad()

@@ -58,12 +58,14 @@ _MEASURES = ("slope", "variation", "moved", *KINDS, "error", "error_residual", "
              f"slope in N of the distance to the residual ODE, trained, {start} start")
             for start in STARTS
         ),
-        ("CL49", "rate_zigzag_weight", -0.3, None,
-         "slope in N of the distance to the weight ODE, random, zigzag"),
-        ("CL49", "rate_iid_weight", -0.3, None,
-         "slope in N of the distance to the weight ODE, random, iid"),
-        ("CL49", "rate_independent_weight", -0.3, None,
-         "slope in N of the distance to the weight ODE, trained, independent start"),
+        *(
+            ("CL49", f"rate_{name}_weight", -0.3, None,
+             f"slope in N of the distance to the weight ODE, {what}")
+            for name, what in (
+                ("zigzag", "random, zigzag"), ("iid", "random, iid"),
+                ("independent", "trained, independent start"),
+            )
+        ),
     ),
     full={
         "depths": (8, 16, 32, 64, 128, 256, 512, 1024), "copies": 50,

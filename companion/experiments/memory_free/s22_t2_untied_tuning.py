@@ -78,27 +78,16 @@ def s22_t2(
 
 
 class _Task(NamedTuple):
-    """What differs between the data sets.
-
-    Attributes:
-        data: what to train and test on.
-        tied: makes the shallow network.
-        deeper: returns a copy of a tied network with its deepened block at another depth.
-        untied: returns a copy with that block untied.
-        owner: the module whose attribute ``block`` is the deepened block.
-        tuned: the module that is tuned.
-        training: options of ``fit`` for the tied network.
-        tuning: options of ``fit`` for the deep one.
-    """
+    """What differs between the data sets."""
 
     data: Samples
-    tied: Callable[[], nn.Module]
-    deeper: Callable[[Any, int], nn.Module]
-    untied: Callable[[Any], nn.Module]
-    owner: Callable[[Any], Any]
-    tuned: Callable[[Any], nn.Module]
-    training: dict[str, Any]
-    tuning: dict[str, Any]
+    tied: Callable[[], nn.Module]  # makes the shallow network
+    deeper: Callable[[Any, int], nn.Module]  # a copy, its deepened block at another depth
+    untied: Callable[[Any], nn.Module]  # a copy, that block untied
+    owner: Callable[[Any], Any]  # the module whose attribute `block` that is
+    tuned: Callable[[Any], nn.Module]  # the module that is tuned
+    training: dict[str, Any]  # options of `fit` for the tied network
+    tuning: dict[str, Any]  # the same for the deep one
 
 
 Pace = tuple[float, int]

@@ -107,7 +107,7 @@ def rank_claims(scalars: Mapping[str, float], depths: Sequence[int]) -> list[Cla
     ]
 
 
-def _net(family: str, depth: int, seed: int, dtype: torch.dtype) -> ContinuousMLP:
+def _net(family: str, depth: int, seed: int, dtype: torch.dtype = torch.float32) -> ContinuousMLP:
     method, scale = ("rk4", 1.0) if family == "continuous" else ("euler", float(depth))
     weights = PiecewiseConstant(depth)
     with seeded(seed, dtype=dtype):

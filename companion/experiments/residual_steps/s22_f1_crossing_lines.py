@@ -38,7 +38,7 @@ SMOOTH, ROUGH = (8, 1.0), (32, 3.0)
     "S22-F1",
     "Residual networks on the line: a smooth target, and one whose trajectories must cross",
     paper="Sander et al. 2022, Fig. 1",
-    full={"copies": 20, "updates": 600, "rough_updates": 2000},
+    full={"copies": 20, "updates": 600},
     tiny={"layers": 8, "few": 4, "copies": 2, "updates": 3, "rough_updates": 5},
     claims=(
         ("CL64", "worst_loss_smooth", None, 2e-3, "largest loss, target tanh 2x"),
@@ -56,7 +56,7 @@ SMOOTH, ROUGH = (8, 1.0), (32, 3.0)
 )  # fmt: skip
 def s22_f1(
     run: Run, *, layers: int = 300, few: int = 10, copies: int = 5, updates: int = 60,
-    rough_updates: int = 800,
+    rough_updates: int = 2000,
 ) -> Findings:  # fmt: skip
     """Train the four networks, ``copies`` random starts each.
 

@@ -232,7 +232,7 @@ def test_description_of_a_network_by_running_it():
         assert found["moved"] == pytest.approx((end - first).norm(dim=1).mean().item(), rel=1e-12)
         # The weight ODE is the same block with linear weights, its last node repeated.
         linear = OdeBlock(
-            lambda: net.block.weights.template.to_empty(device="cpu"), PiecewiseLinear(3)
+            lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), PiecewiseLinear(3)
         ).double()
         for name, p in linear.weights.stacks.named_parameters():
             values = net.block.weights.stacks.get_parameter(name)

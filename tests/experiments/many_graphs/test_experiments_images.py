@@ -193,7 +193,7 @@ def test_the_plain_network_is_the_continuous_one_with_euler():
     plain.layers[5].load_state_dict(continuous.stitches[0].state_dict())
     for block, first in zip(continuous.blocks, (3, 6), strict=True):
         for k in range(2):
-            state = {name: value[k] for name, value in block.weights.state_dict().items()}
+            state = {name: value[k] for name, value in block.weights.stacks.state_dict().items()}
             plain.layers[first + k].unit.load_state_dict(state)
     plain.head.load_state_dict(continuous.head.state_dict())
     x = data.test[0]

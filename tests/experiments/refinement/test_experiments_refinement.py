@@ -1,4 +1,4 @@
-"""Q20-R1, F7, F8, CM: growing by a plain loop, merged cells, costs, claims both ways."""
+"""Q20-F7, F8, CM: growing by a plain loop, merged cells, costs, claims both ways."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,6 @@ from companion.analysis.smoothness import total_variation
 from companion.data import load_digits
 from companion.experiments import find, run
 from companion.experiments.continuous_digits import Variant, digits_net
-from companion.experiments.depth_study import initial_states, random_block, solve_block
-from companion.experiments.refinement import q20_r1_exact_splits as r1
 from companion.experiments.refinement.q20_cm_evaluation_costs import INFERENCE, SCHEDULE
 from companion.experiments.refinement.q20_f7_growing_networks import cost, split_errors
 from companion.experiments.refinement.q20_f8_smooth_weights import (
@@ -23,34 +21,11 @@ from companion.models import ContinuousMLP
 from companion.observe import count_nfe
 from companion.train import seeded
 
-CPU = torch.device("cpu")
-
 
 def decided(id, scalars, **parameters):
     """What the rows of an experiment say of these numbers."""
     return [row.decide(scalars, parameters) for row in find(id).rows]
 
-
-# Q20-R1
-
-
-def test_r1_is_exact_in_weights_and_of_the_scheme_in_steps():
-    result = run("Q20-R1", seeds=1, split_steps=(3,), steps=(32, 64))
-    for claim in result.claims:
-        assert claim.holds, (claim.text, claim.observed)
-    assert len(result.claims) == 4 + 6
-    block, x = random_block(PiecewiseConstant(4), 0, CPU), initial_states(0, CPU)
-    change = solve_block(block, x, "heun", 128) - solve_block(block, x, "heun", 64)
-    assert result["doubled_heun"][0, 1] == pytest.approx(change.norm(dim=1).max().item(), rel=1e-9)
-
-
-def test_r1_sees_a_split_that_puts_the_halves_elsewhere(monkeypatch):
-    block, x = r1._conv_block(PiecewiseConstant(4), 0, torch.float32, CPU)
-    monkeypatch.setattr(PiecewiseConstant, "refine", lambda self, c: torch.cat([c, c]))
-    assert r1._largest_change(block, x, (3,)) > 1e-3
-
-
-# Q20-F7, F8, CM
 
 TINY_F7 = {"seeds": 1, "epochs": 5, "repeats": 1}
 

@@ -205,7 +205,7 @@ def test_claims_compare_with_the_best_rule_without_the_factor(monkeypatch):
         ({"dataset": "mnist"}, "dataset must be one of digits, cifar10, imagenet; got 'mnist'"),
         ({"rules": ("classic",)}, "rules must hold 'scaled' and another"),
         ({"rules": ("scaled",)}, "rules must hold 'scaled' and another"),
-        ({"rules": ("plain", "scaled")}, "rule: 'plain' is not one of scaled, classic, original"),
+        ({"rules": ("plain", "scaled")}, r"rule: 'plain' .* one of scaled, classic, original"),
         ({"gradient": "reconstruct"}, "rule: 'original' with gradient='reconstruct'"),
     ],
 )
