@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.harness import Candidate, Row, agree, compare
 from benchmarks.problems import TanhField, forward_backward, normal, seeded
-from companion import Stats, odeint
+from companion import counting, odeint
 
 QUESTION = "What do adaptive solves and their adjoint cost beside torchdiffeq's?"
 EXCLUDED = (
@@ -62,13 +62,14 @@ def _candidates(field, t: Tensor, dtype: torch.dtype, other, gradient) -> dict[s
 def evaluations(t: Tensor, dtype: torch.dtype) -> tuple[int, int]:
     """Count the evaluations of the backward solve: torchdiffeq's, ours."""
     field = seeded(TanhField, dtype)
-    y0, stats, calls = normal(64, 2, dtype=dtype).requires_grad_(), Stats(), []
+    y0, calls = normal(64, 2, dtype=dtype).requires_grad_(), []
     handle = field.register_forward_pre_hook(lambda *_: calls.append(1))
     ys = torchdiffeq.odeint_adjoint(field, y0, t, **TOLERANCES)
     before = len(calls)
     ys.square().mean().backward()
     handle.remove()
-    ys = odeint(field, y0, t, gradient="adjoint", stats=stats, **TOLERANCES)
+    with counting() as stats:
+        ys = odeint(field, y0, t, gradient="adjoint", **TOLERANCES)
     ys.square().mean().backward()
     if before != stats.nfe:
         raise AssertionError(f"forward solves differ: {before} and {stats.nfe} evaluations")

@@ -70,9 +70,9 @@ def candidates(
     params = [
         unit.get_parameter(name) for name, _ in first.named_parameters() for unit in stack.units
     ]
-    stacks = [block.weights.get_parameter(name) for name, _ in first.named_parameters()]
+    stacks = [block.weights.stacks.get_parameter(name) for name, _ in first.named_parameters()]
     norms = [unit[1] for unit in stack.units]
-    norm = block.weights.get_submodule("1")
+    norm = block.weights.stacks.get_submodule("1")
 
     def plain() -> tuple[Tensor, ...]:
         values = forward_backward(stack, x, params)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
         PiecewiseConstant,
         PiecewiseLinear,
     )
-    from companion.block import OdeBlock
+    from companion.block import OdeBlock, refine
+    from companion.counts import counting
     from companion.ode import odeint
     from companion.solve import Stats
 
@@ -33,10 +34,18 @@ __all__ = [
     "PiecewiseConstant",
     "PiecewiseLinear",
     "Stats",
+    "counting",
     "odeint",
+    "refine",
 ]
 
-_HOMES = {"OdeBlock": "block", "Stats": "solve", "odeint": "ode"}
+_HOMES = {
+    "OdeBlock": "block",
+    "Stats": "solve",
+    "counting": "counts",
+    "odeint": "ode",
+    "refine": "block",
+}
 """The modules of the names that are not bases."""
 
 

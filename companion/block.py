@@ -3,222 +3,25 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Self
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from typing_extensions import override
 
-from companion.basis import Basis, Constant, PiecewiseConstant, Place, locate, project
-from companion.checks import first_evaluation
-from companion.gradients import Adjoint, Gradient, get_gradient
-from companion.methods import METHODS, ON_GRID, get_solver
-from companion.schemes import SCHEMES
-from companion.solve import Problem, Solver, Stage, check_finite, time_like
+from companion.arguments import check_number, not_allowed
+from companion.basis import Basis, Constant, PiecewiseConstant
+from companion.depth_field import Asked, DepthField
+from companion.depth_weights import DepthWeights, check_alike
+from companion.evaluation import check_params
+from companion.gradients import Gradient, get_gradient, solved
+from companion.methods import get_solver, inherited, takes
+from companion.solve import GridSolver, Problem, check_finite
 
-__all__ = ["DepthWeights", "OdeBlock", "ode_blocks"]
-
-Tensors = dict[str, Tensor]
-
-
-class DepthWeights(nn.Module):
-    """The parameters and buffers of a residual module as functions of depth.
-
-    Every parameter of the module is registered with a leading axis of ``basis.size`` coefficients,
-    every buffer with a leading axis of ``basis.cells`` cells, under the module's own names. The
-    module itself is kept aside as a template without values: only its code and its mode are used.
-
-    A batch norm's weight and bias are kept one a cell too, in any basis: they belong to the
-    running statistics that they scale (Queiruga et al. 2020, equation 30).
-    """
-
-    def __init__(self, modules: Sequence[nn.Module], basis: Basis) -> None:
-        """Stack ``modules``, the values at the nodes of ``basis``."""
-        super().__init__()
-        first = modules[0]
-        # In a tuple, so that nn.Module does not register the template as a child.
-        self._template = (copy.deepcopy(first).to("meta"),)
-        self._norms = _norm_parameters(first)  # here: on the meta device nothing is tied
-        self.basis = basis
-        # The module of the node that is about where the cell is.
-        of_cells = [modules[k * basis.size // basis.cells] for k in range(basis.cells)]
-        per_cell = self.per_cell
-        stacked: dict[int, nn.Parameter] = {}  # by identity: what is tied stays tied
-        for name, param in first.named_parameters(remove_duplicate=False):
-            if id(param) not in stacked:
-                own = of_cells if name in per_cell else modules
-                values = torch.stack([m.get_parameter(name).detach() for m in own])
-                values = values if name in per_cell else basis.interpolate(values)
-                stacked[id(param)] = nn.Parameter(values, requires_grad=param.requires_grad)
-            _holder(self, name).register_parameter(_leaf(name), stacked[id(param)])
-        buffers: dict[int, Tensor] = {}
-        for name, buffer in first.named_buffers(remove_duplicate=False):
-            if id(buffer) not in buffers:
-                buffers[id(buffer)] = torch.stack([m.get_buffer(name) for m in of_cells])
-            holder, leaf = first.get_submodule(name.rpartition(".")[0]), _leaf(name)
-            persistent = leaf not in holder._non_persistent_buffers_set
-            _holder(self, name).register_buffer(leaf, buffers[id(buffer)], persistent=persistent)
-
-    @property
-    def template(self) -> nn.Module:
-        """The residual module that every evaluation runs, with values on the meta device."""
-        return self._template[0]
-
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode, in the template too: batch norm and dropout read it there."""
-        self.template.train(mode)
-        return super().train(mode)
-
-    @property
-    def per_cell(self) -> tuple[str, ...]:
-        """Names of the parameters that are constant in every cell though the basis is not."""
-        if isinstance(self.basis, Constant | PiecewiseConstant):
-            return ()
-        return self._norms
-
-    def bases(self) -> dict[nn.Parameter, Basis]:
-        """Return the basis of every parameter: the block's, or one constant a cell.
-
-        Example:
-            >>> from companion import PiecewiseLinear
-            >>> unit = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-            >>> weights = DepthWeights([unit, unit, unit], PiecewiseLinear(cells=2))
-            >>> [str(basis) for basis in weights.bases().values()][1:3]
-            ['PiecewiseLinear(cells=2)', 'PiecewiseConstant(cells=2)']
-        """
-        per_cell, cells = self.per_cell, PiecewiseConstant(self.basis.cells)
-        named = self.named_parameters()
-        return {param: cells if name in per_cell else self.basis for name, param in named}
-
-    def at(self, place: Place) -> Tensors:
-        """Return the parameters and buffers at a depth, under the residual's names."""
-        bases, found = self.bases(), {}
-        for name, param in self.named_parameters(remove_duplicate=False):
-            terms = [weight * param[k] for k, weight in bases[param].at(place)]
-            found[name] = sum(terms[1:], terms[0])
-        buffers = self.named_buffers(remove_duplicate=False)
-        return found | {name: buffer[place.cell] for name, buffer in buffers}
-
-    @torch.no_grad()
-    def refine(self) -> None:
-        """Split every cell in two in place; the weight functions do not change.
-
-        Raises:
-            TypeError: if the basis has no cells to split.
-        """
-        finer = self.basis.refined()
-        for param, basis in self.bases().items():
-            _resize(param, basis.refine(param.data))
-        self._map_buffers(lambda buffer: buffer.repeat_interleave(2, dim=0))
-        self.basis = finer
-
-    @torch.no_grad()
-    def project(self, basis: Basis) -> None:
-        """Take the nearest weight functions of another basis, in place; see OdeBlock.project."""
-        cells, old = PiecewiseConstant(basis.cells), PiecewiseConstant(self.basis.cells)
-        for name, param in self.named_parameters():
-            own, new = (old, cells) if name in self._norms else (self.basis, basis)
-            _resize(param, project(param.data, own, new))
-        self._map_buffers(
-            lambda b: project(b, old, cells) if b.is_floating_point() else _sampled(b, basis.cells)
-        )
-        self.basis = basis
-
-    def _map_buffers(self, function: Callable[[Tensor], Tensor]) -> None:
-        mapped: dict[int, Tensor] = {}
-        for module in self.modules():
-            for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
-                if id(buffer) not in mapped:
-                    mapped[id(buffer)] = function(buffer)
-                setattr(module, name, mapped[id(buffer)])
-
-
-class DepthField:
-    """The right-hand side of a block for one solve, its stacks unbound once."""
-
-    def __init__(
-        self, weights: DepthWeights, time: bool, gradient: Gradient, cell: int | None = None
-    ) -> None:
-        """Unbind ``weights``; with ``cell``, read that cell alone, on any grid or none."""
-        self.module: nn.Module | None = weights.template
-        self.template = weights.template
-        self.basis = weights.basis
-        self.time = time
-        self.cell = cell
-        # Tied tensors are unbound once under each name, so that autograd sums their gradients.
-        stacks = dict(weights.named_parameters(remove_duplicate=False))
-        norms = weights.per_cell
-        self.coefficients = _rows(_without(stacks, norms), self.basis.size)
-        self.norms = _rows({name: stacks[name] for name in norms}, self.basis.cells)
-        self.width = len(stacks) - len(norms)
-        self.checked = torch.compiler.is_compiling()
-        own = tuple(p for row in (*self.coefficients, *self.norms) for p in row.values())
-        named = {id(p): p for p in gradient.params or ()}  # each once
-        self.params = (*own, *named.values())
-        self.others = range(len(own), len(self.params))
-        self.finds_params = not gradient.records_graph and torch.is_grad_enabled()
-        buffers = dict(weights.named_buffers(remove_duplicate=False))
-        self.buffers = _rows(buffers, self.basis.cells)
-        self.kept = _rows(_cloned(buffers), self.basis.cells) if self.finds_params else None
-        self.recomputing = False
-
-    def __call__(self, stage: Stage, y: Tensor) -> Tensor:
-        """Evaluate the residual with the weights of the stage's depth."""
-        if self.checked:
-            return self._evaluate(stage, y)
-        self.checked = True
-        known = self.params if self.finds_params else None
-        return first_evaluation(lambda y: self._evaluate(stage, y), y, "residual", known)
-
-    def _evaluate(self, stage: Stage, y: Tensor) -> Tensor:
-        place = self._place(stage)
-        buffers = self.buffers[place.cell]
-        values = {**self._weights(place), **(_cloned(buffers) if self.recomputing else buffers)}
-        arguments = (time_like(stage.t, y), y) if self.time else (y,)
-        value: Tensor = torch.func.functional_call(
-            self.template, values, arguments, tie_weights=False
-        )
-        return value
-
-    def uses(self, stage: Stage) -> list[int]:
-        """Return the indices of the parameters that the stage's depth (or its cell) reads."""
-        place = self._place(stage) if self.cell is None else Place(self.cell, 0.5)
-        pairs = self.basis.at(place)
-        own = (k * self.width + j for k, _ in pairs for j in range(self.width))
-        norms = len(self.norms[0])
-        start = len(self.coefficients) * self.width + place.cell * norms
-        return [*own, *range(start, start + norms), *self.others]
-
-    def recomputation(self) -> DepthField:
-        """Return the same field for a backward pass: it leaves the stacked buffers alone.
-
-        Every evaluation finds the buffers as they were when the forward solve began.
-        """
-        again = copy.copy(self)
-        again.checked = again.recomputing = True
-        again.buffers = self.buffers if self.kept is None else self.kept
-        return again
-
-    def _place(self, stage: Stage) -> Place:
-        if self.cell is not None:
-            t = stage.t.detach() if isinstance(stage.t, Tensor) else stage.t
-            return Place(self.cell, float(t) * self.basis.cells - self.cell)
-        assert stage.c is not None  # OdeBlock confines a field to a cell where there is no grid
-        return locate(stage.step, stage.steps, stage.c, self.basis.cells)
-
-    def _weights(self, place: Place) -> Tensors:
-        """Return the parameters at a depth: a coefficient itself, or a sum of several."""
-        norms = self.norms[place.cell]
-        (first, weight), *rest = self.basis.at(place)
-        if not rest and weight == 1.0:
-            return {**self.coefficients[first], **norms}
-        total = {name: weight * p for name, p in self.coefficients[first].items()}
-        for k, weight in rest:
-            for name, p in self.coefficients[k].items():
-                total[name] = total[name].add(p, alpha=weight)
-        return {**total, **norms}
+__all__ = ["DepthWeights", "OdeBlock", "ode_blocks", "refine"]
 
 
 class OdeBlock(nn.Module):
@@ -235,17 +38,28 @@ class OdeBlock(nn.Module):
         basis: how parameters vary with depth: a basis from :mod:`companion.basis`, such as
             :class:`~companion.PiecewiseConstant`; ``None`` is :class:`~companion.Constant`.
         method: one of :data:`companion.methods.METHODS`. Adaptive methods solve cell by cell.
-        steps: equal steps on $[0, 1]$ (in every cell, for the Adams methods).
+        steps: equal steps on $[0, 1]$ (in every cell, for the Adams methods), for methods that take
+            some; ``None`` is 1.
         gradient: a name from :data:`companion.gradients.GRADIENTS`, such as ``"backprop"`` or
             ``"reconstruct"``, or a configured method, such as
             :class:`~companion.gradients.Reconstruct`.
         scale: the factor $\varepsilon$ of the residual.
         time: whether the residual is called as ``residual(t, x)`` instead of ``residual(x)``.
-        rtol: relative tolerance of adaptive methods.
-        atol: absolute tolerance of adaptive methods.
+        rtol: relative tolerance, for methods that control their error; ``None`` is 1e-7.
+        atol: absolute tolerance, likewise; ``None`` is 1e-9.
+        params: tensors that the residual reads besides its own, to be differentiated too. All
+            gradients but ``"backprop"`` must be told of them.
 
     Shapes:
         Input and output have the same shape, one that the residual keeps.
+
+    Stacks are not layers. Every parameter and buffer has one axis more than the residual's, the
+    depth, and lives in ``block.weights.stacks``; the residual itself is not registered. So what
+    goes through a network layer by layer does not find these, or finds tensors of another rank:
+    initialisation or weight decay by rank or by class (``net.apply``),
+    ``nn.SyncBatchNorm.convert_sync_batchnorm``, ``torch.optim.swa_utils.update_bn``. Do it to the
+    residual beforehand, or with :func:`companion.models.apply_to_layers`, which shows such a
+    function one layer after another.
 
     Raises:
         ValueError: for a bad value of any argument; in ``forward``, if the residual changes the
@@ -271,20 +85,23 @@ class OdeBlock(nn.Module):
         residual: nn.Module | Callable[[], nn.Module],
         basis: Basis | None = None,
         method: str = "euler",
-        steps: int = 1,
+        steps: int | None = None,
         gradient: str | Gradient = "backprop",
         scale: float = 1.0,
         time: bool = False,
-        rtol: float = 1e-7,
-        atol: float = 1e-9,
+        rtol: float | None = None,
+        atol: float | None = None,
+        params: Sequence[Tensor] = (),
     ) -> None:
         """Stack one copy (or one fresh instance) of ``residual`` for each coefficient."""
         super().__init__()
         basis = Constant() if basis is None else _check_basis(basis)
         self.weights = DepthWeights(_instances(residual, basis.size), basis)
-        self.scale = _finite(scale)
+        self.scale = check_number("scale", scale)
         self.time = time
-        self._set_graph(method, steps, gradient, rtol, atol)
+        self.params = check_params(params)
+        self.gradient = get_gradient(gradient)
+        self.solver = get_solver(method, steps, rtol, atol)
 
     @classmethod
     def from_modules(
@@ -297,6 +114,9 @@ class OdeBlock(nn.Module):
         gradient: str | Gradient = "backprop",
         scale: float = 1.0,
         time: bool = False,
+        rtol: float | None = None,
+        atol: float | None = None,
+        params: Sequence[Tensor] = (),
     ) -> OdeBlock:
         """Stack distinct modules of one shape, one a cell, for example a trained network's layers.
 
@@ -309,6 +129,9 @@ class OdeBlock(nn.Module):
             gradient: as for the class.
             scale: as for the class.
             time: as for the class.
+            rtol: as for the class.
+            atol: as for the class.
+            params: as for the class.
 
         Raises:
             ValueError: if there is no module, their names or shapes differ, or they do not fill
@@ -320,63 +143,141 @@ class OdeBlock(nn.Module):
             5
         """
         stack = list(modules)
-        _check_alike(stack)
-        basis = PiecewiseConstant(len(stack)) if basis is None else basis
+        check_alike(stack)
+        basis = PiecewiseConstant(len(stack)) if basis is None else _check_basis(basis)
         if basis.size != len(stack):
             raise ValueError(
                 f"modules: {len(stack)} modules do not fill a basis of {basis.size} coefficients"
             )
         fresh = iter(stack)
-        steps = basis.cells if steps is None else steps
-        return cls(lambda: next(fresh), basis, method, steps, gradient, scale, time)
+        if steps is None and takes("steps", method):
+            steps = basis.cells
+        return cls(
+            lambda: next(fresh), basis, method, steps, gradient, scale, time, rtol, atol, params
+        )
 
-    def _set_graph(
-        self, method: str, steps: int, gradient: str | Gradient, rtol: float, atol: float
-    ) -> None:
-        self.gradient = get_gradient(gradient)
-        self.method, self.steps, self.rtol, self.atol = method, steps, rtol, atol
-        self._solver()
+    @property
+    def method(self) -> str:
+        """The integrator's name."""
+        return self.solver.method
 
-    def _solver(self) -> Solver:
-        return get_solver(self.method, self.steps, self.rtol, self.atol)
+    @property
+    def steps(self) -> int:
+        """The number of equal steps.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the state at depth 1."""
+        Raises:
+            ValueError: for a method that chooses its own.
+        """
+        if self.solver.steps is None:
+            raise ValueError(f"steps: method={self.method!r} chooses its own; none are set")
+        return self.solver.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self.solver = get_solver(self.method, steps, self.rtol, self.atol)
+
+    @property
+    def rtol(self) -> float | None:
+        """The relative tolerance, ``None`` for a method that controls no error."""
+        return self.solver.rtol
+
+    @property
+    def atol(self) -> float | None:
+        """The absolute tolerance, ``None`` for a method that controls no error."""
+        return self.solver.atol
+
+    @override
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
+        """Return the state at depth 1; ``context`` is passed on to the residual."""
         self._check_input(x)
-        solver, cells = self._solver(), self.weights.basis.cells
-        if isinstance(solver, ON_GRID):
-            return self._solve(self.problem(x))
-        for cell in range(cells):
-            field = DepthField(self.weights, self.time, self.gradient, cell)
-            span = (cell / cells, (cell + 1) / cells)
-            x = self._solve(Problem(field, x, span, solver, self.scale))
-        return x
+        return self._solved(x, context)[-1]
 
-    def problem(self, x: Tensor) -> Problem:
-        """Return the initial value problem that takes ``x`` through all depths at once.
+    def states(self, x: Tensor, *context: Any) -> Tensor:
+        """Return the states at the ends of all steps, from the input to the output.
+
+        Methods without a fixed grid give those at the ends of the cells. Autograd differentiates
+        the states by backprop, whatever the block's gradient is; buffers are updated as by
+        :meth:`forward`.
+
+        Returns:
+            A tensor of shape ``(steps + 1, *x.shape)``.
+
+        Example:
+            >>> OdeBlock(nn.Identity(), steps=2).states(torch.ones(1))
+            tensor([[1.0000],
+                    [1.5000],
+                    [2.2500]])
+        """
+        self._check_input(x)
+        view = self.with_graph(gradient="backprop")
+        if not isinstance(self.solver, GridSolver):
+            return torch.stack(view._solved(x, context))
+        problem = view.problem(x, *context)
+        states = [x, *(carried[0] for _, _, carried in self.solver.walk(problem))]
+        check_finite(states, problem, "x")
+        return torch.stack(states)
+
+    def _solved(self, x: Tensor, context: tuple[Any, ...]) -> list[Tensor]:
+        """Return the input, and the states at the ends of whatever is solved at once."""
+        if torch._C._get_tracing_state() is not None:
+            raise ValueError(
+                "block: torch.jit.trace cannot follow weights that are handed to a residual from "
+                "outside; use torch.compile or torch.export"
+            )
+        states = [x]
+        for problem in self._problems(x, context):
+            ys = solved(replace(problem, y0=states[-1]), self.gradient, "x")
+            y = ys[-1]
+            self._watch(y)
+            states.append(y)
+        return states
+
+    def _problems(self, x: Tensor, context: tuple[Any, ...]) -> list[Problem]:
+        """Return the problems that take ``x`` through all depths, one after another."""
+        if self.solver.on_grid:
+            return [self.problem(x, *context)]
+        if self.scale == 0.0:  # no time passes, and no adaptive solver could step
+            return [self.with_graph(method="euler").problem(x, *context)]
+        asked, cells = self._asked(context), self.weights.basis.cells
+        knots = [self.scale * cell / cells for cell in range(cells + 1)]
+        fields = [DepthField(self.weights, asked, cell) for cell in range(cells)]
+        return [
+            Problem(field, x, span, self.solver, field.stats)
+            for field, span in zip(fields, pairwise(knots), strict=True)
+        ]
+
+    def problem(self, x: Tensor, *context: Any) -> Problem:
+        r"""Return the initial value problem on $[0, \varepsilon]$ that takes ``x`` through.
 
         Raises:
             ValueError: for a method without a fixed grid: there every cell is a problem.
         """
-        solver, cells = self._solver(), self.weights.basis.cells
-        if not isinstance(solver, ON_GRID):
+        if not self.solver.on_grid:
             raise ValueError(
                 f"method: {self.method!r} has no fixed grid of steps, and solves cell by cell"
             )
-        if cells > 1:
-            self._check_backward(cells)
-        field = DepthField(self.weights, self.time, self.gradient, 0 if cells == 1 else None)
-        return Problem(field, x, (0.0, 1.0), solver, self.scale)
+        one = self.weights.basis.cells == 1
+        field = DepthField(self.weights, self._asked(context), 0 if one else None)
+        return Problem(field, x, (0.0, self.scale), self.solver, field.stats)
 
-    def _check_backward(self, cells: int) -> None:
-        """Refuse to go back over all cells at once with a solver that would step across knots."""
-        method = self.gradient.method if isinstance(self.gradient, Adjoint) else None
-        if method is not None and method in METHODS and method not in SCHEMES:
-            raise ValueError(
-                f"gradient: Adjoint(method={method!r}) would step across the knots between "
-                f"{cells} cells that method={self.method!r} solves at once; use one of "
-                f"{', '.join(SCHEMES)} backwards, or {method!r} forwards too"
-            )
+    def _asked(self, context: tuple[Any, ...]) -> Asked:
+        return Asked(self.gradient, self.scale, self.time, self.params, context)
+
+    def _watch(self, y: Tensor) -> None:
+        """Let a backward pass say clearly that the weights have been refined in the meantime."""
+        if torch.compiler.is_compiling() or not y.requires_grad:
+            return
+        weights, basis = self.weights, self.weights.basis
+
+        def check(grad: Tensor) -> None:
+            if weights.basis != basis:
+                raise ValueError(
+                    f"block: its weights were refined or projected between forward and backward, "
+                    f"from {basis!r} to {weights.basis!r}; call backward() first, or run forward "
+                    "again"
+                )
+
+        y.register_hook(check)  # type: ignore[no-untyped-call]
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -388,22 +289,19 @@ class OdeBlock(nn.Module):
         if x.dtype != param.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"x: {x.dtype} is not the dtype of the weights, {param.dtype}")
 
-    def _solve(self, problem: Problem) -> Tensor:
-        ys = self.gradient.solve(problem)
-        if not torch.compiler.is_compiling():
-            check_finite(ys, problem)
-        return ys[-1]
-
     def with_graph(
         self,
         *,
         method: str | None = None,
         steps: int | None = None,
         gradient: str | Gradient | None = None,
+        rtol: float | None = None,
+        atol: float | None = None,
     ) -> OdeBlock:
         """Return a block with the same weights and another graph; what is ``None`` stays.
 
-        The weights are shared, not copied: training or refining one trains or refines both.
+        The weights are shared, not copied: training or refining one trains or refines both. Steps
+        and tolerances stay as far as the new method takes some.
 
         Example:
             >>> block = OdeBlock(nn.Linear(2, 2), method="rk4", steps=2)
@@ -413,14 +311,10 @@ class OdeBlock(nn.Module):
         other = OdeBlock.__new__(OdeBlock)
         nn.Module.__init__(other)
         other.weights, other.scale, other.time = self.weights, self.scale, self.time
-        other.training = self.training
-        other._set_graph(
-            self.method if method is None else method,
-            self.steps if steps is None else steps,
-            self.gradient if gradient is None else gradient,
-            self.rtol,
-            self.atol,
-        )
+        other.training, other.params = self.training, self.params
+        other.gradient = self.gradient if gradient is None else get_gradient(gradient)
+        method = self.method if method is None else method
+        other.solver = get_solver(method, **inherited(self.solver, method, steps, rtol, atol))
         return other
 
     def refine(self, steps: bool = True) -> None:
@@ -441,7 +335,7 @@ class OdeBlock(nn.Module):
             (PiecewiseConstant(cells=4), 4)
         """
         self.weights.refine()
-        if steps:
+        if steps and self.solver.steps is not None:
             self.steps *= 2
 
     def project(self, basis: Basis) -> OdeBlock:
@@ -457,7 +351,7 @@ class OdeBlock(nn.Module):
         Example:
             >>> from companion import Chebyshev, PiecewiseConstant
             >>> block = OdeBlock(lambda: nn.Linear(2, 2), PiecewiseConstant(cells=8), steps=8)
-            >>> block.project(Chebyshev(size=3)).weights.weight.shape
+            >>> block.project(Chebyshev(size=3)).weights.stacks.weight.shape
             torch.Size([3, 2, 2])
         """
         other = copy.deepcopy(self)
@@ -466,8 +360,13 @@ class OdeBlock(nn.Module):
 
     def __repr__(self) -> str:
         """Return the knobs in one line."""
+        knobs = "".join(
+            f"{name}={value:g}, "
+            for name in ("steps", "rtol", "atol")
+            if (value := getattr(self.solver, name)) is not None
+        )
         return (
-            f"OdeBlock({self.weights.basis!r}, method={self.method!r}, steps={self.steps}, "
+            f"OdeBlock({self.weights.basis!r}, method={self.method!r}, {knobs}"
             f"gradient={self.gradient!r}, scale={self.scale:g})"
         )
 
@@ -477,81 +376,50 @@ def ode_blocks(model: nn.Module) -> list[OdeBlock]:
     return [module for module in model.modules() if isinstance(module, OdeBlock)]
 
 
-def _norm_parameters(residual: nn.Module) -> tuple[str, ...]:
-    """Return the names of the weights and biases of norms that keep running statistics."""
-    norms = {
-        id(param)
-        for module in residual.modules()
-        if isinstance(module, _NormBase) and module.track_running_stats
-        for param in module.parameters(recurse=False)
-    }
-    named = residual.named_parameters(remove_duplicate=False)
-    return tuple(name for name, param in named if id(param) in norms)
+def refine(model: nn.Module) -> dict[nn.Parameter, Basis]:
+    """Double cells and steps of every block of a model, in place.
 
+    Blocks that share weights refine those once, and each doubles its own steps.
 
-def _sampled(buffer: Tensor, cells: int) -> Tensor:
-    """Return what cannot be averaged, such as a count, at the left ends of ``cells`` cells."""
-    return buffer[[k * len(buffer) // cells for k in range(cells)]]
+    Returns:
+        The bases that the parameters had before, for
+        :func:`companion.train.split_optimiser_state`.
 
+    Raises:
+        ValueError: for a model without blocks.
+        TypeError: for a block whose basis has no cells to split; nothing is refined then.
 
-def _without(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensors:
-    return {name: tensor for name, tensor in tensors.items() if name not in names}
-
-
-def _cloned(tensors: Tensors) -> Tensors:
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _rows(stacks: Mapping[str, Tensor], size: int) -> list[Tensors]:
-    """Unbind stacked tensors into one dictionary for each entry of their leading axis."""
-    if not stacks:
-        return [{} for _ in range(size)]
-    entries = zip(*(stack.unbind(0) for stack in stacks.values()), strict=True)
-    return [dict(zip(stacks, entry, strict=True)) for entry in entries]
-
-
-def _resize(param: nn.Parameter, values: Tensor) -> None:
-    """Give a parameter values of another shape, even while an older graph is alive.
-
-    Autograd remembers a leaf's shape for as long as a graph that uses it lives. It forgets only
-    when the dtype changes: hence the detour through an empty tensor of another one. The older graph
-    itself must not run backward any more; an operation in place makes autograd say so.
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 2), OdeBlock(nn.Linear(2, 2), PiecewiseConstant(4)))
+        >>> before = refine(net)
+        >>> net[1].weights.basis, net[1].steps
+        (PiecewiseConstant(cells=8), 2)
     """
-    param.mul_(1.0)
-    param.grad = None
-    other = torch.float32 if values.dtype == torch.float64 else torch.float64
-    param.data = torch.empty(0, dtype=other, device=values.device)
-    param.data = values
+    blocks = ode_blocks(model)
+    if not blocks:
+        raise ValueError(
+            f"model: {type(model).__name__} without an OdeBlock is not allowed; there would be "
+            "nothing to refine"
+        )
+    shared = dict.fromkeys(block.weights for block in blocks)
+    for weights in shared:
+        weights.basis.refined()
+    before: dict[nn.Parameter, Basis] = {}
+    for weights in shared:
+        before |= weights.bases()
+        weights.refine()
+    for block in blocks:
+        if block.solver.steps is not None:
+            block.steps *= 2
+    return before
 
 
 def _check_basis(basis: Basis) -> Basis:
     if isinstance(basis, type) or not hasattr(basis, "refined"):
         raise TypeError(
-            f"basis: {basis!r} is not allowed; pass a basis such as PiecewiseConstant(cells=8)"
+            not_allowed("basis", basis, "pass a basis such as PiecewiseConstant(cells=8)")
         )
     return basis
-
-
-def _finite(scale: object) -> float:
-    if not isinstance(scale, int | float):
-        raise TypeError(f"scale: {scale!r} is not allowed; it must be a number")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale: {scale!r} is not allowed; it must be finite")
-    return float(scale)
-
-
-def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _holder(root: nn.Module, name: str) -> nn.Module:
-    """Return the container for ``name`` below ``root``, made like the residual's own tree."""
-    module = root
-    for part in name.split(".")[:-1]:
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        module = module.get_submodule(part)
-    return module
 
 
 def _instances(residual: nn.Module | Callable[[], nn.Module], size: int) -> list[nn.Module]:
@@ -559,37 +427,8 @@ def _instances(residual: nn.Module | Callable[[], nn.Module], size: int) -> list
         return [residual] * size
     if not callable(residual):
         raise TypeError(
-            f"residual: {residual!r} is not allowed; pass a module, or a function without "
-            "arguments that makes one"
+            not_allowed("residual", residual, "pass a module, or a function that makes one")
         )
     modules = [residual() for _ in range(size)]
-    _check_alike(modules)
+    check_alike(modules)
     return modules
-
-
-def _check_alike(modules: Sequence[nn.Module]) -> None:
-    """Check that modules can be stacked."""
-    if not modules or not all(isinstance(m, nn.Module) for m in modules):
-        raise ValueError("modules: at least one nn.Module is needed, and nothing else is allowed")
-    for what, describe in (("parameters and buffers", _signature), ("structure", _structure)):
-        first = describe(modules[0])
-        for k, module in enumerate(modules):
-            if describe(module) != first:
-                raise ValueError(
-                    f"modules: number {k} differs from number 0 in its {what}: "
-                    f"{describe(module)} against {first}"
-                )
-
-
-def _signature(module: nn.Module) -> list[tuple[object, ...]]:
-    """Return what has to agree for tensors to be stacked."""
-    params = [(n, tuple(p.shape), p.dtype, p.requires_grad) for n, p in module.named_parameters()]
-    return [*params, *((n, tuple(b.shape), b.dtype) for n, b in module.named_buffers())]
-
-
-def _structure(module: nn.Module) -> list[tuple[object, ...]]:
-    """Return what the template's code depends on, as far as modules show it."""
-    # Classes by name: a parametrised module has a class of its own.
-    return [
-        (n, type(m).__qualname__, m.extra_repr(), m.training) for n, m in module.named_modules()
-    ]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
-from companion.solve import Field, Interval, Stage, Stats, Times, intervals, step_size
+from companion.solve import Carried, Field, GridSolver, Stage, Step
 
 __all__ = ["AsyncLeapfrog"]
 
 
 @dataclass(frozen=True)
-class AsyncLeapfrog:
+class AsyncLeapfrog(GridSolver):
     r"""``steps`` equal steps of the asynchronous leapfrog between consecutive output times.
 
     The state carries a velocity along, $v_0 = f(t_0, y_0)$. With $m = y_n + \frac h2 v_n$, one
@@ -29,43 +31,24 @@ class AsyncLeapfrog:
     """
 
     steps: int
+    method: ClassVar[str] = "async_leapfrog"
 
-    def solve(
-        self, field: Field, y0: Tensor, t: Times, scale: float = 1.0, stats: Stats | None = None
-    ) -> list[Tensor]:
-        """Solve from ``t[0]``; return the states at all of ``t``."""
-        states = [y0]
-        for interval in intervals(t):
-            y, _ = self.interval(field, states[-1], interval, scale)
-            states.append(y)
-        if stats is not None:
-            stats.steps += self.steps * (len(states) - 1)
-        return states
+    @override
+    def start(self, field: Field, y: Tensor, first: Step) -> Carried:
+        return y, field(self.entrance(first), y)
 
-    def interval(
-        self, field: Field, y: Tensor, interval: Interval, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return state and velocity at the end of an interval."""
-        v = field(self.start(interval), y)
-        for n in range(self.steps):
-            half = step_size(interval, self.steps, scale, y) / 2
-            middle = y + half * v
-            v = 2 * field(self.stage(interval, n), middle) - v
-            y = middle + half * v
-        return y, v
+    @override
+    def onward(self, field: Field, carried: Carried, step: Step) -> Carried:
+        y, v = carried
+        half = step.size(y) / 2
+        middle = y + half * v
+        v = 2 * field(self.middle(step), middle) - v
+        return middle + half * v, v
 
-    def start(self, interval: Interval) -> Stage:
+    def entrance(self, first: Step) -> Stage:
         """Return where the first velocity of an interval is evaluated."""
-        return Stage(interval[0], 0, self.steps, Fraction(0))
+        return first.stage(Fraction(0), 0.0)
 
-    def stage(self, interval: Interval, n: int) -> Stage:
-        """Return where the field is evaluated in step ``n`` of an interval."""
-        t0, t1 = interval
-        return Stage(t0 + (n + 0.5) * ((t1 - t0) / self.steps), n, self.steps, Fraction(1, 2))
-
-    def first_non_finite(self, field: Field, y0: Tensor, t: Times, scale: float) -> float | None:
-        """Return the first output time at which the state is not finite."""
-        states = self.solve(field, y0, t, scale)
-        return next(
-            (float(x) for x, y in zip(t, states, strict=True) if not y.isfinite().all()), None
-        )
+    def middle(self, step: Step) -> Stage:
+        """Return where the field is evaluated in a step."""
+        return step.stage(Fraction(1, 2), 0.5)

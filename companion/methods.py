@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypedDict
 
 import torch
 import torchdiffeq
 from torch import Tensor
 
+from companion.arguments import check_choice, check_count, check_number, not_allowed
 from companion.leapfrog import AsyncLeapfrog
 from companion.schemes import SCHEMES, get_scheme
-from companion.solve import Field, FixedStep, NonFiniteError, Solver, Stage, Stats, Times
+from companion.solve import (
+    FixedStep,
+    NonFiniteError,
+    Problem,
+    Solver,
+    Stage,
+    Stats,
+    Times,
+)
 
-__all__ = ["ADAPTIVE", "METHODS", "MULTISTEP", "TorchdiffeqSolver", "get_solver"]
+__all__ = [
+    "ADAPTIVE",
+    "METHODS",
+    "MULTISTEP",
+    "TAKES",
+    "TorchdiffeqSolver",
+    "get_solver",
+    "inherited",
+    "takes",
+]
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 """Embedded Runge-Kutta pairs with step size control."""
@@ -29,42 +47,100 @@ LEAPFROG = "async_leapfrog"
 METHODS = (*SCHEMES, LEAPFROG, *ADAPTIVE, *MULTISTEP, SCIPY)
 """Every method name that ``odeint`` and ``OdeBlock`` accept."""
 
-ON_GRID = (FixedStep, AsyncLeapfrog)
-"""The solvers whose stages have a place on a fixed grid of steps."""
+TAKES = {
+    **dict.fromkeys((*SCHEMES, LEAPFROG, "explicit_adams"), ("steps",)),
+    **dict.fromkeys((*ADAPTIVE, SCIPY), ("rtol", "atol")),
+    "implicit_adams": ("steps", "rtol", "atol"),
+}
+"""The knobs that a method has; it would ignore the others."""
+
+DEFAULTS = {"steps": 1, "rtol": 1e-7, "atol": 1e-9}
+"""Values of knobs that are not set."""
 
 
-def get_solver(method: str | None, steps: int, rtol: float, atol: float) -> Solver:
+def takes(knob: str, method: str) -> bool:
+    """Say whether a method has a knob; a name that is no method has all.
+
+    Example:
+        >>> takes("steps", "rk4"), takes("steps", "dopri5")
+        (True, False)
+    """
+    return knob in TAKES.get(method, DEFAULTS)
+
+
+def get_solver(
+    method: str | None,
+    steps: int | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> Solver:
     """Return the solver called ``method``, configured.
 
     Args:
         method: one of ``METHODS``; ``None`` is ``"dopri5"``.
-        steps: equal steps between consecutive output times, for methods on a fixed grid.
-        rtol: relative tolerance, for methods that control their error.
-        atol: absolute tolerance, likewise.
+        steps: equal steps between consecutive output times, for methods on a fixed grid; ``None``
+            is 1.
+        rtol: relative tolerance, for methods that control their error; ``None`` is 1e-7.
+        atol: absolute tolerance, likewise; ``None`` is 1e-9.
 
     Raises:
-        ValueError: for an unknown method, ``steps < 1`` or a negative tolerance.
+        ValueError: for an unknown method, ``steps < 1``, a negative tolerance, or a knob that the
+            method would ignore.
         TypeError: for a tolerance that is not a number.
 
     Example:
-        >>> get_solver("rk4", steps=20, rtol=1e-7, atol=1e-9).steps
+        >>> get_solver("rk4", steps=20).steps
         20
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: {steps!r} is not allowed; it must be an integer of at least 1")
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not isinstance(value, int | float):
-            raise TypeError(f"{name}: {value!r} is not allowed; it must be a number of at least 0")
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}: {value!r} is not allowed; it must be a number of at least 0")
     method = "dopri5" if method is None else method
-    if method not in METHODS:
-        raise ValueError(f"method: {method!r} is not one of {', '.join(METHODS)}")
+    check_choice("method", method, METHODS)
+    given = {"steps": steps, "rtol": rtol, "atol": atol}
+    for knob, value in given.items():
+        if value is not None and not takes(knob, method):
+            raise ValueError(not_allowed(knob, value, _instead(method, knob)))
+    count = DEFAULTS["steps"] if steps is None else steps
+    number = check_count("steps", count)
     if method in SCHEMES:
-        return FixedStep(get_scheme(method), steps)
+        return FixedStep(get_scheme(method), number)
     if method == LEAPFROG:
-        return AsyncLeapfrog(steps)
-    return TorchdiffeqSolver(method, rtol, atol, steps)
+        return AsyncLeapfrog(number)
+    tolerances = {
+        knob: check_number(knob, DEFAULTS[knob] if given[knob] is None else given[knob], least=0)
+        for knob in ("rtol", "atol")
+        if takes(knob, method)
+    }
+    return TorchdiffeqSolver(method, **tolerances, steps=number if takes("steps", method) else None)
+
+
+class Knobs(TypedDict):
+    """The knobs of a solver, ``None`` where it is not set or has none."""
+
+    steps: int | None
+    rtol: float | None
+    atol: float | None
+
+
+def inherited(
+    old: Solver, method: str, steps: int | None, rtol: float | None, atol: float | None
+) -> Knobs:
+    """Return the knobs for another method: those given, else those of ``old`` that it has too."""
+    return {
+        "steps": old.steps if steps is None and takes("steps", method) else steps,
+        "rtol": old.rtol if rtol is None and takes("rtol", method) else rtol,
+        "atol": old.atol if atol is None and takes("atol", method) else atol,
+    }
+
+
+def _instead(method: str, knob: str) -> str:
+    if knob == "steps":
+        return (
+            f"method={method!r} chooses its own steps; set rtol= and atol=, or use a method on a "
+            "fixed grid such as 'rk4'"
+        )
+    return (
+        f"method={method!r} does not control its error; set steps=, or use an adaptive method such "
+        "as 'dopri5'"
+    )
 
 
 class _Counted:
@@ -94,22 +170,26 @@ class TorchdiffeqSolver:
     """A solver of torchdiffeq behind this package's interface."""
 
     method: str
-    rtol: float
-    atol: float
-    steps: int
+    rtol: float | None = None
+    atol: float | None = None
+    steps: int | None = None
+    on_grid: ClassVar[bool] = False
 
-    def solve(
-        self, field: Field, y0: Tensor, t: Times, scale: float = 1.0, stats: Stats | None = None
-    ) -> Tensor:
-        """Solve from ``t[0]``; return the states at all of ``t``, stacked."""
+    @property
+    def recordable(self) -> bool:
+        """Whether autograd can record its operations; it cannot look inside scipy."""
+        return self.method != SCIPY
+
+    def integrate(self, problem: Problem) -> Tensor:
+        """Return the states at all output times, stacked."""
+        field, t = problem.field, problem.t
 
         def func(t: Tensor, y: Tensor) -> Tensor:
-            value = field(Stage(t), y)
-            return value if scale == 1.0 else scale * value
+            return field(Stage(t), y)
 
         if isinstance(t, Tensor) and t.requires_grad:
-            return self._solve_with_time_gradients(func, y0, t, stats)
-        ys, _ = self.run(func, y0, t, stats)
+            return self._with_time_gradients(func, problem.y0, t, problem.stats)
+        ys, _ = self.run(func, problem.y0, t, problem.stats)
         return ys
 
     def run(
@@ -147,8 +227,8 @@ class TorchdiffeqSolver:
         try:
             for piece in pieces:
                 ys = torchdiffeq.odeint(
-                    counted, states[-1][-1], piece, rtol=self.rtol, atol=self.atol,
-                    method=self.method, options=options,
+                    counted, states[-1][-1], piece, method=self.method, options=options,
+                    **self._tolerances(),
                 )  # fmt: skip
                 states.append(ys[1:])
         except AssertionError as failure:
@@ -156,7 +236,7 @@ class TorchdiffeqSolver:
                 raise
             raise self._stuck(float(t[0]) if counted.reached is None else counted.reached) from None
         if stats is not None:
-            fixed = self.steps * (len(times) - 1) if self.method in MULTISTEP else 0
+            fixed = 0 if self.steps is None else self.steps * (len(times) - 1)
             stats.steps += counted.accepted + fixed
             stats.rejected += counted.rejected
         return torch.cat(states), counted.last_step
@@ -175,14 +255,18 @@ class TorchdiffeqSolver:
             "solve a shorter time"
         )
 
-    def first_non_finite(self, field: Field, y0: Tensor, t: Times, scale: float) -> None:
+    def first_non_finite(self, problem: Problem) -> None:
         """Solve nothing again: only the states at the output times are known here."""
+
+    def _tolerances(self) -> dict[str, float]:
+        pairs = {"rtol": self.rtol, "atol": self.atol}
+        return {name: value for name, value in pairs.items() if value is not None}
 
     def _options(
         self, first_step: float | None, norm: Callable[[Tensor], Tensor] | None
     ) -> dict[str, Any]:
-        if self.method in MULTISTEP:
-            return {"grid_constructor": lambda func, y0, t: _equal_steps(t, self.steps)}
+        if (steps := self.steps) is not None:
+            return {"grid_constructor": lambda func, y0, t: _equal_steps(t, steps)}
         options: dict[str, Any] = {}
         if self.method in ADAPTIVE:
             if first_step is not None:
@@ -191,7 +275,7 @@ class TorchdiffeqSolver:
                 options["norm"] = norm
         return options
 
-    def _solve_with_time_gradients(
+    def _with_time_gradients(
         self,
         func: Callable[[Tensor, Tensor], Tensor],
         y0: Tensor,

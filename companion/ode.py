@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from companion.checks import first_evaluation
-from companion.gradients import Gradient, get_gradient
+from companion.arguments import not_allowed
+from companion.buffers import BufferLog, cloned, read_buffers
+from companion.counts import current_stats
+from companion.evaluation import CheckedField, check_params, replacing
+from companion.gradients import Gradient, get_gradient, solved
 from companion.methods import get_solver
-from companion.solve import (
-    Problem,
-    Stage,
-    Stats,
-    Times,
-    check_finite,
-    stacked,
-    time_like,
-)
+from companion.solve import Problem, Stage, Times, stacked, time_like
 
 __all__ = ["odeint"]
 
 Func = Callable[[Tensor, Any], Any]
 Shapes = Sequence[torch.Size]
+Tensors = dict[str, Tensor]
 
 
 def odeint(
     func: Func,
     y0: Tensor | tuple[Tensor, ...],
-    t: Tensor | Sequence[float],
+    t: Tensor | Iterable[float],
     *,
     method: str | None = None,
-    rtol: float = 1e-7,
-    atol: float = 1e-9,
-    steps: int = 1,
+    rtol: float | None = None,
+    atol: float | None = None,
+    steps: int | None = None,
     gradient: str | Gradient = "backprop",
-    stats: Stats | None = None,
+    params: Sequence[Tensor] = (),
 ) -> Any:
     r"""Solve $\dot y = f(t, y)$, $y(t_0) = y_0$, and return $y$ at all times in ``t``.
 
@@ -48,17 +45,17 @@ def odeint(
             tensor of the dtype and device of ``y``. A function or an ``nn.Module``.
         y0: the state at ``t[0]``: a floating-point tensor of any shape, or a tuple of such tensors
             of one dtype and device.
-        t: at least two times, strictly increasing or decreasing: a 1-D tensor or floats.
+        t: times, strictly increasing or decreasing: a 1-D tensor or floats.
         method: one of :data:`companion.methods.METHODS`; ``None`` is ``"dopri5"``.
-        rtol: relative tolerance of adaptive methods.
-        atol: absolute tolerance of adaptive methods.
+        rtol: relative tolerance, for methods that control their error; ``None`` is 1e-7.
+        atol: absolute tolerance, likewise; ``None`` is 1e-9.
         steps: number of equal steps between consecutive entries of ``t``, for methods on a fixed
-            grid; others ignore it.
+            grid; ``None`` is 1.
         gradient: a name from :data:`companion.gradients.GRADIENTS`, or one of
-            :mod:`companion.gradients` configured. All but ``"backprop"`` find the parameters of a
-            module only; for other tensors that ``func`` reads, pass ``params=`` to the configured
-            method.
-        stats: a :class:`companion.Stats` to count evaluations and steps in.
+            :mod:`companion.gradients` configured.
+        params: tensors to differentiate besides ``y0`` and a module's own parameters. All gradients
+            but ``"backprop"`` must be told of them: a ``func`` that reads others is refused, as far
+            as its first evaluation shows.
 
     Returns:
         A tensor of shape ``(len(t), *y0.shape)`` whose first entry is ``y0``; a tuple of such
@@ -66,8 +63,8 @@ def odeint(
 
     Raises:
         ValueError: for a bad value (unknown method or gradient, ``t`` not monotone, ``steps < 1``,
-            a derivative of another shape, dtype or device, a state that stops being finite, a
-            parameter the gradient method cannot see).
+            steps or tolerances that the method would ignore, a derivative of another shape, dtype
+            or device, a state that stops being finite, a parameter the gradient method cannot see).
         TypeError: for a bad type.
 
     Example:
@@ -75,99 +72,107 @@ def odeint(
         >>> y[-1]
         tensor([0.3679])
     """
-    if stats is not None and not isinstance(stats, Stats):
-        raise TypeError(f"stats: {stats!r} is not allowed; pass a companion.Stats or None")
     gradient = get_gradient(gradient)
     solver = get_solver(method, steps, rtol, atol)
     state, shapes = _pack_state(y0)
     times = _times(t, state)
-    field = FuncField(func, shapes, gradient, stats)
-    problem = Problem(field, state, times, solver, stats=stats)
-    ys = stacked(gradient.solve(problem))
-    if not torch.compiler.is_compiling():
-        check_finite(ys, problem)
+    field = FuncField(func, shapes, check_params(params), gradient)
+    if len(times) == 1:  # nothing to solve
+        ys = state.unsqueeze(0)
+    else:
+        ys = stacked(solved(Problem(field, state, times, solver, field.stats), gradient, "y0"))
     return ys if shapes is None else _unpack(ys, shapes)
 
 
-class FuncField:
-    """A function or module of ``(t, y)`` as a field, checked on its first evaluation."""
+class FuncField(CheckedField):
+    """A function or module of ``(t, y)`` as a field."""
+
+    argument: ClassVar[str] = "func"
 
     def __init__(
-        self,
-        func: Func,
-        shapes: Shapes | None,
-        gradient: Gradient,
-        stats: Stats | None,
+        self, func: Func, shapes: Shapes | None, params: tuple[Tensor, ...], gradient: Gradient
     ) -> None:
         """Bind ``func``; with ``shapes`` it is called with a tuple unpacked from a flat state."""
         if not callable(func):
-            raise TypeError(f"func: {func!r} is not allowed; it must be callable as func(t, y)")
-        self.func = func
-        self.module = func if isinstance(func, nn.Module) else None
-        self.shapes = shapes
-        self.params = _parameters(func, gradient)
-        self.finds_params = not gradient.records_graph and torch.is_grad_enabled()
-        self.stats = stats
-        self.backward = False
-        self.checked = torch.compiler.is_compiling()
-        self.kept = _cloned_buffers(self.module) if self.finds_params else None
+            raise TypeError(not_allowed("func", func, "it must be callable as func(t, y)"))
+        self.func, self.shapes = func, shapes
+        module = func if isinstance(func, nn.Module) else None
+        own = () if module is None else module.parameters()
+        distinct = tuple({id(p): p for p in (*own, *params)}.values())
+        # By name: the module of an inner solve may be given other parameters from outside, which
+        # are gone by the time of the backward pass.
+        self.named: dict[str, Tensor] = {}
+        self.containers: dict[str, dict[str, Tensor | None]] = {}
+        super().__init__(module, distinct, not gradient.records_graph, current_stats())
+        if self.finds_params and module is not None:
+            self.named = dict(module.named_parameters(remove_duplicate=False))
 
-    def __call__(self, stage: Stage, y: Tensor) -> Tensor:
-        """Evaluate the field."""
-        if self.stats is not None:
-            if self.backward:
-                self.stats.nfe_backward += 1
-            else:
-                self.stats.nfe += 1
-        t = time_like(stage.t, y)
-        if not self.checked:
-            self.checked = True
-            return self._first(t, y)
-        return self._evaluate(t, y)
+    @override
+    def arranged(self, weights: Sequence[Tensor]) -> tuple[Tensors, list[tuple[Tensor, Tensor]]]:
+        """Return what the module's parameters become, by name, and pairs of other tensors."""
+        given = {id(p): new for p, new in zip(self.params, weights, strict=True)}
+        inside: Tensors = {}
+        if self.module is not None and self.named:
+            now = dict(self.module.named_parameters(remove_duplicate=False))
+            news = {name: given[id(p)] for name, p in self.named.items()}
+            inside = {name: new for name, new in news.items() if now[name] is not new}
+        known = {id(p) for p in self.named.values()}
+        pairs = zip(self.params, weights, strict=True)
+        return inside, [(p, new) for p, new in pairs if p is not new and id(p) not in known]
 
+    @override
+    def evaluate(
+        self,
+        stage: Stage,
+        y: Tensor,
+        weights: tuple[Tensors, list[tuple[Tensor, Tensor]]],
+        buffers: Tensors | None,
+    ) -> Tensor:
+        inside, outside = weights
+        if outside:
+            with replacing(outside):
+                return self.evaluate(stage, y, (inside, []), buffers)
+        state = y if self.shapes is None else _unpack(y, self.shapes)
+        arguments = (time_like(stage.t, y), state)
+        if inside or buffers:
+            assert self.module is not None
+            values = {**inside, **(buffers or {})}
+            value = torch.func.functional_call(self.module, values, arguments)
+        else:
+            value = self.func(*arguments)
+        if self.shapes is not None:
+            _check_parts(value, self.shapes)
+            value = _pack(value)
+        found: Tensor = value
+        return found
+
+    @override
     def uses(self, stage: Stage) -> range:
-        """Return the indices of all parameters: every evaluation may read each of them."""
-        return range(len(self.params))
+        return range(len(self.params))  # every evaluation may read each of them
 
-    def recomputation(self) -> FuncField:
-        """Return the same field for a backward pass: it leaves the module's buffers alone.
+    @override
+    def place(self, stage: Stage) -> Hashable:
+        return None  # one set of buffers
 
-        Every evaluation finds the buffers as they were when the forward solve began.
-        """
-        again = FuncField.__new__(FuncField)
-        again.__dict__.update(self.__dict__, backward=True, checked=True)
-        kept = _cloned_buffers(self.module) if self.kept is None else self.kept
-        if self.module is not None and kept:
-            module = self.module
+    @override
+    def live(self, place: Hashable) -> Mapping[str, Tensor]:
+        found = ((name, holder[name.rpartition(".")[2]]) for name, holder in self._holders())
+        return {name: buffer for name, buffer in found if buffer is not None}
 
-            def func(t: Tensor, y: Any) -> Any:
-                buffers = {name: buffer.clone() for name, buffer in kept.items()}
-                return torch.func.functional_call(module, buffers, (t, y))
+    @override
+    def _new_logs(self) -> dict[Hashable, BufferLog]:
+        live = self.live(None)
+        if self.module is None or not live:
+            return {}
+        return {None: BufferLog(cloned(live), live, read_buffers(self.module))}
 
-            again.func = func
-        return again
-
-    def _evaluate(self, t: Tensor, y: Tensor) -> Tensor:
-        if self.shapes is None:
-            value: Tensor = self.func(t, y)
-            return value
-        parts = self.func(t, _unpack(y, self.shapes))
-        _check_parts(parts, self.shapes)
-        return _pack(parts)
-
-    def _first(self, t: Tensor, y: Tensor) -> Tensor:
-        """Evaluate once with checks: the value's shape, and that every parameter is known."""
-        known = self.params if self.finds_params else None
-        return first_evaluation(lambda y: self._evaluate(t, y), y, "func", known)
-
-
-def _cloned_buffers(module: nn.Module | None) -> dict[str, Tensor]:
-    return {} if module is None else {name: b.clone() for name, b in module.named_buffers()}
-
-
-def _parameters(func: Func, gradient: Gradient) -> tuple[Tensor, ...]:
-    own = func.parameters() if isinstance(func, nn.Module) else ()
-    return tuple({id(p): p for p in (*own, *(gradient.params or ()))}.values())  # each once
+    def _holders(self) -> Iterable[tuple[str, dict[str, Tensor | None]]]:
+        """Return where each buffer is kept: a module may put another tensor there."""
+        if self.module is not None and not self.containers:
+            for prefix, part in self.module.named_modules(remove_duplicate=False):
+                for name in part._buffers:
+                    self.containers[f"{prefix}.{name}" if prefix else name] = part._buffers
+        return self.containers.items()
 
 
 def _check_parts(value: object, shapes: Shapes) -> None:
@@ -215,7 +220,7 @@ def _pack_state(y0: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, Shapes | None]
     return _pack(y0), [part.shape for part in y0]
 
 
-def _times(t: Tensor | Sequence[float], y0: Tensor) -> Times:
+def _times(t: Tensor | Iterable[float], y0: Tensor) -> Times:
     """Check the times; return floats, or a tensor where they are traced or need a gradient."""
     if isinstance(t, Tensor):
         if t.dim() != 1 or not t.is_floating_point():
@@ -236,20 +241,21 @@ def _times(t: Tensor | Sequence[float], y0: Tensor) -> Times:
 
 def _floats(t: object) -> list[float]:
     if not isinstance(t, Iterable) or isinstance(t, str):
-        raise TypeError(f"t: {t!r} is not allowed; pass a 1-D tensor or floats")
-    if any(isinstance(x, Tensor) and x.requires_grad for x in t):
+        raise TypeError(not_allowed("t", t, "pass a 1-D tensor or floats"))
+    entries = list(t)  # it may be a generator
+    if any(isinstance(x, Tensor) and x.requires_grad for x in entries):
         raise TypeError("t: a list of tensors that need gradients is not allowed; stack them")
     try:
-        return [float(x) for x in t]
+        return [float(x) for x in entries]
     except (TypeError, ValueError):
-        raise TypeError(f"t: {t!r} is not allowed; pass a 1-D tensor or floats") from None
+        raise TypeError(not_allowed("t", entries, "pass a 1-D tensor or floats")) from None
 
 
 def _check_times(values: list[float]) -> None:
-    if len(values) < 2:
-        raise ValueError(f"t: {values!r} is not allowed; it must hold at least two times")
+    if not values:
+        raise ValueError(not_allowed("t", values, "it must hold at least one time"))
     if not all(math.isfinite(x) for x in values):
-        raise ValueError(f"t: {values!r} is not allowed; all times must be finite")
+        raise ValueError(not_allowed("t", values, "all times must be finite"))
     gaps = [b - a for a, b in pairwise(values)]
     if not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):
-        raise ValueError(f"t: {values!r} is not allowed; it must strictly increase or decrease")
+        raise ValueError(not_allowed("t", values, "it must strictly increase or decrease"))

@@ -49,7 +49,8 @@ def apply_to_layers(net: nn.Module, fn: Callable[[nn.Module], object]) -> None:
         ...     nn.init.xavier_uniform_(layer.weight)
         ...     nn.init.zeros_(layer.bias)
         >>> apply_to_layers(net, init)
-        >>> round(net.weights.weight.std().item(), 3)  # (2 / (64 + 64)) ** 0.5
+        >>> weight, bias = net.parameters()
+        >>> round(weight.std().item(), 3)  # (2 / (64 + 64)) ** 0.5
         0.125
     """
     stacks = [module for module in net.modules() if isinstance(module, DepthWeights)]

@@ -8,6 +8,8 @@ from fractions import Fraction
 
 from torch import Tensor
 
+from companion.arguments import check_choice
+
 __all__ = ["SCHEMES", "Tableau", "get_scheme"]
 
 Row = tuple[Fraction, ...]
@@ -176,7 +178,5 @@ def get_scheme(name: str) -> Tableau:
         >>> get_scheme("rk4").order
         4
     """
-    try:
-        return SCHEMES[name]
-    except (KeyError, TypeError):
-        raise ValueError(f"method: {name!r} is not one of {', '.join(SCHEMES)}") from None
+    check_choice("method", name, SCHEMES)
+    return SCHEMES[name]

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from companion.methods import takes
+
 COMPILE = (2, 11)
 """The first torch whose compiler traces a block; the extra `compile` of the package asks for it."""
 
@@ -11,6 +13,11 @@ needs_compile = pytest.mark.skipif(
     torch.torch_version.TorchVersion(torch.__version__) < COMPILE,
     reason=f"compiled solves need torch {'.'.join(map(str, COMPILE))}",
 )
+
+
+def knobs(method, **wanted):
+    """Return those of the wanted knobs that a method has; it refuses the others."""
+    return {name: value for name, value in wanted.items() if takes(name, method)}
 
 
 class Tanh(nn.Module):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
-from test_browser import SERIOUS
+from test_browser import PATIENCE, SERIOUS
 
 STATIC = Path(__file__).parents[1] / "book" / "_static"
 PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><head><title>Slider</title>
@@ -47,6 +47,7 @@ def opened(browser, folder, stem, theme="light", height=900):
     """Open the slider as wide as a telephone, and fail on any error of its script."""
     errors = []
     page = browser.new_page(viewport={"width": 390, "height": height})
+    page.set_default_timeout(PATIENCE)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(written(folder, stem, theme))
     yield page

@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from companion.arguments import check_count
+
 __all__ = ["Bounds", "Constants", "euler_bounds", "heun_bounds", "tanh_constants"]
 
 Curve = NDArray[np.float64]
@@ -216,8 +218,7 @@ def _drift(slope: float, defect: float, bend: float, steps: int) -> tuple[Curve,
 
 
 def _step(steps: int, adjoint: float) -> float:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: {steps!r} is not allowed; it must be an integer of at least 1")
+    check_count("steps", steps)
     if not math.isfinite(adjoint) or adjoint < 0:
         raise ValueError(f"adjoint: {adjoint!r} is not allowed; it must be finite, at least 0")
     return 1 / steps

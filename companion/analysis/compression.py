@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
 from typing import NamedTuple, TypeVar
 
@@ -95,7 +96,8 @@ def report(
     with count_nfe(small) as nfe:
         _scores(small, x)
     seconds = min(processor_seconds(small, x) for _ in range(repeats))
-    deviation = float((after - before).norm() / before.norm())
+    moved, norm = float((after - before).norm()), float(before.norm())
+    deviation = moved / norm if norm > 0 else (math.inf if moved > 0 else 0.0)
     return Report(size(small, bits), nfe.total, seconds, error_rate(small, (x, y)), deviation)
 
 
@@ -153,7 +155,7 @@ def merge_cells(model: Model, cells: int) -> Model:
     Example:
         >>> from companion import OdeBlock, PiecewiseConstant
         >>> block = OdeBlock(lambda: nn.Linear(1, 1), PiecewiseConstant(4))
-        >>> w, merged = block.weights.weight, merge_cells(block, 2).weights.weight
+        >>> w, merged = block.weights.stacks.weight, merge_cells(block, 2).weights.stacks.weight
         >>> bool(torch.allclose(merged[0], (w[0] + w[1]) / 2))
         True
     """
@@ -212,7 +214,7 @@ def quantise_blocks(model: Model, bits: int) -> Model:
     Example:
         >>> from companion.models import ContinuousMLP
         >>> net = quantise_blocks(ContinuousMLP(4, 2), bits=3)
-        >>> len(net.block.weights.get_parameter("0.weight").unique()) <= 7
+        >>> len(net.block.weights.stacks.get_parameter("0.weight").unique()) <= 7
         True
     """
     small = copy.deepcopy(model)

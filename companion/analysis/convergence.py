@@ -50,8 +50,8 @@ class Convergence(NamedTuple):
             stopped being finite.
         order: for each method the fitted order.
         dip: for a time series the largest error of the model's own method at more steps, over the
-            error at its own; for a classifier the distance between its own logits and the
-            reference's, over the norm of its own.
+            error at its own, both no less than what rounding leaves; for a classifier the distance
+            between its own logits and the reference's, over the norm of its own.
         verdict: :data:`DISCRETE` or :data:`CONTINUOUS`.
     """
 
@@ -75,7 +75,8 @@ def convergence_test(
 
     The error is $E = \lVert x_N - x(T) \rVert$, the order the slope of $\log E$ against
     $\log(T/N)$ over the steps that are not finer than the net's own. The net is discrete if its
-    error at any finer step exceeds ten times that at its own.
+    error at any finer step exceeds ten times that at its own. Errors below what rounding leaves of
+    that many steps count as that: a net that is exact under every graph has no dip.
 
     Args:
         net: the trained net.
@@ -121,7 +122,8 @@ def convergence_test(
     coarse = counts[: counts.index(own) + 1]
     order = {method: fitted_order(coarse, values) for method, values in errors.items()}
     trained = errors[net.method]
-    dip = max(trained[len(coarse) :]) / trained[len(coarse) - 1]
+    least = _rounding(start, end, counts[-1])
+    dip = max(least, *trained[len(coarse) :]) / max(least, trained[len(coarse) - 1])
     return Convergence(counts, errors, order, dip, _verdict(dip, DIP_LIMIT))
 
 
@@ -156,7 +158,8 @@ def classifier_convergence(
     Example:
         >>> from companion import OdeBlock
         >>> block = OdeBlock(nn.Linear(1, 1), method="midpoint", steps=4).double()
-        >>> _ = nn.init.ones_(block.weights.weight), nn.init.zeros_(block.weights.bias)
+        >>> stacks = block.weights.stacks
+        >>> _ = nn.init.ones_(stacks.weight), nn.init.zeros_(stacks.bias)
         >>> test = classifier_convergence(block, torch.ones(1, 1).double(), ["euler"], [64, 128])
         >>> round(test.order["euler"], 1)  # exp(1) by Euler's method
         1.0
@@ -171,9 +174,9 @@ def classifier_convergence(
         own, truth = model(x), evaluate(*reference)
         absolute = graph_errors(evaluate, truth, methods, counts)
     norm = float(own.norm())
-    errors = {method: tuple(e / norm for e in values) for method, values in absolute.items()}
+    errors = {m: tuple(_share(e, norm) for e in values) for m, values in absolute.items()}
     order = {method: fitted_order(counts, values) for method, values in errors.items()}
-    dip = float((own - truth).norm()) / norm
+    dip = _share(float((own - truth).norm()), norm)
     return Convergence(counts, errors, order, dip, _verdict(dip, DEVIATION_LIMIT))
 
 
@@ -236,6 +239,19 @@ def _counts(steps: Sequence[int]) -> tuple[int, ...]:
     for n in steps:
         check_count("steps", n)
     return tuple(sorted(set(steps)))
+
+
+def _rounding(start: Tensor, end: Tensor, steps: int) -> float:
+    """Return what the rounding of so many sums may add up to."""
+    size = float(torch.maximum(start.norm(), end.norm()))
+    return torch.finfo(start.dtype).eps * steps * max(size, torch.finfo(start.dtype).tiny)
+
+
+def _share(part: float, norm: float) -> float:
+    """Return ``part / norm``; nothing is no part of anything, and any part of nothing infinite."""
+    if part == 0:
+        return 0.0
+    return part / norm if norm > 0 else math.inf
 
 
 def _verdict(dip: float, limit: float) -> str:

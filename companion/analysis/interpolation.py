@@ -248,7 +248,7 @@ def solution(field: Interpolation, x: Tensor, steps: int = 8) -> Tensor:
 def curvature(field: Interpolation, x: Tensor, steps: int = 8) -> Tensor:
     r"""Return $C_N$, the largest $\lVert \ddot x \rVert$ along the solution from each state.
 
-    .. math:: \ddot x = \partial_s \varphi + \partial_x \varphi\,[\varphi]
+    $$\ddot x = \partial_s \varphi + \partial_x \varphi\,[\varphi]$$
 
     The maximum is over the points of the solver's grid, with both one-sided values at a node. It
     can lie slightly below the supremum.
@@ -335,8 +335,7 @@ def ode_distance(field: Interpolation, x: Tensor, steps: int = 8) -> Tensor:
 def euler_bound(curvature: float, lipschitz: float, layers: int) -> Tensor:
     r"""Return the bound of Proposition 1 at every node.
 
-    .. math::
-        \lVert x_n - x(\tfrac nN) \rVert \le \frac{C_N}{2N} \cdot \frac{e^{L n/N} - 1}{L},
+    $$\lVert x_n - x(\tfrac nN) \rVert \le \frac{C_N}{2N} \cdot \frac{e^{L n/N} - 1}{L},$$
 
     with $n/N$ in place of the last fraction if $L = 0$.
 
@@ -364,9 +363,8 @@ def euler_bound(curvature: float, lipschitz: float, layers: int) -> Tensor:
 def residual_bound(speed: float, lipschitz: float, layers: int) -> Tensor:
     r"""Return a bound for the residual interpolation that asks for no smoothness in depth.
 
-    .. math::
-        \lVert x_n - x(\tfrac nN) \rVert \le \frac{C_f}{N} \bigl(2 e^{L n/N} - 1\bigr)
-        \quad (n \ge 1).
+    $$\lVert x_n - x(\tfrac nN) \rVert \le \frac{C_f}{N} \bigl(2 e^{L n/N} - 1\bigr)
+    \quad (n \ge 1).$$
 
     Args:
         speed: $C_f$, the largest $\lVert f_n \rVert$ or $\lVert f_{n+1} \rVert$ along piece $n$ of
@@ -392,7 +390,9 @@ def residual_bound(speed: float, lipschitz: float, layers: int) -> Tensor:
 def _growth(constant: float, lipschitz: float, layers: int) -> Tensor:
     """Return (exp(L s) - 1) / L at all nodes s, and s if L is 0; check the arguments."""
     if not (constant >= 0 and lipschitz >= 0):
-        raise ValueError(f"constants must not be negative; got {constant} and {lipschitz}")
+        raise ValueError(
+            f"constants: {constant!r} and {lipschitz!r} are not allowed; they must be at least 0"
+        )
     check_count("layers", layers)
     depth = torch.arange(layers + 1, dtype=torch.float64) / layers
     return torch.expm1(lipschitz * depth) / lipschitz if lipschitz > 0 else depth

@@ -4,7 +4,7 @@ A net that fits exact data at the step $h$ satisfies $\Phi^G_h = \varphi_h$, wit
 step of its scheme and $\varphi_h$ the exact flow of $f$. For a scheme of order $p$ this gives the
 *inverse modified equation*
 
-.. math:: G = f + h^p e_p + O(h^{p+1}).
+$$G = f + h^p e_p + O(h^{p+1}).$$
 
 Smaller steps solve $\dot x = G(x)$ better and better, and end at the error of order $h^p$ of $G$
 itself. The error at $h$ is that of the optimisation alone: hence the dip.
@@ -29,9 +29,9 @@ Function = Callable[[Tensor], Tensor]
 def leading_correction(f: Function, method: str) -> Function:
     r"""Return $e_p$, the first correction to the field that a net of this scheme learns.
 
-    .. math:: e_1 = \bigl(\tfrac12 - \textstyle\sum_i b_i c_i\bigr) f'f, \qquad
-       e_2 = \tfrac12 \bigl(\tfrac13 - \textstyle\sum_i b_i c_i^2\bigr) f''(f, f)
-       + \bigl(\tfrac16 - \textstyle\sum_{ij} b_i a_{ij} c_j\bigr) f'f'f.
+    $$e_1 = \bigl(\tfrac12 - \textstyle\sum_i b_i c_i\bigr) f'f, \qquad
+    e_2 = \tfrac12 \bigl(\tfrac13 - \textstyle\sum_i b_i c_i^2\bigr) f''(f, f)
+    + \bigl(\tfrac16 - \textstyle\sum_{ij} b_i a_{ij} c_j\bigr) f'f'f.$$
 
     This is $\frac12 f'f$ for Euler's method and $\frac1{24} f''(f, f) + \frac16 f'f'f$ for the
     midpoint method. Products with derivatives are taken in forward mode; no Jacobian is formed.
@@ -90,7 +90,7 @@ def perfect_field(f: Function, flow: Function, method: str, h: float, sweeps: in
 
     Deferred correction: from $G_0 = f$, the defect of the step is given back $k$ times,
 
-    .. math:: G_{j+1} = G_j + \tfrac1h \bigl(\varphi_h - \Phi^{G_j}_h\bigr).
+    $$G_{j+1} = G_j + \tfrac1h \bigl(\varphi_h - \Phi^{G_j}_h\bigr).$$
 
     For Euler's method one sweep is exact, $G = (\varphi_h - \mathrm{id})/h$. The cost grows like
     $(s + 1)^k$ for a scheme of $s$ stages.

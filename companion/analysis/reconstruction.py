@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from companion.block import OdeBlock
 from companion.gradients import Gradient, Reconstruct
 from companion.gradients.randomness import replaying
-from companion.gradients.segments import fixed_step
 from companion.solve import FixedStep, Problem
 
 __all__ = ["GradientError", "gradient_error", "reconstruction", "trajectory"]
@@ -48,12 +47,8 @@ def trajectory(block: OdeBlock, x: Tensor) -> Tensor:
                 [1.5000],
                 [2.2500]])
     """
-    problem, interval = _prepared(block, x)
-    solver = fixed_step(problem)
-    states = [x]
-    for n in range(solver.steps):
-        states.append(solver.step(problem.field, states[-1], interval, n, problem.scale))
-    return torch.stack(states)
+    problem, solver = _prepared(block, x)
+    return torch.stack([x, *(carried[0] for _, _, carried in solver.walk(problem))])
 
 
 def reconstruction(block: OdeBlock, output: Tensor, gradient: Reconstruct) -> Tensor:
@@ -76,15 +71,15 @@ def reconstruction(block: OdeBlock, output: Tensor, gradient: Reconstruct) -> Te
                 [1.1250],
                 [2.2500]])
     """
-    problem, interval = _prepared(block, output)
+    problem, solver = _prepared(block, output)
     if not isinstance(gradient, Reconstruct):
         raise TypeError(f"gradient: {gradient!r} is not allowed; pass a configured Reconstruct")
     sweep = gradient.sweep(problem)
     points, end = [output.detach()], output.detach()
     with torch.no_grad():
-        for n in reversed(range(fixed_step(problem).steps)):
-            layer = sweep.back(interval, n, end)
-            points.append(layer.start.detach())
+        for step in reversed(list(solver.grid(problem.t))):
+            layer = sweep.back(step, end)
+            points.append(layer.tape.start.detach())
             end = layer.state
     return torch.stack(points[::-1])
 
@@ -147,10 +142,10 @@ def _gradients(
     return torch.autograd.grad(value, params, allow_unused=True, materialize_grads=True)
 
 
-def _prepared(block: OdeBlock, x: Tensor) -> tuple[Problem, tuple[float, float]]:
+def _prepared(block: OdeBlock, x: Tensor) -> tuple[Problem, FixedStep]:
     problem = block.problem(x)
     if not isinstance(problem.solver, FixedStep):
         raise ValueError(
             f"block: method={block.method!r} is not allowed; it needs an explicit fixed-step scheme"
         )
-    return replace(problem, field=problem.field.recomputation()), (0.0, 1.0)
+    return replace(problem, field=problem.field.recomputation()), problem.solver

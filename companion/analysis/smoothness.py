@@ -69,7 +69,7 @@ def smoothness(block: OdeBlock) -> DepthSmoothness:
             f"block: the coefficients of {basis!r} are not values at neighbouring depths; measure "
             "block.project(PiecewiseConstant(cells=64)) instead"
         )
-    return smoothness_of(dict(block.weights.named_parameters()), basis.cells)
+    return smoothness_of(dict(block.weights.stacks.named_parameters()), basis.cells)
 
 
 @torch.no_grad()
@@ -119,7 +119,7 @@ def total_variation(block: OdeBlock) -> float:
     Example:
         >>> from companion import PiecewiseConstant
         >>> block = OdeBlock(torch.nn.Linear(1, 1, bias=False), PiecewiseConstant(cells=3))
-        >>> _ = block.weights.weight.data.copy_(torch.tensor([2.0, 4.0, 3.0]).view(3, 1, 1))
+        >>> _ = block.weights.stacks.weight.data.copy_(torch.tensor([2.0, 4.0, 3.0]).view(3, 1, 1))
         >>> total_variation(block)
         0.75
     """
@@ -129,7 +129,8 @@ def total_variation(block: OdeBlock) -> float:
     middles = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
     values = [evaluate(basis, p.detach().double(), middles) for p, basis in bases.items()]
     stack = torch.cat([value.reshape(cells, -1) for value in values], dim=1)
-    return float(stack.diff(dim=0).norm(dim=1).sum() / stack.norm(dim=1).max())
+    varied = stack.diff(dim=0).norm(dim=1).sum()
+    return float(varied / stack.norm(dim=1).max()) if varied > 0 else 0.0
 
 
 def _squared_steps(stack: Tensor) -> Tensor:

@@ -133,12 +133,15 @@ def _path(place: Path, file: DataFile) -> Path | None:
 
 def _refuse_near(published: Published, root: Path, places: Sequence[Path]) -> None:
     """Refuse to download what seems to be there under other names."""
-    own = [path for path in root.iterdir() if is_called_after(path.name, published.name)]
+    called = [path for path in root.iterdir() if is_called_after(path.name, published.name)]
+    own = [*called]
+    if is_called_after(root.resolve().name, published.name):  # the set's own folder was given
+        own += [path for path in root.iterdir() if path.is_dir()]
     within = [path for folder in own if folder.is_dir() for path in (folder, *folder.iterdir())]
     wanted = [*(file.name for file in published.files), *published.registry]
     near = [p for place in {*places, *within} if place.is_dir() for p in near_names(place, wanted)]
     parents = {parent for place in places for parent in (place, *place.parents)}
-    if found := near or [path for path in own if path not in parents]:
+    if found := near or [path for path in called if path not in parents]:
         raise ValueError(
             f"{published.name} is not in the data folder {root} under its own names: found "
             f"{_listed(found)}, expected {published.files[0].name}"

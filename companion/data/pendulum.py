@@ -2,7 +2,7 @@ r"""The pendulum: its field, its exact motion, and pairs of states one step apar
 
 A pendulum of unit length and mass has the angle $\rho$ and the velocity $v$,
 
-.. math:: \dot\rho = v, \qquad \dot v = -\gamma \sin\rho, \qquad \gamma = 9.81.
+$$\dot\rho = v, \qquad \dot v = -\gamma \sin\rho, \qquad \gamma = 9.81.$$
 
 Released at rest it swings, and Jacobi's elliptic functions give its motion exactly. Queiruga et
 al. (2020, Eq. 13) print that solution with misprints: the modulus is $k = \sin(\rho_0/2)$ with the
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ellipj, ellipk
+from scipy.special import ellipj, ellipk, ellipkm1
 from torch import Tensor
 
 from companion.arguments import check_count, check_type
@@ -30,6 +30,9 @@ r"""The constant $\gamma$."""
 
 START = 3 * math.pi / 4
 """The angle at the start in Queiruga et al. (2020), in radians: 135 degrees."""
+
+_NEAR = 1e-2
+"""Below this $1 - m$, SciPy's functions, which are given $m$, lose digits."""
 
 Numbers = Tensor | NDArray[np.float64] | Sequence[float] | float
 
@@ -59,12 +62,14 @@ def field(x: Tensor) -> Tensor:
 def exact(t: Numbers, rho0: Numbers = START) -> Tensor:
     r"""Return angle and velocity at the times ``t`` of a pendulum released at rest at ``rho0``.
 
-    .. math:: \rho(t) = 2 \arcsin\bigl(k\,\mathrm{sn}(K - \omega t \mid m)\bigr), \qquad
-       v(t) = -2 k \omega\,\mathrm{cn}(K - \omega t \mid m),
+    $$\rho(t) = 2 \arcsin\bigl(k\,\mathrm{sn}(K - \omega t \mid m)\bigr), \qquad
+    v(t) = -2 k \omega\,\mathrm{cn}(K - \omega t \mid m),$$
 
-    .. math:: k = \sin\tfrac{\rho_0}2, \quad m = k^2, \quad \omega = \sqrt\gamma, \quad K = K(m).
+    $$k = \sin\tfrac{\rho_0}2, \quad m = k^2, \quad \omega = \sqrt\gamma, \quad K = K(m).$$
 
-    The functions take the parameter $m$, not the modulus $k$. Computed in double precision.
+    The functions take the parameter $m$, not the modulus $k$. Computed in double precision, to
+    about 13 digits at any angle: near the upright position $1 - m$ is what counts, and is taken
+    from $\cos(\rho_0/2)$.
 
     Args:
         t: times, of any sign.
@@ -91,9 +96,14 @@ def exact(t: Numbers, rho0: Numbers = START) -> Tensor:
         raise ValueError(
             f"t: {times[~np.isfinite(times)][0]} is not allowed; all times must be finite"
         )
-    k, omega = np.sin(angles / 2), math.sqrt(GRAVITY)
+    k, rest = np.sin(angles / 2), np.cos(angles / 2)
+    omega = math.sqrt(GRAVITY)
     sn, cn, _, _ = ellipj(ellipk(k**2) - omega * times, k**2)
-    return torch.from_numpy(np.stack([2 * np.arcsin(k * sn), -2 * k * omega * cn], axis=-1))
+    found = np.stack([2 * np.arcsin(k * sn), -2 * k * omega * cn], axis=-1)
+    if (near := rest**2 < _NEAR).any():
+        upright = _exact_near_the_top(times, k, rest)
+        found = np.where(np.broadcast_to(near[..., None], found.shape), upright, found)
+    return torch.from_numpy(found)
 
 
 def period(rho0: float = START) -> float:
@@ -182,6 +192,32 @@ def region(
     return exact(times, angles), exact(times + step, angles)
 
 
+def _exact_near_the_top(
+    times: NDArray[np.float64], k: NDArray[np.float64], rest: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the motion from ``rest``, the root of 1 - m, by the arithmetic-geometric mean.
+
+    Abramowitz and Stegun 1964, 16.4. Sines and cosines come in pairs, so that no difference of
+    nearly equal numbers is taken.
+    """
+    omega = math.sqrt(GRAVITY)
+    a, b, ladder = np.ones_like(rest), rest, []
+    for _ in range(9):  # enough for any double: the digits double once a and b have met
+        a, b, half, low = (a + b) / 2, np.sqrt(a * b), (a - b) / 2, b
+        ladder.append((half, low))
+    phi = 2.0 ** len(ladder) * a * (ellipkm1(rest**2) - omega * times)
+    for half, low in reversed(ladder):
+        above, below = (2 * np.sin(math.pi / 4 + sign * phi / 2) ** 2 for sign in (1, -1))
+        cosine = np.sqrt((low + half * above) * (low + half * below))
+        phi = (phi + np.arctan2(half * np.sin(phi), cosine)) / 2
+    sn, cn = np.sin(phi), np.cos(phi)
+    dn = np.hypot(rest, k * cn)
+    motion: NDArray[np.float64] = np.stack(
+        np.broadcast_arrays(2 * np.arctan2(k * sn, dn), -2 * k * omega * cn), axis=-1
+    )
+    return motion
+
+
 def _doubles(values: Numbers) -> NDArray[np.float64]:
     if isinstance(values, Tensor):
         values = values.detach().double().cpu().numpy()  # numpy has no bfloat16
@@ -201,7 +237,9 @@ def _angles(rho0: Numbers) -> NDArray[np.float64]:
 
 
 def _periods(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    periods: NDArray[np.float64] = 4 * ellipk(np.sin(angles / 2) ** 2) / math.sqrt(GRAVITY)
+    rest = np.cos(angles / 2) ** 2
+    quarter = np.where(rest < _NEAR, ellipkm1(rest), ellipk(np.sin(angles / 2) ** 2))
+    periods: NDArray[np.float64] = 4 * quarter / math.sqrt(GRAVITY)
     return periods
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from companion import odeint
-from companion.exercises.checking import Exercise, WrongAnswer
+from companion.exercises.checking import Exercise, WrongAnswer, close, listed, number, tensor, whole
 
 __all__ = ["BOUNCE", "EXERCISES", "JUMPS", "LINEAR", "SPACING"]
 
@@ -23,12 +22,7 @@ __all__ = ["BOUNCE", "EXERCISES", "JUMPS", "LINEAR", "SPACING"]
 def _check_linear(answer: Callable[[float, float, float], Any]) -> str:
     """Compare ``answer(x0, rate, end)`` with the gradients of x(end)^2 / 2 for x' = rate x."""
     for x0, rate, end in ((1.5, 0.7, 2.0), (-0.8, -1.3, 0.5), (2.0, 0.4, 1.0)):
-        try:
-            got = [float(value) for value in answer(x0, rate, end)]
-        except TypeError as error:
-            raise WrongAnswer(f"Return three numbers, dL/dx0, dL/drate, dL/dend. {error}") from None
-        if len(got) != 3:
-            raise WrongAnswer(f"Return three numbers, dL/dx0, dL/drate, dL/dend; not {len(got)}.")
+        got = listed(answer(x0, rate, end), 3, "Return three numbers, dL/dx0, dL/drate, dL/dend.")
         final = x0 * math.exp(rate * end)
         start = final * math.exp(rate * end)
         hints = (
@@ -40,7 +34,7 @@ def _check_linear(answer: Callable[[float, float, float], Any]) -> str:
         )
         wanted = (start, end * start * x0, rate * final**2)
         for value, right, hint in zip(got, wanted, hints, strict=True):
-            if not math.isclose(value, right, rel_tol=1e-6):
+            if not close(value, right):
                 raise WrongAnswer(f"At x0={x0}, rate={rate}, end={end}: {hint}")
     return "Right: all three gradients, at three sets of numbers."
 
@@ -86,16 +80,18 @@ def _check_jumps(answer: Callable[[Pull, Sequence[float], Sequence[Tensor]], Ten
 
     def pull(late: float, early: float, a: Tensor) -> Tensor:
         calls.append((late, early))
-        pulled: Tensor = torch.linalg.matrix_exp(A.T * (late - early)) @ a
+        pulled: Tensor = torch.linalg.matrix_exp(A.T * (late - early)) @ torch.as_tensor(a).to(A)
         return pulled
 
-    got = answer(pull, times, [g.clone() for g in grads])
-    if not isinstance(got, Tensor) or got.shape != (2,):
-        raise WrongAnswer("Return one tensor shaped like a state: dL/dx(t_0).")
+    got = tensor(
+        answer(pull, times, [g.clone() for g in grads]),
+        (2,),
+        "Return one tensor shaped like a state: dL/dx(t_0).",
+    )
     if any(late < early for late, early in calls):
         raise WrongAnswer("Some call of pull goes forwards in time: call pull(late, early, a).")
     terms = [torch.linalg.matrix_exp(A.T * t) @ g for t, g in zip(times, grads, strict=True)]
-    if torch.allclose(got, sum(terms, torch.zeros(2, dtype=torch.float64))):
+    if close(got, sum(terms, torch.zeros(2, dtype=torch.float64))):
         if len(calls) != len(times) - 1:
             raise WrongAnswer(
                 f"Right value, but {len(calls)} pulls; three intervals need three pulls."
@@ -116,7 +112,7 @@ def _check_jumps(answer: Callable[[Pull, Sequence[float], Sequence[Tensor]], Ten
         "Jumps add to the adjoint; yours replaces it and keeps only the first term.": terms[:1],
     }  # fmt: skip
     for hint, parts in hints.items():
-        if torch.allclose(got, sum(parts, torch.zeros(2, dtype=torch.float64))):
+        if close(got, sum(parts, torch.zeros(2, dtype=torch.float64))):
             raise WrongAnswer(hint)
     raise WrongAnswer(
         "Not the gradient. Add an observation's gradient on reaching its time, before pulling on."
@@ -207,8 +203,7 @@ def _check_spacing(answer: Callable[[int, int], Any]) -> str:
     for steps, stages in cases:
         given = answer(steps, stages)
         case = f"For {steps} steps of {stages} stages you answer {given!r}"
-        whole = isinstance(given, numbers.Integral) and not isinstance(given, bool)
-        every = int(given) if whole else 0
+        every = whole(given) or 0
         if not 1 <= every <= steps:
             raise WrongAnswer(f"{case}; the spacing is an integer from 1 to the number of steps.")
         cost = _cost(steps, stages, every)
@@ -242,6 +237,7 @@ SPACING = Exercise(
 # Open: accurate forwards, wrong gradient
 
 _TOLERANCE = 1e-6
+_BOUNCE_PARTS = "Answer with three things: a module, a start and an end time."
 
 
 def _check_bounce(answer: tuple[nn.Module, Tensor, float]) -> str:
@@ -249,10 +245,11 @@ def _check_bounce(answer: tuple[nn.Module, Tensor, float]) -> str:
     try:
         field, x0, end = answer
     except (TypeError, ValueError):
-        raise WrongAnswer("Answer with three things: a module, a start and an end time.") from None
+        raise WrongAnswer(_BOUNCE_PARTS) from None
+    end = number(end, _BOUNCE_PARTS)
     if not isinstance(field, nn.Module) or not any(True for _ in field.parameters()):
         raise WrongAnswer("The field must be an nn.Module with at least one parameter.")
-    x0, field = x0.detach().double(), field.double()
+    x0, field = tensor(x0, None, _BOUNCE_PARTS), field.double()
     tight, gradient = _solve(field, x0, end, 1e-10, "backprop")
     loose, by_backprop = _solve(field, x0, end, _TOLERANCE, "backprop")
     _, by_adjoint = _solve(field, x0, end, _TOLERANCE, "adjoint")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from companion.analysis.reconstruction import reconstruction, trajectory
 from companion.block import OdeBlock
-from companion.exercises.checking import Exercise, WrongAnswer
+from companion.exercises.checking import Exercise, WrongAnswer, close, listed, tensor
 from companion.gradients import Reconstruct
 
 __all__ = ["EXERCISES", "EXTRAPOLATE", "FACTORS", "STEP", "STRAIGHT"]
@@ -33,31 +33,23 @@ def _filled(value: Any) -> Any:
 def _check_factors(answer: Callable[[float, int], Any]) -> str:
     """Compare ``answer(rate, layers)`` with the kept x_0 over the true one: reverse, corrected."""
     for rate, layers in ((0.8, 4), (-1.5, 6), (2.0, 10)):
-        got = _filled(answer(rate, layers))
-        try:
-            reverse, corrected = (float(value) for value in got)
-        except (TypeError, ValueError) as error:
-            raise WrongAnswer(f"Return two numbers, for reverse and corrected. {error}") from None
+        hint = "Return two numbers, for reverse and corrected."
+        reverse, corrected = listed(answer(rate, layers), 2, hint)
         wanted = _factors(rate, layers)
         case = f"At rate={rate}, layers={layers}"
-        if _close(reverse, wanted[1]) and _close(corrected, wanted[0]):
+        if close(reverse, wanted[1]) and close(corrected, wanted[0]):
             raise WrongAnswer(f"{case}: the two are swapped. Reverse comes first.")
-        if not _close(reverse, wanted[0]):
+        if not close(reverse, wanted[0]):
             raise WrongAnswer(
                 f"{case}: not the factor of reverse. A layer multiplies by 1 + u with u = rate / "
                 "layers, its reversal by 1 - u; for all N layers take the product to the power N."
             )
-        if not _close(corrected, wanted[1]):
+        if not close(corrected, wanted[1]):
             raise WrongAnswer(
                 f"{case}: not the factor of corrected. Insert the guess (1 - u) x' into "
                 "x' - u * guess, multiply by 1 + u, and take the power N."
             )
     return "Right: 1 - u^2 and 1 + u^3 a layer."
-
-
-def _close(got: float, wanted: float) -> bool:
-    """Allow for single precision."""
-    return math.isclose(got, wanted, rel_tol=1e-5)
 
 
 def _factors(rate: float, layers: int) -> tuple[float, float]:
@@ -93,29 +85,28 @@ def _check_step(answer: Callable[[Phi, Tensor, float], Any]) -> str:
     seen: list[Tensor] = []
 
     def phi(x: Tensor) -> Tensor:
+        x = torch.as_tensor(x).to(weight)
         seen.append(x)
         return torch.tanh(weight @ x) + 0.1 * x
 
-    got = _filled(answer(phi, after.clone(), h))
+    got = answer(phi, after.clone(), h)
     count = len(seen)
-    pair = isinstance(got, tuple | list) and len(got) == 2
-    if not pair or not all(isinstance(x, Tensor) and x.shape == after.shape for x in got):
-        raise WrongAnswer("Return two tensors: the guess and the state to go on from.")
-    guess, kept = got
+    hint = "Return two tensors: the guess and the state to go on from."
+    guess, kept = tensor(got, (2, *after.shape), hint)
     value = phi(after)
     first = after - h * value
     second = after - h * phi(first)
-    if torch.allclose(guess, after + h * value):
+    if close(guess, after + h * value):
         raise WrongAnswer("The guess goes forwards: subtract h * phi(after).")
-    if torch.allclose(guess, second):
+    if close(guess, second):
         raise WrongAnswer("The guess has been swept once more. The gradient is taken at the first.")
-    if not torch.allclose(guess, first):
+    if not close(guess, first):
         raise WrongAnswer("Not the paper's guess, after - h * phi(after).")
-    if torch.allclose(kept, first):
+    if close(kept, first):
         raise WrongAnswer("That is the paper's rule: it goes on from the guess itself.")
-    if torch.allclose(kept, first - h * phi(first)):
+    if close(kept, first - h * phi(first)):
         raise WrongAnswer("Subtract from the state after the layer, not from the guess.")
-    if not torch.allclose(kept, second):
+    if not close(kept, second):
         raise WrongAnswer("Not after - h * phi(guess).")
     if count > 2:
         raise WrongAnswer(f"Right states, but {count} evaluations; the rule makes two.")
@@ -167,22 +158,19 @@ def _check_extrapolate(answer: Callable[[Sequence[Tensor], int], Any]) -> str:
         states = torch.stack([sum(powers, torch.zeros(6, dtype=F64)), powers[order]], dim=1)
         got = _as_state(answer(list(states), order))
         wanted = torch.tensor([1.0, 0.0], dtype=F64)  # the polynomials at time 0
-        if not torch.allclose(got, wanted, atol=1e-9):
+        if not torch.allclose(got, wanted, atol=2e-3):  # of terms up to 1,500, in single precision
             raise WrongAnswer(
                 f"On a polynomial of degree {order} the guess must be exact. With p = 1 it is "
                 "2 * kept[0] - kept[1]; in general the coefficients are binomials of p + 1."
             )
         rough = torch.randn(6, 2, generator=torch.Generator().manual_seed(order), dtype=F64)
-        if not torch.allclose(_as_state(answer(list(rough), order)), _extrapolate(rough, order)):
+        if not close(_as_state(answer(list(rough), order)), _extrapolate(rough, order)):
             raise WrongAnswer(f"Order {order} uses {order + 1} states, the ones nearest by.")
     return "Right: exact on polynomials of degree p, from p + 1 states."
 
 
 def _as_state(value: Any) -> Tensor:
-    _filled(value)
-    if not isinstance(value, Tensor) or value.shape != (2,):
-        raise WrongAnswer("Return one tensor, shaped like a state.")
-    return value
+    return tensor(value, (2,), "Return one tensor, shaped like a state.")
 
 
 def _extrapolate(kept: Sequence[Tensor] | Tensor, order: int) -> Tensor:
@@ -230,9 +218,9 @@ def _check_straight(answer: tuple[Sequence[nn.Module], Tensor]) -> str:
     try:
         modules, x = answer
         block = OdeBlock.from_modules(list(_filled(modules))).double()
-        x = x.detach().double()
     except (TypeError, ValueError, AttributeError) as error:
         raise WrongAnswer(f"Answer with a list of modules and a start. {error}") from None
+    x = tensor(x, None, "Answer with a list of modules and a start.")
     if block.steps < 16:
         raise WrongAnswer(f"{block.steps} layers; take 16 or more, so that orders can show.")
     states = trajectory(block, x)
@@ -265,7 +253,7 @@ def _steepness(block: OdeBlock, states: Tensor) -> float:
     h = 1 / block.steps
     steepest = 0.0
     for n, x in enumerate(states[:-1]):
-        weights = {name: p[n] for name, p in block.weights.named_parameters()}
+        weights = {name: p[n] for name, p in block.weights.stacks.named_parameters()}
 
         def layer(x: Tensor, weights: dict[str, Tensor] = weights) -> Tensor:
             value: Tensor = torch.func.functional_call(block.weights.template, weights, (x,))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion.exercises.checking import Exercise, WrongAnswer
+from companion.exercises.checking import Exercise, WrongAnswer, listed, number, tensor
 
 __all__ = ["CERTIFICATE", "EXERCISES", "GAP", "MEASURES", "OPPOSITE"]
 
@@ -23,7 +23,7 @@ def _check_gap(answer: Callable[[list[float]], float]) -> str:
     generator = torch.Generator().manual_seed(0)
     for layers in (7, 30, 2, 1):
         f = torch.randn(layers + 1, generator=generator, dtype=torch.float64).tolist()
-        value = _number(answer(f), "Return one number, the network's end minus the ODE's.")
+        value = number(answer(f), "Return one number, the network's end minus the ODE's.")
         network = sum(f[:-1]) / layers
         ode = sum(a + b for a, b in pairwise(f)) / (2 * layers)
         wanted = network - ode
@@ -76,12 +76,8 @@ def _check_measures(answer: Callable[[Tensor], Sequence[float]]) -> str:
         weights = torch.randn(layers, *shape, generator=generator, dtype=torch.float64)
         steps = [(b - a).norm().item() for a, b in pairwise(weights)]
         wanted = (layers * max(steps), sum(steps), max(steps) ** 2)
-        try:
-            found = [float(value) for value in answer(weights.clone())]
-        except (TypeError, ValueError):
-            raise WrongAnswer("Return three numbers: slope, variation, delta.") from None
-        if len(found) != 3:
-            raise WrongAnswer(f"Return three numbers, not {len(found)}.")
+        hint = "Return three numbers: slope, variation, delta."
+        found = listed(answer(weights.clone()), 3, hint)
         for name, value, right in zip(("slope", "variation", "delta"), found, wanted, strict=True):
             if not _same(value, right):
                 raise WrongAnswer(_measure_hint(name, value, right, steps))
@@ -170,9 +166,10 @@ def _check_certificate(answer: Callable[[Tensor, Tensor], int]) -> str:
     for v, w in cases:
         norms = torch.linalg.matrix_norm(v, 2) * torch.linalg.matrix_norm(w, 2)
         wanted = math.floor(norms.item() + 1e-12) + 1
-        value = answer(v.clone(), w.clone())
-        if isinstance(value, bool) or value != int(_number(value, "Return a number of layers.")):
-            raise WrongAnswer(f"Return a whole number of layers, not {value!r}.")
+        given = answer(v.clone(), w.clone())
+        value = number(given, "Return a number of layers.")
+        if isinstance(given, bool) or not value.is_integer():
+            raise WrongAnswer(f"Return a whole number of layers, not {given!r}.")
         if value != wanted:
             raise WrongAnswer(_certificate_hint(int(value), wanted, norms.item()))
     return "Right: one more than the whole part of the product of the two norms."
@@ -220,13 +217,16 @@ def _product(v: Tensor, w: Tensor, norm: Any) -> float:
 # Open: an ODE that goes the other way
 
 
+_OPPOSITE_PARTS = "Return a pair: a function, and a list of numbers."
+
+
 def _check_opposite(answer: tuple[Callable[[Tensor], Tensor], Sequence[float]]) -> str:
     """Integrate the answer's function along the polygon of its weights."""
     try:
         function, weights = answer
-        theta = torch.tensor([float(value) for value in weights], dtype=torch.float64)
     except (TypeError, ValueError):
-        raise WrongAnswer("Return a pair: a function, and a list of numbers.") from None
+        raise WrongAnswer(_OPPOSITE_PARTS) from None
+    theta = torch.tensor(listed(weights, None, _OPPOSITE_PARTS), dtype=torch.float64)
     layers = len(theta)
     if layers < 11:  # the last interval has theta_N = theta_{N-1}: 2 (1 - 1/N) is the most
         raise WrongAnswer(f"Use at least 11 weights, not {layers}.")
@@ -254,23 +254,16 @@ def _check_opposite(answer: tuple[Callable[[Tensor], Tensor], Sequence[float]]) 
 
 
 def _values(function: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
-    try:
-        values = function(theta)
-        return values.to(torch.float64).expand(theta.shape)
-    except (TypeError, AttributeError, RuntimeError) as error:
-        raise WrongAnswer(f"The function must map a tensor to one of its shape: {error}") from None
+    hint = "The function must map a tensor to one of its shape."
+    values = tensor(function(theta), None, hint)
+    if values.shape not in (theta.shape, ()):
+        raise WrongAnswer(hint)
+    return values.expand(theta.shape)
 
 
 def _same(value: float, wanted: float) -> bool:
     """Compare so that an answer in single precision passes."""
     return math.isclose(value, wanted, rel_tol=1e-5, abs_tol=1e-6)
-
-
-def _number(value: Any, hint: str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise WrongAnswer(hint) from None
 
 
 _ZIGZAG = [(-1.0) ** n for n in range(64)]

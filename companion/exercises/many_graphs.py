@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from companion import OdeBlock, PiecewiseConstant
-from companion.exercises.checking import Exercise, WrongAnswer
+from companion.exercises.checking import Exercise, WrongAnswer, listed, tensor
 from companion.train import seeded
 
 __all__ = ["EXACT", "EXERCISES", "GAUGE", "IDENTITY", "TWO_GRAPHS"]
@@ -22,12 +22,9 @@ __all__ = ["EXACT", "EXERCISES", "GAUGE", "IDENTITY", "TWO_GRAPHS"]
 
 def _check_identity(answer: Any) -> str:
     """Multiply the two layers x + theta x, and solve the equation they discretise."""
-    try:
-        first, second = (float(theta) for theta in answer)
-    except (TypeError, ValueError):
-        raise WrongAnswer("Give two numbers, the weights of the two layers.") from None
+    first, second = listed(answer, 2, "Give two numbers, the weights of the two layers.")
     product = (1 + first) * (1 + second)
-    if not math.isclose(product, 1.0, rel_tol=1e-6):
+    if not math.isclose(product, 1.0, rel_tol=1e-5):
         raise WrongAnswer(
             f"The network multiplies by {product:.9g}, not by 1. A layer x + theta x multiplies by "
             "1 + theta."
@@ -64,10 +61,8 @@ Factors = tuple[float, float, float]
 def _check_gauge(answer: Callable[[float], Factors]) -> str:
     """Train a block at a scale, and one at scale 1 with the answer's settings."""
     for scale in (3.0, 8.0):
-        try:
-            start, rate, decay = (float(factor) for factor in answer(scale))
-        except (TypeError, ValueError):
-            raise WrongAnswer("Return three numbers: start, rate, decay.") from None
+        factors = listed(answer(scale), 3, "Return three numbers: start, rate, decay.")
+        start, rate, decay = factors
         if not _agree(scale, start, 0.0, 0.0, steps=0):
             raise WrongAnswer(
                 f"scale {scale:g}: before training the two networks differ already. The block adds "
@@ -91,7 +86,7 @@ def _agree(
     scale: float, start: float, rate: float, decay: float, steps: int = 12, decays: bool = True
 ) -> bool:
     wanted = _trained(scale, 1.0, 1.0, 1.0, steps, decays)
-    return torch.allclose(_trained(1.0, start, rate, decay, steps, decays), wanted, rtol=1e-7)
+    return torch.allclose(_trained(1.0, start, rate, decay, steps, decays), wanted, rtol=1e-6)
 
 
 def _trained(
@@ -162,10 +157,9 @@ def _check_two_graphs(answer: Estimate) -> str:
     return "Right: two graphs tell how far the coarse one is from the flow."
 
 
-def _compare(found: Any, coarse: Tensor, fine: Tensor, flow: Tensor, method: str) -> None:
+def _compare(answer: Any, coarse: Tensor, fine: Tensor, flow: Tensor, method: str) -> None:
     error = flow - coarse
-    if not isinstance(found, Tensor) or found.shape != error.shape:
-        raise WrongAnswer("Return a tensor of the shape of the two outputs.")
+    found = tensor(answer, error.shape, "Return a tensor of the shape of the two outputs.")
 
     def near(wanted: Tensor) -> bool:
         return bool((found - wanted).norm() <= 0.03 * wanted.norm())
@@ -223,9 +217,9 @@ def _check_exact(answer: Answer) -> str:
     """Run the field under four graphs at scale 8, and see whether it bends anything."""
     try:
         field, x = answer
-        x = torch.as_tensor(x).double()
     except (TypeError, ValueError):
         raise WrongAnswer("Give a pair: a field and a batch of states.") from None
+    x = tensor(x, None, "Give a pair: a field and a batch of states.")
     if x.ndim != 2 or not callable(field):
         raise WrongAnswer("Give a pair: a field and a batch of states of shape (batch, dim).")
     if isinstance(field, nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from companion.exercises.checking import Exercise, WrongAnswer
+from companion.exercises.checking import Exercise, WrongAnswer, close, listed, tensor
 from companion.observe import fit_slope
 from companion.schemes import get_scheme
 from companion.train import seeded
@@ -27,10 +27,7 @@ def _check_round_trip(answer: Mapping[str, Any]) -> str:
     if not isinstance(answer, Mapping) or set(answer) != set(names):
         raise WrongAnswer(f"Return a dict with the keys {', '.join(names)}.")
     for name in names:
-        try:
-            power, coefficient = (float(number) for number in answer[name])
-        except (TypeError, ValueError):
-            raise WrongAnswer(f"{name}: give a pair, (power, coefficient).") from None
+        power, coefficient = listed(answer[name], 2, f"{name}: give a pair, (power, coefficient).")
         # The next term is at least two powers up, so a small z leaves only the lowest.
         z = 1e-2
         left = _grown(name, z) * _grown(name, -z) - 1
@@ -86,8 +83,8 @@ def _check_contributions(answer: Callable[..., Pulled]) -> str:
         generator = torch.Generator().manual_seed(3)
         W0, W1 = torch.randn(2, 3, 3, generator=generator, dtype=torch.float64)
         x, a = torch.randn(2, 3, generator=generator, dtype=torch.float64)
-        for tensor in (x, W0, W1):
-            tensor.requires_grad_()
+        for leaf in (x, W0, W1):
+            leaf.requires_grad_()
         first = torch.tanh(W0 @ x)
         y = x + h * first
         wanted = torch.autograd.grad(x + h / 2 * (first + torch.tanh(W1 @ y)), (x, W0, W1), a)
@@ -100,10 +97,10 @@ def _check_contributions(answer: Callable[..., Pulled]) -> str:
 
 def _compare(returned: Any, wanted: list[Tensor], a: Tensor, h: float) -> None:
     """Name the mistakes that touch all of an answer first, then the first value that is wrong."""
-    try:
-        got = [torch.as_tensor(g, dtype=torch.float64).reshape(-1) for g in returned]
-    except (TypeError, ValueError, RuntimeError):
-        raise WrongAnswer("Return three tensors, for x, theta_n and theta_{n+1}.") from None
+    parts = "Return three tensors, for x, theta_n and theta_{n+1}."
+    if not isinstance(returned, tuple | list):
+        raise WrongAnswer(parts)
+    got = [tensor(g, None, parts).reshape(-1) for g in returned]
     if [g.numel() for g in got] != [3, 9, 9]:
         raise WrongAnswer(
             "Return three tensors, for x, theta_n and theta_{n+1}. A gradient is a transposed "
@@ -126,7 +123,7 @@ def _compare(returned: Any, wanted: list[Tensor], a: Tensor, h: float) -> None:
 
 
 def _close(value: Tensor, right: Tensor) -> bool:
-    return torch.allclose(value, right, rtol=1e-8, atol=1e-10)
+    return close(value, right)
 
 
 _CONTRIBUTION_HINTS = (
@@ -173,6 +170,8 @@ CONTRIBUTIONS = Exercise(
 
 # Core: a quiet step back through batch norm
 
+_QUIET_PARTS = "Return the start, the pulled gradient, and a list."
+
 Back = Callable[[nn.Module, Tensor, Tensor, float], tuple[Tensor, Tensor, list[Tensor]]]
 
 
@@ -190,18 +189,19 @@ def _check_quiet(answer: Back) -> str:
         b.copy_(before[name])
     try:
         got_start, pulled, grads = answer(layer, end.clone(), a.clone(), h)
-        values = [got_start, pulled, *grads]
-    except (TypeError, ValueError) as error:
-        raise WrongAnswer(f"Return the start, the pulled gradient, and a list. {error}") from None
+        parts = [got_start, pulled, *grads]
+    except (TypeError, ValueError):
+        raise WrongAnswer(_QUIET_PARTS) from None
+    got_start, *values = (tensor(part, None, _QUIET_PARTS) for part in parts)
     if not layer.training:
         raise WrongAnswer("The layer is left in eval mode; the next forward pass would use it so.")
-    if not torch.allclose(got_start, start):
+    if got_start.shape != start.shape or not close(got_start, start):
         raise WrongAnswer(
             "The start is wrong: end - h layer(end), with the statistics of the batch, as in the "
             "forward pass. In eval mode batch norm is another function."
         )
-    if len(values) != len(wanted) + 1 or not all(
-        torch.allclose(v, w) for v, w in zip(values[1:], wanted, strict=True)
+    if len(values) != len(wanted) or not all(
+        v.shape == w.shape and close(v, w) for v, w in zip(values, wanted, strict=True)
     ):
         raise WrongAnswer(
             "The start is right, the gradients are not: differentiate start + h layer(start), in "
@@ -304,6 +304,7 @@ QUIET = Exercise(
 # Open: large jumps, small errors
 
 Pair = tuple[Tensor, Tensor]
+_MATRICES = "Return a list of pairs (A, W) of matrices."
 
 
 def _check_jumps(answer: Callable[[int], list[Pair]]) -> str:
@@ -335,9 +336,10 @@ def _check_jumps(answer: Callable[[int], list[Pair]]) -> str:
 
 def _pairs(pairs: Any, steps: int) -> list[Pair]:
     try:
-        found = [(torch.as_tensor(A).double(), torch.as_tensor(W).double()) for A, W in pairs]
-    except (TypeError, ValueError) as error:
-        raise WrongAnswer(f"Return a list of pairs (A, W) of matrices. {error}") from None
+        parts = [(A, W) for A, W in pairs]
+    except (TypeError, ValueError):
+        raise WrongAnswer(_MATRICES) from None
+    found = [(tensor(A, None, _MATRICES), tensor(W, None, _MATRICES)) for A, W in parts]
     if len(found) != steps + 1:
         raise WrongAnswer(f"{steps} steps have {steps + 1} nodes; you return {len(found)} pairs.")
     A, W = found[0]

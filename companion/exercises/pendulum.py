@@ -12,7 +12,7 @@ from torch import Tensor
 
 from companion import odeint
 from companion.data import pendulum
-from companion.exercises.checking import Exercise, WrongAnswer
+from companion.exercises.checking import Exercise, WrongAnswer, close, listed, number, tensor
 from companion.observe import fit_slope
 from companion.schemes import get_scheme
 
@@ -28,9 +28,9 @@ Field = Callable[[Tensor], Tensor]
 def _check_period(answer: Callable[[float], Any]) -> str:
     """Compare ``answer(rho0)`` with the exact period, for small and large swings."""
     for rho0 in (0.5, 2.0, -2.9):
-        got = _number(answer(rho0))
+        got = number(answer(rho0), _ONE_NUMBER)
         wanted = pendulum.period(rho0)
-        if not math.isclose(got, wanted, rel_tol=1e-6):
+        if not close(got, wanted):
             raise WrongAnswer(f"At rho0 = {rho0:g} that is {got:.4f} s. {_period_hint(got, rho0)}")
     return "Right: the wider the swing, the longer it takes."
 
@@ -52,13 +52,7 @@ def _period_hint(got: float, rho0: float) -> str:
     )
 
 
-def _number(value: Any) -> float:
-    if value is ...:
-        raise WrongAnswer("Fill in the dots first.")
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise WrongAnswer(f"Return one number. {error}") from None
+_ONE_NUMBER = "Return one number."
 
 
 PERIOD = Exercise(
@@ -93,7 +87,7 @@ def _check_error(answer: Callable[[Step, float, float], Any]) -> str:
             taken.append(h)
             return get_scheme(method).step(lambda i, y: pendulum.field(y), x, h)
 
-        got, steps = _number(answer(step, h, time)), len(taken)
+        got, steps = number(answer(step, h, time), _ONE_NUMBER), len(taken)
         wanted = _error(step, h, time)
         if not math.isclose(got, wanted, rel_tol=1e-6):
             hint = _error_hint(got, wanted, steps, round(time / h))
@@ -179,12 +173,7 @@ LINES = ((_square, _square_flow), (_decay, _decay_flow))
 
 def _check_heun(answer: Any) -> str:
     """Correct two fields by the terms of ``answer = (a, b)``, and fit orders of Heun's error."""
-    if answer is ... or (isinstance(answer, tuple | list) and any(c is ... for c in answer)):
-        raise WrongAnswer("Fill in the dots first.")
-    try:
-        a, b = (float(c) for c in answer)
-    except (TypeError, ValueError) as error:
-        raise WrongAnswer(f"Answer with two numbers, (a, b). {error}") from None
+    a, b = listed(answer, 2, "Answer with two numbers, (a, b).")
     worst = min(_local_order(field, flow, a, b) for field, flow in LINES)
     if worst < 3.7:
         raise WrongAnswer(
@@ -287,21 +276,19 @@ def _recovery_error(answer: Recovery, field: Field, x: Tensor, h: float) -> floa
         end: Tensor = odeint(lambda t, y: field(y), x, [0.0, h], method="rk4", steps=16)[-1]
         return end
 
+    stopped = None
     try:
-        got = answer(step, x.clone(), h)
-    except TypeError as error:
-        raise WrongAnswer(f"Call it as answer(step, x, h). {error}") from None
+        found = answer(step, x.clone(), h)
     except RuntimeError as error:
+        stopped = str(error)
+    if stopped is not None:
         raise WrongAnswer(
-            f"Torch stopped: {error} Differentiate step with torch.func.jvp or with autograd; "
-            "torch.func.vmap does not go through it."
-        ) from None
-    if got is ...:
-        raise WrongAnswer("Fill in the dots first.")
-    if not isinstance(got, Tensor) or got.shape != x.shape:
-        raise WrongAnswer("Return a tensor shaped like x: the field at every state.")
+            f"Your answer raises RuntimeError: {stopped}. Differentiate step with torch.func.jvp "
+            "or with autograd; torch.func.vmap does not go through it."
+        )
+    got = tensor(found, x.shape, "Return a tensor shaped like x: the field at every state.")
     truth = field(x)
-    return float((got.detach() - truth).norm() / truth.norm())
+    return float((got - truth).norm() / truth.norm())
 
 
 def _recover(step: Model, x: Tensor, h: float) -> Tensor:

@@ -11,21 +11,11 @@ from torch import Tensor, nn
 
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
-from companion.exercises.checking import Exercise, WrongAnswer
+from companion.exercises.checking import Exercise, WrongAnswer, close, number, tensor
 
 __all__ = ["EXERCISES", "LEFT", "MINUTES", "SPLIT", "TOGETHER"]
 
 F64 = torch.float64
-
-
-def _number(value: Any) -> float:
-    """Return an answer that should be a number."""
-    if value is ...:
-        raise WrongAnswer("Fill in the dots first.")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise WrongAnswer(f"Return a number; this is a {type(value).__name__}.") from None
 
 
 # Warm-up: split the cells
@@ -35,13 +25,11 @@ def _check_split(answer: Callable[[Tensor], Any]) -> str:
     """Compare ``answer(stack)``, shape ``(2 M, ...)``, with the split stack, bit for bit."""
     for shape in ((1, 3), (4, 2, 3)):
         stack = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        got = answer(stack.clone())
-        if got is ...:
-            raise WrongAnswer("Fill in the dots first.")
-        if not isinstance(got, Tensor):
-            raise WrongAnswer(f"Return a tensor; this is a {type(got).__name__}.")
+        found = answer(stack.clone())
+        got = tensor(found, None, f"Return a tensor; this is a {type(found).__name__}.")
         if got.shape != (2 * shape[0], *shape[1:]):
             raise WrongAnswer(f"From a stack of shape {shape} return one with twice the rows.")
+        stack = stack.double()
         wanted = stack.repeat_interleave(2, dim=0)
         if torch.equal(got, torch.cat([stack, stack])) and shape[0] > 1:
             raise WrongAnswer(
@@ -95,7 +83,8 @@ def _check_minutes(answer: Seconds) -> str:
     """Compare ``answer(first, last, at, epochs)`` with the cost model."""
     cases = ((16.0, 394.0, (20, 40, 60, 70, 80), 160), (3.0, 10.0, (5,), 8), (2.0, 9.0, (1, 2), 9))
     for case in cases:
-        got, wanted = _number(answer(*case)), _minutes(*case)
+        found, wanted = answer(*case), _minutes(*case)
+        got = number(found, f"Return a number; this is a {type(found).__name__}.")
         first, last, at, epochs = case
         where = f"With first={first:g}, last={last:g}, at={at}, epochs={epochs}"
         if math.isclose(got, 60 * wanted, rel_tol=1e-6):
@@ -190,21 +179,18 @@ def _check_left(answer: Callable[[Tensor, Tensor, int], Any]) -> str:
     error = torch.tensor([0.3, 0.1], dtype=F64)
     for order in (1, 2, 4):
         coarse, fine = exact + error, exact + error / 2**order
-        got = answer(coarse.clone(), fine.clone(), order)
-        if got is ...:
-            raise WrongAnswer("Fill in the dots first.")
-        if not isinstance(got, Tensor) or got.shape != exact.shape:
-            raise WrongAnswer("Return a tensor shaped like an output.")
+        found = answer(coarse.clone(), fine.clone(), order)
+        got = tensor(found, exact.shape, "Return a tensor shaped like an output.")
         wanted, case = exact - fine, f"For order {order}"
-        if torch.allclose(got, -wanted):
+        if close(got, -wanted):
             raise WrongAnswer(f"{case}: the sign. It is what must be added to `fine`.")
-        if order > 1 and torch.allclose(got, fine - coarse):
+        if order > 1 and close(got, fine - coarse):
             raise WrongAnswer(f"{case}: that is the change. Less than that is left.")
-        if torch.allclose(got, exact):
+        if close(got, exact):
             raise WrongAnswer(f"{case}: return what must be added to `fine`, not the sum.")
-        if torch.allclose(got, exact - coarse):
+        if close(got, exact - coarse):
             raise WrongAnswer(f"{case}: that is the error of `coarse`.")
-        if not torch.allclose(got, wanted):
+        if not close(got, wanted):
             raise WrongAnswer(
                 f"{case}: let `coarse` err by e and `fine` by e / 2**order. Solve for the second."
             )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from companion import OdeBlock, PiecewiseConstant, odeint
-from companion.exercises.checking import Exercise, WrongAnswer
+from companion.exercises.checking import Exercise, WrongAnswer, listed, number, tensor
 from companion.train import seeded
 
 __all__ = ["EXERCISES", "SCHEME", "STACK", "THRESHOLD", "TURN"]
@@ -88,28 +88,30 @@ def _check_scheme(answer: Step) -> str:
     """Count the evaluations, probe one step with simple fields, then fit the order."""
     calls = 0
 
-    def first_only(t: float, x: float) -> float:
+    def first_only(*arguments: float) -> float:
         nonlocal calls
+        if len(arguments) != 2:
+            raise WrongAnswer("The field takes two arguments: call f(t, x).")
         calls += 1
         return 1.0 if calls == 1 else 0.0
 
     t, x, h = 0.3, 1.7, 0.5
-    try:
-        weight = (float(answer(first_only, t, x, h)) - x) / h
-    except TypeError as error:
-        hint = "The field takes two arguments: call f(t, x)." if "required" in str(error) else error
-        raise WrongAnswer(f"The step must return one number, the new state. {hint}") from None
+
+    def moved(f: Field) -> float:
+        return number(answer(f, t, x, h), "The step must return one number, the new state.")
+
+    weight = (moved(first_only) - x) / h
     if calls != 2:
         raise WrongAnswer(f"Evaluate the field twice in a step; you do it {calls} times.")
     # The probes, the weight of the first slope among them, in the order to mend things in.
     for value, wanted, hint in (
-        (answer(lambda t, x: 0.0, t, x, h), x, _HINTS["nothing"]),
-        (answer(lambda t, x: 3.0, t, x, h), x + 3 * h, _HINTS["constant"]),
+        (moved(lambda t, x: 0.0), x, _HINTS["nothing"]),
+        (moved(lambda t, x: 3.0), x + 3 * h, _HINTS["constant"]),
         (weight, 0.25, f"The first slope has the weight 1/4; yours has {weight:.3g}."),
-        (answer(lambda t, x: t, t, x, h), x + h * t + h**2 / 2, _HINTS["time"]),
-        (answer(lambda t, x: x, t, x, h), x * (1 + h + h**2 / 2), _HINTS["state"]),
+        (moved(lambda t, x: t), x + h * t + h**2 / 2, _HINTS["time"]),
+        (moved(lambda t, x: x), x * (1 + h + h**2 / 2), _HINTS["state"]),
     ):
-        if not math.isclose(value, wanted, rel_tol=1e-9):
+        if not math.isclose(value, wanted, rel_tol=2e-6):  # single precision passes
             near = math.isclose(value, wanted, rel_tol=1e-3)
             raise WrongAnswer(_HINTS["rounded"] if near else hint)
     order = _fitted_order(answer)
@@ -192,15 +194,12 @@ def _check_threshold(answer: Callable[[int], Sequence[float]]) -> str:
     """Multiply the factors 1 + a/N of linear layers and look at the largest slope."""
     worst = 0.0
     for layers in (8, 11, 64):
-        try:
-            slopes = [float(a) for a in answer(layers)]
-        except TypeError:
-            raise WrongAnswer("Return a list of numbers, one slope a layer.") from None
+        slopes = listed(answer(layers), None, "Return a list of numbers, one slope a layer.")
         if len(slopes) != layers:
             raise WrongAnswer(f"{layers} layers need {layers} slopes, not {len(slopes)}.")
         _check_product(layers, slopes)
         worst = max(worst, *(abs(a) / layers for a in slopes))
-    if worst > 1.01 + 1e-9:
+    if worst > 1.01 + 1e-6:
         raise WrongAnswer(
             f"This is -x, but the steepest slope is {worst:.3g} N; stay within 1.01 N. Let one "
             "layer reverse and shrink the line, and the others stretch it back."
@@ -212,7 +211,8 @@ def _check_product(layers: int, slopes: Sequence[float]) -> None:
     """Ask that the factors 1 + a/N multiply to -1."""
     factors = [1 + a / layers for a in slopes]
     total, flips = math.prod(factors), sum(factor < 0 for factor in factors)
-    if math.isclose(total, -1.0, rel_tol=1e-6):
+    # In single precision the factor 1 - 1.01 has five digits.
+    if math.isclose(total, -1.0, rel_tol=1e-4):
         return
     if math.isclose(math.prod(1 + a for a in slopes), -1.0, rel_tol=1e-6):
         raise WrongAnswer("The layer is x + a x / N. Did you forget the factor N in the slopes?")
@@ -265,9 +265,13 @@ def _check_turn(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
     """
     line = torch.linspace(-1, 1, 21, dtype=torch.float64)
     start = torch.stack([line, torch.zeros_like(line)], dim=1)
+
+    def field(t: Tensor, x: Tensor) -> Tensor:
+        return tensor(answer(t, x), x.shape, "The field must return a velocity for every state.")
+
     try:
         coarse, end = (
-            odeint(answer, start, [0.0, 1.0], method="midpoint", steps=n)[-1] for n in (1024, 2048)
+            odeint(field, start, [0.0, 1.0], method="midpoint", steps=n)[-1] for n in (1024, 2048)
         )
     except (TypeError, ValueError) as error:
         raise WrongAnswer(f"The field could not be solved: {error}") from None

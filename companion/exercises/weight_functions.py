@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from companion.basis import PiecewiseConstant, locate, project
-from companion.exercises.checking import Exercise, WrongAnswer
+from companion.exercises.checking import Exercise, WrongAnswer, close, number, tensor, whole
 from companion.observe import fit_slope
-from companion.schemes import SCHEMES, get_scheme
+from companion.schemes import get_scheme
 
 __all__ = ["COARSEN", "EXERCISES", "LEAKS", "READ", "SMOOTH"]
 
@@ -28,10 +28,9 @@ def _check_leaks(answer: Mapping[str, Any]) -> str:
     if not isinstance(answer, Mapping) or set(answer) != set(_LEAKS):
         raise WrongAnswer(f"Answer with a dict that has the keys {', '.join(_LEAKS)}.")
     for name, exact in _LEAKS.items():
-        try:
-            given = float(answer[name])
-        except (TypeError, ValueError):
-            raise WrongAnswer(f"{name}: fill in a number.") from None
+        if answer[name] is ...:
+            raise WrongAnswer(f"{name}: fill in a number.")
+        given = number(answer[name], f"{name}: fill in a number.")
         ends = sum(c == 1 for c in get_scheme(name).c)
         if math.isclose(given, exact, abs_tol=1e-6):
             continue
@@ -51,7 +50,9 @@ def _leak(name: str) -> float:
     return float(sum(b for b, c in zip(scheme.b, scheme.c, strict=True) if c == 1))
 
 
-_LEAKS = {name: _leak(name) for name in SCHEMES}
+_LEAKS = {
+    name: _leak(name) for name in ("euler", "midpoint", "heun", "kutta3", "rk4", "rk4_38")
+}  # those that the chapter asks for
 
 LEAKS = Exercise(
     id="weight-functions-ex-leaks",
@@ -77,9 +78,10 @@ def _check_read(answer: Callable[[int, int, Fraction, int], Any]) -> str:
     for cells, steps in ((4, 4), (4, 8), (3, 7), (10, 3), (49, 49), (7, 49)):
         for step in range(steps):
             for c in _FRACTIONS:
-                got = answer(step, steps, c, cells)
-                if not isinstance(got, int) or isinstance(got, bool):
-                    raise WrongAnswer(f"Return the number of a cell, an integer, not {got!r}.")
+                given = answer(step, steps, c, cells)
+                got = whole(given)
+                if got is None:
+                    raise WrongAnswer(f"Return the number of a cell, an integer, not {given!r}.")
                 wanted = locate(step, steps, c, cells).cell
                 if got != wanted:
                     raise WrongAnswer(_read_hint(got, wanted, step, steps, c, cells))
@@ -134,14 +136,13 @@ def _check_coarsen(answer: Callable[[Tensor, int], Any]) -> str:
     draw = torch.Generator().manual_seed(0)
     for old, new in ((8, 4), (6, 2), (6, 4), (5, 3), (4, 6)):
         values = torch.randn(old, 2, generator=draw, dtype=F64)
-        got = answer(values.clone(), new)
-        if not isinstance(got, Tensor) or got.shape != (new, 2):
-            raise WrongAnswer(f"From {old} cells to {new}: return a tensor of shape ({new}, 2).")
+        hint = f"From {old} cells to {new}: return a tensor of shape ({new}, 2)."
+        got = tensor(answer(values.clone(), new), (new, 2), hint)
         wanted = project(values, PiecewiseConstant(old), PiecewiseConstant(new))
-        if torch.allclose(got, wanted.to(got.dtype), rtol=1e-5, atol=1e-6):
+        if close(got, wanted):
             continue
         case = f"From {old} cells to {new}"
-        if old % new == 0 and torch.allclose(got, values[:: old // new].to(got.dtype)):
+        if old % new == 0 and close(got, values[:: old // new]):
             raise WrongAnswer(f"{case}: that drops values. The nearest constant is the mean.")
         if old % new == 0:
             raise WrongAnswer(f"{case}: every new value is the mean of {old // new} old ones.")
@@ -187,13 +188,13 @@ def _check_smooth(answer: Callable[[Tensor, float], Any]) -> str:
     depths = [float(s) for s in torch.linspace(0, 1, 401, dtype=F64)]
     matrix = torch.stack([_values(answer, unit, depths) for unit in torch.eye(size, dtype=F64)], 1)
     drawn = torch.randn(size, generator=torch.Generator().manual_seed(1), dtype=F64)
-    if not torch.allclose(_values(answer, drawn, depths), matrix @ drawn, atol=1e-9):
+    if not torch.allclose(_values(answer, drawn, depths), matrix @ drawn, atol=1e-5):
         raise WrongAnswer("theta(s) must be linear in the coefficients: a sum of phi_k(s) theta_k.")
-    if not torch.allclose(matrix.sum(1), torch.ones(len(depths), dtype=F64), atol=1e-9):
+    if not torch.allclose(matrix.sum(1), torch.ones(len(depths), dtype=F64), atol=1e-5):
         raise WrongAnswer("Equal coefficients must give a constant: the phi_k(s) must add up to 1.")
-    if torch.linalg.matrix_rank(matrix) < size:
+    if torch.linalg.matrix_rank(matrix, rtol=1e-5) < size:
         raise WrongAnswer("Some coefficient does nothing new: the functions are not independent.")
-    if (matrix.abs() > 1e-12).double().mean(0).max() > 0.5:
+    if (matrix.abs() > 1e-6).double().mean(0).max() > 0.5:
         raise WrongAnswer(
             "Each coefficient may act on half of the depth at most; one of yours acts on more."
         )
@@ -207,12 +208,9 @@ def _check_smooth(answer: Callable[[Tensor, float], Any]) -> str:
 
 def _values(answer: Callable[[Tensor, float], Any], coefficients: Tensor, s: list[float]) -> Tensor:
     values = [answer(coefficients, depth) for depth in s]
-    if any(value is ... or value is None for value in values):
+    if any(value is None for value in values):
         raise WrongAnswer("Fill in the dots first.")
-    try:
-        found = torch.tensor([float(value) for value in values], dtype=F64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise WrongAnswer(f"Return one number, theta(s). {error}") from None
+    found = torch.tensor([number(v, "Return one number, theta(s).") for v in values], dtype=F64)
     if not torch.isfinite(found).all():
         raise WrongAnswer("theta(s) is not finite somewhere in [0, 1].")
     return found
@@ -220,7 +218,7 @@ def _values(answer: Callable[[Tensor, float], Any], coefficients: Tensor, s: lis
 
 def _smoothness(answer: Callable[[Tensor, float], Any], coefficients: Tensor) -> float:
     """Fit how fast second differences fall: 0 with jumps, 1 with kinks, 2 without either."""
-    widths, largest = (2**-9, 2**-10, 2**-11), []
+    widths, largest = (2**-7, 2**-8, 2**-9), []  # any finer, single precision would show
     for width in widths:
         s = [k * width for k in range(round(1 / width) + 1)]
         gaps = _values(answer, coefficients, s).diff(n=2).abs().max()

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from companion.basis import Basis, PiecewiseConstant
 from companion.data import Samples
+from companion.experiments.grid import seeds
+from companion.experiments.recipes import deviation, digits_recipe, error_of
 from companion.experiments.running import Part, Run
 from companion.experiments.side_by_side import fit_side_by_side
 from companion.models import ContinuousMLP
-from companion.train import Refinement, seeded, step_decay
+from companion.train import Refinement, seeded
 
 CELLS = 8
 """Cells and steps of a trained network."""
@@ -34,7 +36,16 @@ SCHEMES = ("euler", "midpoint", "rk4", "rk4_38")
 LIMIT = ("rk4", 32)
 """The graph that stands for the differential equation itself."""
 
+STEPS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 24, 32)
+"""The numbers of steps that trained networks are run with."""
+
+MORE_STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 24, 28, 32, 48, 64)
+"""Those of the tier ``full``."""
+
 Table = NDArray[np.float64]
+
+Tables = dict[str, dict[str, Table]]
+"""For each variant its numbers by name, each with one row a seed."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +78,12 @@ class Variant:
         return f"{self.method}_eps{self.scale:g}{marks}{deep}"
 
 
-def digits_net(variant: Variant, seed: int) -> ContinuousMLP:
+def digits_net(variant: Variant, seed: int, dtype: torch.dtype = torch.float32) -> ContinuousMLP:
     """Return the network of a variant before its training, with weights drawn from ``seed``."""
     weights, steps = variant.weights, variant.steps
     if variant.refined:
         weights, steps = PiecewiseConstant(1), 1
-    with seeded(seed):
+    with seeded(seed, dtype=dtype):
         return ContinuousMLP(
             64, 10, width=variant.width, hidden=2 * variant.width, basis=weights,
             method=variant.method, steps=steps, scale=variant.scale, skip_init=variant.skip_init,
@@ -82,20 +93,15 @@ def digits_net(variant: Variant, seed: int) -> ContinuousMLP:
 def digits_options(
     variant: Variant, *, epochs: int = 30, rate: float = 0.05, decay: float = 5e-4
 ) -> dict[str, Any]:
-    """Return the options of :func:`companion.train.fit`: all but data, generator and bookkeeping.
+    """Return the recipe of a variant, an option of :func:`companion.train.fit` each.
 
     Refinements come after 1/5, 2/5 and 3/5 of the epochs, the rate falls to a tenth after 2/3 and
-    13/15: with 30 epochs, after 6, 12, 18, and after 20 and 26.
+    13/15: with 30 epochs, after 6, 12, 18, and after 20 and 26. Fewer epochs than 5 refine after
+    each, and end with fewer cells if they are fewer than 4.
     """
-    at = tuple(round(epochs * (k + 1) / 5) for k in range(REFINEMENTS))
-    return {
-        "optimiser": lambda p: torch.optim.SGD(p, lr=rate, momentum=0.9, weight_decay=decay),
-        "epochs": epochs,
-        "batch_size": 64,
-        "schedule": step_decay(2 / 3, 13 / 15),
-        "clip": 2.0,
-        "refinement": Refinement(at=at) if variant.refined else None,
-    }
+    at = tuple(max(k, round(epochs * k / 5)) for k in range(1, REFINEMENTS + 1))
+    refinement = Refinement(at=at) if variant.refined else None
+    return digits_recipe(epochs, rate, decay) | {"refinement": refinement}
 
 
 def train_digits(
@@ -110,9 +116,10 @@ def train_digits(
         data: the digits.
         **options: of :func:`digits_options`.
     """
-    nets = [digits_net(variant, seed).to(data.x_train) for seed in seeds]
+    x = data.x_train
+    nets = [digits_net(variant, seed, x.dtype).to(x.device) for seed in seeds]
     fit_side_by_side(
-        nets, data.x_train, data.y_train, seeds,
+        nets, x, data.y_train, seeds,
         snapshot=part.snapshot, report=part.report, **digits_options(variant, **options),
     )  # fmt: skip
     return nets
@@ -121,28 +128,41 @@ def train_digits(
 def measure_digits(
     run: Run,
     variants: Sequence[Variant],
-    seeds: int,
+    count: int,
     data: Samples,
-    measure: Callable[[ContinuousMLP], Any],
+    measure: Callable[[ContinuousMLP], Mapping[str, Any]],
     **options: Any,
-) -> dict[str, list[Any]]:
-    """Train every variant from every seed; return what ``measure`` says, one entry a seed.
+) -> Tables:
+    """Train every variant from every seed, one variant a part; return what ``measure`` says.
 
     Args:
-        run: the run; a variant is one part of it.
+        run: the run.
         variants: what to train.
-        seeds: number of seeds.
+        count: number of seeds.
         data: the digits.
-        measure: called with a trained network; returns numbers, in nested lists and dicts if need
-            be.
+        measure: called with a trained network; returns numbers, or nested lists of them, by name.
         **options: of :func:`digits_options`.
     """
 
     def train(part: Part, variant: Variant) -> list[Any]:
-        own = range(run.seed, run.seed + seeds)
-        return [measure(net) for net in train_digits(part, variant, own, data, **options)]
+        nets = train_digits(part, variant, seeds(run, count), data, **options)
+        return [measure(net) for net in nets]
 
-    return run.map(train, {variant.name: (variant,) for variant in variants})
+    found = run.map(train, {variant.name: (variant,) for variant in variants})
+    return {
+        variant: {name: np.array([row[name] for row in rows], float) for name in rows[0]}
+        for variant, rows in found.items()
+    }
+
+
+def named(tables: Tables) -> dict[str, Table]:
+    """Return every table of every variant, called ``NAME_VARIANT``.
+
+    Example:
+        >>> sorted(named({"euler": {"error": np.zeros(2), "limit": np.ones(2)}}))
+        ['error_euler', 'limit_euler']
+    """
+    return {f"{what}_{name}": table for name, row in tables.items() for what, table in row.items()}
 
 
 @dataclass(frozen=True)
@@ -151,54 +171,50 @@ class Swaps:
 
     Attributes:
         steps: numbers of steps.
-        trained: for each variant the test errors under its own graph, shape ``(seeds,)``.
-        errors: for each variant those under other graphs, shape ``(seeds, schemes, steps)``.
-        deviations: the distance of their scores from those of the own graph; same shape.
-        limit: the distance of the scores under :data:`LIMIT`, shape ``(seeds,)``.
+        tables: for each variant ``trained``, the test errors under its own graph, and ``limit``,
+            the distance of the scores under :data:`LIMIT` from those, both of shape ``(seeds,)``;
+            ``error`` and ``deviation``, the errors and the distances under other graphs, of shape
+            ``(seeds, schemes, steps)``.
     """
 
     steps: tuple[int, ...]
-    trained: Mapping[str, Table]
-    errors: Mapping[str, Table]
-    deviations: Mapping[str, Table]
-    limit: Mapping[str, Table]
+    tables: Tables
 
     def change(self, variant: str, method: str, steps: int) -> Table:
         """Return by how much the error rises under a graph, for every seed."""
-        place = (slice(None), SCHEMES.index(method), self.steps.index(steps))
-        return self._changes(variant)[place]
+        return self._changes(variant)[:, SCHEMES.index(method), self.steps.index(steps)]
 
     def largest_change(self, variant: str, least: int) -> float:
         """Return the largest change of the error over seeds, schemes and steps from ``least``."""
         finer = [k for k, steps in enumerate(self.steps) if steps >= least]
         return float(np.abs(self._changes(variant)[:, :, finer]).max())
 
+    def limit(self, variant: str) -> Table:
+        """Return the distance of the scores under :data:`LIMIT` from the own, for every seed."""
+        return self.tables[variant]["limit"]
+
     def _changes(self, variant: str) -> Table:
         # Errors count samples: unrounded, a change of three could exceed a bound of three.
-        changes = self.errors[variant] - self.trained[variant][:, None, None]
-        return np.round(changes, 12)
+        own = self.tables[variant]
+        return np.round(own["error"] - own["trained"][:, None, None], 12)
 
     def scalars(self) -> dict[str, float]:
         """Return ``mean_trained_VARIANT`` and ``mean_limit_VARIANT``, means over seeds."""
-        tables = {"trained": self.trained, "limit": self.limit}
         return {
-            f"mean_{key}_{name}": float(values.mean())
-            for key, table in tables.items()
-            for name, values in table.items()
+            f"mean_{what}_{name}": float(table[what].mean())
+            for name, table in self.tables.items()
+            for what in ("trained", "limit")
         }
 
     def curves(self) -> dict[str, Any]:
         """Return ``steps``, and ``{trained, limit, error, deviation}_VARIANT``, the tables."""
-        tables = {"trained": self.trained, "limit": self.limit}
-        tables |= {"error": self.errors, "deviation": self.deviations}
-        named = {f"{k}_{name}": v for k, table in tables.items() for name, v in table.items()}
-        return {"steps": self.steps, **named}
+        return {"steps": self.steps, **named(self.tables)}
 
 
 def swap_graphs(
     run: Run,
     variants: Sequence[Variant],
-    seeds: int,
+    count: int,
     steps: tuple[int, ...],
     data: Samples,
     needed: Sequence[int] = (),
@@ -209,7 +225,7 @@ def swap_graphs(
     Args:
         run: the run.
         variants: what to train.
-        seeds: number of seeds.
+        count: number of seeds.
         steps: numbers of steps.
         data: the digits.
         needed: numbers of steps that the claims are about.
@@ -219,15 +235,11 @@ def swap_graphs(
         ValueError: ``steps`` without one that is needed.
     """
     if missing := [n for n in needed if n not in steps]:
-        raise ValueError(f"steps must include {missing}; got {steps}")
-    found = measure_digits(
-        run, variants, seeds, data, lambda net: swap_table(net, data, steps), **options
+        raise ValueError(f"steps: {steps} is not allowed; it must include {missing}")
+    tables = measure_digits(
+        run, variants, count, data, lambda net: swap_table(net, data, steps), **options
     )
-
-    def table(key: str) -> dict[str, Table]:
-        return {name: np.array([one[key] for one in rows]) for name, rows in found.items()}
-
-    return Swaps(steps, table("trained"), table("error"), table("deviation"), table("limit"))
+    return Swaps(steps, tables)
 
 
 def swap_table(net: ContinuousMLP, data: Samples, steps: Sequence[int]) -> dict[str, Any]:
@@ -235,9 +247,9 @@ def swap_table(net: ContinuousMLP, data: Samples, steps: Sequence[int]) -> dict[
     own = logits(net, data)
     graphs = [[logits(net, data, method, n) for n in steps] for method in SCHEMES]
     return {
-        "trained": error_of(own, data),
+        "trained": error_of(own, data.y_test),
         "limit": deviation(logits(net, data, *LIMIT), own),
-        "error": [[error_of(scores, data) for scores in row] for row in graphs],
+        "error": [[error_of(scores, data.y_test) for scores in row] for row in graphs],
         "deviation": [[deviation(scores, own) for scores in row] for row in graphs],
     }
 
@@ -251,16 +263,6 @@ def logits(
     return scores
 
 
-def error_of(scores: Tensor, data: Samples) -> float:
-    """Return the share of test samples whose class does not score highest."""
-    return (scores.argmax(1) != data.y_test).double().mean().item()
-
-
-def deviation(scores: Tensor, reference: Tensor) -> float:
-    r"""Return $\lVert\ell - \ell_0\rVert / \lVert\ell_0\rVert$ over all samples and classes.
-
-    Example:
-        >>> round(deviation(torch.tensor([[3.0, 5.0]]), torch.tensor([[3.0, 4.0]])), 6)
-        0.2
-    """
-    return float((scores - reference).norm() / reference.norm())
+def net_error(net: ContinuousMLP, data: Samples) -> float:
+    """Return the share of test samples that a network gets wrong, under its own graph."""
+    return error_of(logits(net, data), data.y_test)

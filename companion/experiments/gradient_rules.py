@@ -1,28 +1,19 @@
 """Training one network by every gradient rule: what the training experiments share."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 from torch.optim import SGD, Optimizer
 
 from companion.data import Samples
+from companion.experiments.grid import Grid, grid
+from companion.experiments.recipes import classification_loss as classification_loss
+from companion.experiments.recipes import splits, trained_error
 from companion.experiments.running import Part, Run
 from companion.gradients import NAMED_RULES, Rule
 from companion.models import ResidualMLP
-from companion.solve import NonFiniteError
-from companion.train import Rows, error_rate, fit, seeded, step_decay
-
-CHANCE = 0.9
-"""Error of guessing one of ten classes."""
-
-Split = tuple[Tensor, Tensor] | Rows
-"""Samples with their classes, in memory or read when they are needed."""
-
+from companion.train import seeded, step_decay
 
 RULES: Mapping[str, Rule] = {
     name: NAMED_RULES[name]
@@ -45,26 +36,25 @@ def at_depth(rule: str, depth: int) -> str:
     return f"{rule}_depth_{depth}" if name in RULES else name
 
 
-class Study:
+class Study(NamedTuple):
     """Test errors of networks trained by several rules, at several depths, from several seeds.
 
     Attributes:
-        depths: numbers of layers.
-        errors: for each rule the test errors, of shape ``(depths, seeds)``.
-        diverged: for each rule 1 where the state stopped being finite, else 0; same shape.
+        errors: test errors over the axes ``rule``, ``depth`` and ``seed``.
+        diverged: 1 where the state stopped being finite, else 0.
     """
 
-    def __init__(
-        self, rules: Sequence[str], depths: Sequence[int], table: NDArray[np.float64]
-    ) -> None:
-        """Take a table of shape ``(rules, depths, seeds, 2)``: errors, and what diverged."""
-        self.depths = tuple(depths)
-        self.errors = dict(zip(rules, table[..., 0], strict=True))
-        self.diverged = dict(zip(rules, table[..., 1], strict=True))
+    errors: Grid
+    diverged: Grid
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Numbers of layers."""
+        return self.errors.axes["depth"]
 
     def mean(self, rule: str, depth: int) -> float:
         """Return the mean test error over seeds."""
-        return float(self.errors[rule][self.depths.index(depth)].mean())
+        return float(self.errors.at(rule=rule, depth=depth).values.mean())
 
     def excess(self, rule: str, depth: int) -> float:
         """Return the mean test error minus that of the rule's reference."""
@@ -76,14 +66,13 @@ class Study:
 
     def scalars(self) -> dict[str, float]:
         """Return ``error_RULE_DEPTH``, the means over seeds."""
-        pairs = [(rule, depth) for rule in self.errors for depth in self.depths]
+        pairs = [(rule, depth) for rule in self.errors.axes["rule"] for depth in self.depths]
         return {f"error_{at_depth(rule, depth)}": self.mean(rule, depth) for rule, depth in pairs}
 
     def curves(self) -> dict[str, Any]:
         """Return ``depths``, ``error_RULE`` and ``diverged_RULE``."""
-        errors = {f"error_{rule}": values for rule, values in self.errors.items()}
-        diverged = {f"diverged_{rule}": values for rule, values in self.diverged.items()}
-        return {"depths": self.depths, **errors, **diverged}
+        errors, diverged = self.errors.named("error", "rule"), self.diverged
+        return {"depths": self.depths, **errors, **diverged.named("diverged", "rule")}
 
 
 def train_all(
@@ -100,8 +89,8 @@ def train_all(
 
     Args:
         run: the run.
-        train: called as ``train(part, rule, depth, seed)``; returns what :func:`trained_error`
-            does.
+        train: called as ``train(part, rule, depth, seed)``; returns what
+            :func:`companion.experiments.recipes.trained_error` does.
         rules: names in :data:`RULES`.
         depths: numbers of layers.
         seeds: number of seeds.
@@ -116,14 +105,11 @@ def train_all(
     wanted = [*needed, *(RULES[rule].reference for rule in rules)]
     if missing := [rule for rule in dict.fromkeys(wanted) if rule not in rules]:
         raise ValueError(f"rules must include {', '.join(missing)}; got {', '.join(rules)}")
-    parts = {
-        f"{rule}, {depth} layers, seed {seed}": (rule, depth, run.seed + seed)
-        for rule in rules
-        for depth in depths
-        for seed in range(seeds)
-    }
-    table = np.array(list(run.map(train, parts, together=together).values()))
-    return Study(rules, depths, table.reshape(len(rules), len(depths), seeds, 2))
+    found = grid(
+        run, train, together=together,
+        rule=rules, depth=depths, seed=range(run.seed, run.seed + seeds),
+    )  # fmt: skip
+    return Study(found.pick(0), found.pick(1))
 
 
 def digits_net(rule: str, depth: int, seed: int, gain: float) -> ResidualMLP:
@@ -135,73 +121,28 @@ def digits_net(rule: str, depth: int, seed: int, gain: float) -> ResidualMLP:
         )  # fmt: skip
 
 
+def layer_rates(
+    net: ResidualMLP, rate: float, factor: float
+) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
+    """Return what makes SGD whose rate in the layers is ``factor`` times that elsewhere."""
+    ends = [*net.stem.parameters(), *net.head.parameters()]
+    groups: list[dict[str, Any]] = [
+        {"params": ends},
+        {"params": [*net.block.parameters()], "lr": rate * factor},
+    ]
+    return lambda parameters: SGD(groups, lr=rate, momentum=0.9)
+
+
 def digits_error(
     part: Part, data: Samples, net: ResidualMLP, seed: int, *, epochs: int, rate: float
 ) -> list[float]:
-    """Train a perceptron on digits; return what :func:`trained_error` does.
+    """Train a perceptron on digits; return its test error, and whether it diverged.
 
     The gradients of a layer's parameters are of size $1/N$, so their learning rate is ``rate``
     times $N$.
     """
-    layers = net.block.steps
-
-    def optimiser(parameters: Iterable[nn.Parameter]) -> Optimizer:
-        ends = [*net.stem.parameters(), *net.head.parameters()]
-        groups: list[dict[str, Any]] = [
-            {"params": ends},
-            {"params": net.block.parameters(), "lr": rate * layers},
-        ]
-        return SGD(groups, lr=rate, momentum=0.9)
-
+    net = net.to(data.x_train.device)
     return trained_error(
-        part, net.to(data.x_train.device), *splits(data), seed,
-        optimiser=optimiser, epochs=epochs, batch_size=64, schedule=step_decay(0.7), clip=1.0,
+        part, net, *splits(data), seed, optimiser=layer_rates(net, rate, net.block.steps),
+        epochs=epochs, batch_size=64, schedule=step_decay(0.7), clip=1.0,
     )  # fmt: skip
-
-
-def splits(data: Samples) -> tuple[Split, Split]:
-    """Return training samples and test samples, each with their classes."""
-    return (data.x_train, data.y_train), (data.x_test, data.y_test)
-
-
-def trained_error(
-    part: Part,
-    net: nn.Module,
-    train: Split,
-    test: Split,
-    seed: int,
-    *,
-    workers: int = 0,
-    guessing: float = CHANCE,
-    **options: Any,
-) -> list[float]:
-    """Train a classifier; return its test error, and 1 if its state stopped being finite, else 0.
-
-    Args:
-        part: the part of the run that this is.
-        net: the classifier.
-        train: what to train on.
-        test: what to test on.
-        seed: seed of the order of the samples.
-        workers: processes that read samples.
-        guessing: the error of a network whose state stopped being finite.
-        **options: further ones of :func:`companion.train.fit`.
-    """
-    try:
-        fit(
-            net, classification_loss, train,
-            generator=torch.Generator().manual_seed(seed),
-            workers=workers,
-            parallel=part.parallel,
-            snapshot=part.snapshot,
-            report=part.report,
-            **options,
-        )  # fmt: skip
-        return [error_rate(net, test, workers=workers), 0.0]
-    except NonFiniteError:
-        return [guessing, 1.0]
-
-
-def classification_loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the scores."""
-    return cross_entropy(net(x), y)

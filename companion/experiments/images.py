@@ -24,7 +24,7 @@ EVALUATION_BATCH = 500
 """Images at a time where nothing is learnt."""
 
 _LOADED: dict[str, tuple[Callable[..., Samples], int, int]] = {
-    "digits": (lambda folder, device: load_digits(device=device, as_images=True), 10, 64),
+    "digits": (lambda folder, **options: load_digits(as_images=True, **options), 10, 64),
     "cifar10": (load_cifar10, 10, 128),
     "cifar100": (load_cifar100, 100, 128),
 }
@@ -81,7 +81,7 @@ def load_images(dataset: str, run: Run, allowed: tuple[str, ...]) -> Images:
         provenance = f"{train.sha256} {val.sha256}"
         return Images(train, test, None, 3, len(train.classes), batch_size, provenance)
     load, classes, batch_size = _LOADED[dataset]
-    data = load(run.data, device=run.device)
+    data = load(run.data, device=run.device, dtype=run.dtype)
     augment = None if dataset == "digits" else partial(crop_and_flip, fill=data.black)
     channels = data.x_train.shape[1]
     return Images(*splits(data), augment, channels, classes, batch_size, data.provenance)

@@ -19,6 +19,9 @@ from companion.experiments.running import Part
 from companion.solve import NonFiniteError
 from companion.train import History, Rows, error_rate, evaluating, fit, step_decay
 
+SIX_SCHEMES = ("euler", "midpoint", "heun", "kutta3", "rk4", "rk4_38")
+"""The schemes of experiments that try them all: one that is added later moves no record."""
+
 Split = tuple[Tensor, Tensor] | Rows
 """Samples with their classes, in memory or read when they are needed."""
 

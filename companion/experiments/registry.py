@@ -35,6 +35,7 @@ class Row(NamedTuple):
         high: largest value that agrees with the claim, or ``None``.
         text: what is measured, in one line; parameters in braces, such as ``{depths[0]}``, are
             filled in.
+        note: what to know about the number, in particular why a recorded one misses.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Row(NamedTuple):
     low: float | None
     high: float | None
     text: str
+    note: str = ""
 
     def decide(self, scalars: Mapping[str, float], parameters: Mapping[str, Any]) -> Claim:
         """Return the claim with what was observed; a ``KeyError`` names a scalar not there."""
@@ -51,7 +53,14 @@ class Row(NamedTuple):
                 f"claim {self.id}: no scalar {self.scalar!r} was found; there are {known}"
             )
         text = self.text.format(**parameters)
-        return Claim(self.id, text, scalars[self.scalar], self.low, self.high)
+        return Claim(self.id, text, scalars[self.scalar], self.low, self.high, self.note)
+
+
+Declared = (
+    tuple[str, str, float | None, float | None, str]
+    | tuple[str, str, float | None, float | None, str, str]
+)
+"""What a :class:`Row` is made of."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,8 @@ class Experiment:
         """Run the experiment.
 
         The smoke and tiny tiers run on one CPU thread, so that their numbers do not depend on how
-        many cores a machine has; their tensors are too small to gain from more.
+        many cores a machine has; their tensors are too small to gain from more. Experiments that
+        train with :attr:`Run.dtype` are in double precision in the tier ``tiny``.
 
         Args:
             tier: ``"smoke"``, ``"full"`` or ``"tiny"``.
@@ -139,10 +149,10 @@ class Experiment:
             )
         team.wait()
         start, worked = time.perf_counter(), _processor_seconds()
+        dtype = torch.float64 if tier == "tiny" else torch.float32
+        own = Run(seed, place, folder, every, report, data, models, team, dtype)
         with _threads(identity["provenance"]["threads"]):
-            findings = self.function(
-                Run(seed, place, folder, every, report, data, models, team), **parameters
-            )
+            findings = self.function(own, **parameters)
         findings = self._decided(findings, parameters)
         provenance = Provenance(
             **identity["provenance"],
@@ -221,7 +231,7 @@ def experiment(
     title: str,
     *,
     paper: str,
-    claims: tuple[tuple[str, str, float | None, float | None, str] | str, ...],
+    claims: tuple[Declared | str, ...],
     full: Mapping[str, Any],
     tiny: Mapping[str, Any] | None = None,
     tolerance: float = 1e-6,
@@ -235,9 +245,9 @@ def experiment(
         id: the experiment's ID; its file is called after it.
         title: one line on what it does.
         paper: where the papers treat it.
-        claims: the claims it decides. A tuple ``(id, scalar, low, high, text)`` is decided by that
-            scalar (:class:`Row`); a bare ID says that the function returns the claim itself,
-            where more than a scalar decides.
+        claims: the claims it decides. A tuple ``(id, scalar, low, high, text)``, with a note behind
+            if need be, is decided by that scalar (:class:`Row`); a bare ID says that the function
+            returns the claim itself, where more than a scalar decides.
         full: the parameters of the tier ``full`` that differ from ``smoke``.
         tiny: those of ``tiny``, a run of at most a second that tells whether recorded numbers are
             still what the code computes.

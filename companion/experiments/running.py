@@ -60,6 +60,8 @@ class Run:
         data: folder with data sets that do not come with the package, or ``None``.
         models: folder to keep trained models in, or ``None``.
         team: the processes that share the run.
+        dtype: the precision to train in: double in the tier ``tiny``, whose numbers must be the
+            same on every machine, though training magnifies what is rounded; else single.
     """
 
     seed: int
@@ -70,6 +72,7 @@ class Run:
     data: Path | None
     models: Path | None = None
     team: Team = field(default_factory=Team)
+    dtype: torch.dtype = torch.float32
 
     def map(
         self,

@@ -1,22 +1,25 @@
 """The gradient knob: how a loss is differentiated through a solve.
 
-Every method is a small frozen dataclass with one function, ``solve(problem)``. It returns the
-states at the output times; their backward pass is what distinguishes it.
+Every method is a small frozen dataclass. Its ``differentiable_states(problem)`` returns the states
+at the output times; their backward pass is what distinguishes it. All but backprop write that
+themselves, as a ``forward`` and a ``backward`` for one autograd function.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from torch import Tensor
+import torch
 
+from companion.arguments import check_choice
+from companion.first_evaluation import explained
 from companion.gradients.adjoint import Adjoint
 from companion.gradients.backprop import Backprop
 from companion.gradients.checkpoint import Checkpoint
 from companion.gradients.reconstruct import Reconstruct
 from companion.gradients.reversible import Reversible
 from companion.gradients.rules import NAMED_RULES, Rule
-from companion.solve import Problem, States
+from companion.solve import NonFiniteError, Problem, States, check_finite, check_start
 
 __all__ = [
     "GRADIENTS",
@@ -29,6 +32,7 @@ __all__ = [
     "Reversible",
     "Rule",
     "get_gradient",
+    "solved",
 ]
 
 
@@ -36,14 +40,10 @@ class Gradient(Protocol):
     """A configured gradient method."""
 
     @property
-    def params(self) -> tuple[Tensor, ...] | None:
-        """Tensors to differentiate besides the state, if given by hand."""
-
-    @property
     def records_graph(self) -> bool:
         """Whether autograd itself sees every evaluation, and so finds all parameters alone."""
 
-    def solve(self, problem: Problem) -> States:
+    def differentiable_states(self, problem: Problem) -> States:
         """Return the states at all output times, with this method's backward pass."""
 
 
@@ -66,11 +66,10 @@ def get_gradient(gradient: str | Gradient) -> Gradient:
 
     Example:
         >>> get_gradient("checkpoint")
-        Checkpoint(every=1, params=None)
+        Checkpoint(every=1)
     """
     if isinstance(gradient, str):
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient: {gradient!r} is not one of {', '.join(GRADIENTS)}")
+        check_choice("gradient", gradient, GRADIENTS)
         return GRADIENTS[gradient]()
     if isinstance(gradient, tuple(GRADIENTS.values())):
         return gradient
@@ -78,3 +77,30 @@ def get_gradient(gradient: str | Gradient) -> Gradient:
     raise TypeError(
         f"gradient: {gradient!r} is not allowed; pass one of {', '.join(GRADIENTS)}, or {allowed}"
     )
+
+
+def solved(problem: Problem, gradient: Gradient, argument: str) -> States:
+    """Return the states of a problem, differentiable by a method, checked.
+
+    Args:
+        problem: what to solve.
+        gradient: the gradient method.
+        argument: the name of the initial state in messages.
+
+    Raises:
+        ValueError: for whatever the method refuses, or a state that stops being finite.
+    """
+    if torch.compiler.is_compiling():
+        return gradient.differentiable_states(problem)
+    try:
+        ys = gradient.differentiable_states(problem)
+    except NonFiniteError:
+        check_start(problem.y0, argument)
+        raise
+    except RuntimeError as error:
+        hint = explained(error, "func" if argument == "y0" else "residual")
+        if hint is None:
+            raise
+        raise hint from error
+    check_finite(ys, problem, argument)
+    return ys

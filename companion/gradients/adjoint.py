@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from companion.gradients.recompute import (
-    Accumulator,
-    autocast_as,
-    autocast_mode,
-    check_modes,
-    check_params,
-    differentiate,
-    first_order,
-    modes,
-    random_state,
-    same_state,
-    solve_with,
-)
-from companion.leapfrog import AsyncLeapfrog
-from companion.methods import TorchdiffeqSolver, get_solver
-from companion.schemes import advance
+from companion.gradients.function import Given, Kept, recomputing_states
+from companion.gradients.pullback import differentiate
+from companion.gradients.randomness import draws, random_state, same_state
+from companion.methods import TorchdiffeqSolver, get_solver, inherited
+from companion.schemes import SCHEMES, advance
 from companion.solve import (
     Field,
     FixedStep,
+    GridSolver,
     Interval,
     Problem,
     Solver,
     Stage,
     States,
+    Step,
     intervals,
-    stacked,
-    step_size,
 )
 
 __all__ = ["Adjoint"]
@@ -59,18 +48,19 @@ class Adjoint:
     discretised loss by $O(h^p)$ for a method of order $p$. The state is reconstructed by solving
     backwards, which amplifies errors where the forward solve contracts.
 
+    The field must be a function of $t$ and $y$. Noise that it draws in its first evaluation and
+    keeps is allowed.
+
     Args:
         method: the backward solve's method; the forward solve's if ``None``.
         steps: its steps per interval; the forward solve's if ``None``.
         rtol: its relative tolerance; the forward solve's if ``None``.
         atol: its absolute tolerance; the forward solve's if ``None``.
-        params: tensors to differentiate besides the state and a module's own parameters. A field
-            that reads others is refused, as far as its first evaluation shows.
 
     Raises:
-        ValueError: in a solve, for a field that draws from torch's global generators, or settings
+        ValueError: in a solve, for a field that draws random numbers or follows buffers that it
+            changes, for a backward method that would step across knots of the field, or settings
             no solver accepts.
-        TypeError: for ``params`` that are not a tuple or list of tensors.
 
     Example:
         >>> from companion import odeint
@@ -85,116 +75,99 @@ class Adjoint:
     steps: int | None = None
     rtol: float | None = None
     atol: float | None = None
-    params: tuple[Tensor, ...] | None = dataclasses.field(default=None, compare=False)
     records_graph: ClassVar[bool] = False  # so parameters must be named
 
-    def __post_init__(self) -> None:
-        check_params(self.params)
-
-    def solve(self, problem: Problem) -> States:
+    def differentiable_states(self, problem: Problem) -> States:
         """Return the states at all output times."""
-        backward = self._backward_solver(problem.solver)
-        return solve_with(_ContinuousAdjoint, problem, backward)
+        self._check_knots(problem, self._backward_solver(problem.solver))
+        return recomputing_states(self, problem)
 
-    def _backward_solver(self, forward: Solver) -> Solver:
-        rtol, atol = 1e-7, 1e-9
-        if isinstance(forward, AsyncLeapfrog):
-            if self.method is None:
-                raise ValueError(
-                    "gradient: 'adjoint' has no backward solve by async_leapfrog; name one, as in "
-                    "Adjoint(method='midpoint'), or use gradient='reversible'"
-                )
-            method, steps = self.method, forward.steps
-        elif isinstance(forward, TorchdiffeqSolver):
-            method, steps, rtol, atol = (
-                forward.method, forward.steps, forward.rtol, forward.atol,
-            )  # fmt: skip
-        else:
-            assert isinstance(forward, FixedStep)
-            method, steps = forward.scheme.name, forward.steps
-        return get_solver(
-            self.method or method,
-            steps if self.steps is None else self.steps,
-            rtol if self.rtol is None else self.rtol,
-            atol if self.atol is None else self.atol,
-        )
-
-
-class _ContinuousAdjoint(torch.autograd.Function):
-    """The forward solve without a graph; the adjoint equation in the backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, problem: Problem, backward: Solver, t: Tensor | None, y0: Tensor, *params: Tensor
-    ) -> Tensor:
-        ctx.mode, ctx.modes = autocast_mode(y0), modes(problem.field)
-        before = random_state(y0.device)
-        with autocast_as(ctx.mode):
-            ys = stacked(problem.solve())
-        if not same_state(before, random_state(y0.device)):
+    def forward(self, problem: Problem) -> tuple[States, Kept]:
+        """Solve; keep the outputs, and the start if the times need its derivative."""
+        before = random_state(problem.y0.device)
+        ys = problem.integrate()
+        ends = _ends(problem, ys)
+        moved = not same_state(before, random_state(problem.y0.device))
+        if moved and draws(problem.field, ends):
             raise ValueError(
                 "gradient: 'adjoint' needs a deterministic field, and this one draws random "
                 "numbers (dropout in training mode?); use gradient='checkpoint' or 'backprop'"
             )
-        ctx.problem = replace(problem, y0=torch.empty(0))
-        ctx.solver = backward
-        ctx.save_for_backward(ys, *params)
-        return ys
+        for stage, y in ends:
+            if names := problem.field.follows(stage, y):
+                raise ValueError(
+                    "gradient: 'adjoint' needs a field that is a function of t and y, and this one "
+                    f"changes and reads its buffer {names[0]!r} (spectral_norm in training mode?); "
+                    "use gradient='checkpoint' or 'backprop'"
+                )
+        # Copies of what shares its memory with the output: a user may change that in place.
+        kept = [y.clone() for y in ys[1:]] if isinstance(ys, Tensor) else ys[1:]
+        start = [problem.y0] if isinstance(problem.t, Tensor) else []
+        return ys, Kept(problem, [*start, *kept])
 
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
-        ys, *params = ctx.saved_tensors
-        check_modes(ctx.problem.field, ctx.modes)
-        sums = Accumulator(params, ctx.needs_input_grad[4:])
-        field = ctx.problem.field.recomputation()
-        problem = replace(ctx.problem, field=field)
-        with autocast_as(ctx.mode):
-            a = _solve_backwards(problem, ctx.solver, ys, grad_ys, sums)
-            grad_t = None
-            if ctx.needs_input_grad[2]:
-                grad_t = _time_gradients(problem, ys, grad_ys, a)
-        return None, None, grad_t, a + grad_ys[0], *sums.grads
+    def backward(self, given: Given) -> Tensor:
+        """Integrate the adjoint from output to output."""
+        spans = list(intervals(given.problem.t))
+        ends = given.tensors[-len(spans) :]
+        solver = self._backward_solver(given.problem.solver)
+        way = _FixedSteps(solver) if isinstance(solver, FixedStep) else _Adaptive(solver)
+        a = torch.zeros_like(ends[0])
+        for i in reversed(range(len(spans))):
+            a = way.back(given, i, spans[i], ends[i], a + given.grad_ys[i + 1])
+        if given.sums.times is not None:
+            given.sums.times.grads = list(_time_gradients(given, a))
+        return a + given.grad_ys[0]
+
+    def _backward_solver(self, forward: Solver) -> Solver:
+        if self.method is None and forward.method not in SCHEMES and forward.on_grid:
+            raise ValueError(
+                f"gradient: 'adjoint' has no backward solve by {forward.method}; name one, as in "
+                "Adjoint(method='midpoint'), or use gradient='reversible'"
+            )
+        method = self.method or forward.method
+        return get_solver(method, **inherited(forward, method, self.steps, self.rtol, self.atol))
+
+    def _check_knots(self, problem: Problem, backward: Solver) -> None:
+        """Refuse to go back over knots at once with a solver that would step across them."""
+        knots, forward = problem.field.knots, problem.solver.method
+        if knots and backward.method not in SCHEMES:
+            raise ValueError(
+                f"gradient: Adjoint(method={backward.method!r}) would step across the knots between"
+                f" {len(knots) + 1} cells that method={forward!r} solves at once; use one of "
+                f"{', '.join(SCHEMES)} backwards, or {backward.method!r} forwards too"
+            )
 
 
-def _solve_backwards(
-    problem: Problem, solver: Solver, ys: Tensor, grad_ys: Tensor, sums: Accumulator
-) -> Tensor:
-    """Return the adjoint at the first time, before that output's own gradient is added."""
-    a = torch.zeros_like(ys[0])
-    last_step: float | None = None
-    for i, interval in reversed(list(enumerate(intervals(problem.t)))):
-        a = a + grad_ys[i + 1]
-        if isinstance(solver, FixedStep):
-            a = _fixed_steps(problem, solver, interval, ys[i + 1], a, sums)
-        else:
-            assert isinstance(solver, TorchdiffeqSolver)
-            a, last_step = _adaptive(problem, solver, interval, ys[i + 1], a, sums, last_step)
-    return a
+def _ends(problem: Problem, ys: States) -> list[tuple[Stage, Tensor]]:
+    """Return the places of the first and the last state."""
+    if not isinstance(problem.solver, GridSolver):
+        return [(Stage(problem.t[0]), ys[0]), (Stage(problem.t[-1]), ys[-1])]
+    spans, steps = list(intervals(problem.t)), problem.solver.steps
+    first, last = Step(spans[0], 0, 0, steps), Step(spans[-1], len(spans) - 1, steps - 1, steps)
+    return [(first.stage(Fraction(0), 0.0), ys[0]), (last.stage(Fraction(1), 1.0), ys[-1])]
 
 
-def _fixed_steps(
-    problem: Problem,
-    solver: FixedStep,
-    interval: Interval,
-    y: Tensor,
-    a: Tensor,
-    sums: Accumulator,
-) -> Tensor:
-    """Take the steps of one interval backwards; the parameters' integral is a plain quadrature."""
-    scheme, steps, field = solver.scheme, solver.steps, problem.field
-    t0, t1 = interval
-    h = -step_size(interval, steps, problem.scale, y)
-    from_left = [1 - c for c in scheme.c]
-    shares = [-float(h) * weight for weight in scheme.weights]
-    for n in reversed(range(steps)):
+class _FixedSteps:
+    """Take the steps of an interval backwards; the parameters' integral is a plain quadrature."""
+
+    def __init__(self, solver: FixedStep) -> None:
+        self.solver = solver
+
+    def back(self, given: Given, output: int, span: Interval, y: Tensor, a: Tensor) -> Tensor:
+        """Return the adjoint ``a`` at the end of an interval carried back to its start."""
+        steps = self.solver.steps
+        for n in reversed(range(steps)):
+            y, a = self._step(given, Step(span, output, n, steps), y, a)
+        return a
+
+    def _step(self, given: Given, step: Step, y: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        scheme, field, sums = self.solver.scheme, given.problem.field, given.sums.params
+        h = -step.size(y)
         slopes_y: list[Tensor] = []
         slopes_a: list[Tensor] = []
-        for row, c, fraction, share in zip(
-            scheme.rows, from_left, scheme.fractions, shares, strict=True
-        ):
-            t = t1 + (steps - 1 - n + fraction) * ((t0 - t1) / steps)
-            stage = Stage(t, n, steps, c)
+        for i, row in enumerate(scheme.rows):
+            stage = step.mirrored(scheme.c[i], scheme.fractions[i])
+            share = -float(h) * scheme.weights[i]
             indices = sums.select(field.uses(stage)) if share else []
             slope_y, slope_a, grads = _slopes(
                 field, stage, advance(y, slopes_y, row, h), advance(a, slopes_a, row, h),
@@ -203,9 +176,7 @@ def _fixed_steps(
             slopes_y.append(slope_y)
             slopes_a.append(slope_a)
             sums.add(indices, grads, share)
-        y = advance(y, slopes_y, scheme.weights, h)
-        a = advance(a, slopes_a, scheme.weights, h)
-    return a
+        return advance(y, slopes_y, scheme.weights, h), advance(a, slopes_a, scheme.weights, h)
 
 
 def _slopes(
@@ -220,41 +191,53 @@ def _slopes(
     return f.detach(), slope_a, tuple(grads)
 
 
-def _adaptive(
-    problem: Problem,
-    solver: TorchdiffeqSolver,
-    interval: Interval,
-    y: Tensor,
-    a: Tensor,
-    sums: Accumulator,
-    first_step: float | None,
-) -> tuple[Tensor, float | None]:
-    """Solve one interval backwards as one augmented system, starting with the last step's size."""
-    t0, t1 = (float(t) for t in interval)
-    indices = sums.select(problem.field.uses(Stage(t1)))
-    params = [sums.params[k] for k in indices]
-    sizes = [y.numel(), a.numel(), *(p.numel() for p in params)]
+class _Adaptive:
+    """Solve an interval backwards as one augmented system, starting with the last step's size."""
 
-    def augmented(t: Tensor, s: Tensor) -> Tensor:
-        parts = torch.split(s, sizes)
-        slope_y, slope_a, grads = _slopes(
-            problem.field, Stage(t), parts[0].view_as(y), parts[1].view_as(a), params
+    def __init__(self, solver: Solver) -> None:
+        assert isinstance(solver, TorchdiffeqSolver)
+        self.solver = solver
+        self.last_step: float | None = None
+
+    def back(self, given: Given, output: int, span: Interval, y: Tensor, a: Tensor) -> Tensor:
+        """Return the adjoint ``a`` at the end of an interval carried back to its start."""
+        t0, t1 = (float(t) for t in span)
+        field, sums = given.problem.field, given.sums.params
+        indices = sums.select(field.uses(Stage(t1, output=output)))
+        params = [sums.params[k] for k in indices]
+        sizes = [y.numel(), a.numel(), *(_reals(p).numel() for p in params)]
+
+        def augmented(t: Tensor, s: Tensor) -> Tensor:
+            parts = torch.split(s, sizes)
+            slope_y, slope_a, grads = _slopes(
+                field, Stage(t, output=output), parts[0].view_as(y), parts[1].view_as(a), params
+            )
+            blocks = [
+                part.new_zeros(part.shape) if grad is None else -_reals(grad).to(part.dtype)
+                for part, grad in zip(parts[2:], grads, strict=True)
+            ]
+            return torch.cat([slope_y.reshape(-1), slope_a.reshape(-1), *blocks])
+
+        start = torch.cat([y.reshape(-1), a.reshape(-1), y.new_zeros(sum(sizes[2:]))])
+        states, self.last_step = self.solver.run(
+            augmented, start, (t1, t0), first_step=self.last_step, norm=_worst_block(y.numel())
         )
-        blocks = [
-            part.new_zeros(part.shape) if grad is None else -grad.reshape(-1).to(part.dtype)
-            for part, grad in zip(parts[2:], grads, strict=True)
-        ]
-        flat = torch.cat([slope_y.reshape(-1), slope_a.reshape(-1), *blocks])
-        return flat if problem.scale == 1.0 else problem.scale * flat
+        parts = torch.split(states[-1], sizes)
+        grads = [_like(p, part) for p, part in zip(params, parts[2:], strict=True)]
+        sums.add(indices, grads, 1.0)
+        return parts[1].view_as(a)
 
-    start = torch.cat([y.reshape(-1), a.reshape(-1), y.new_zeros(sum(sizes[2:]))])
-    states, last_step = solver.run(
-        augmented, start, (t1, t0), first_step=first_step, norm=_worst_block(y.numel())
-    )
-    parts = torch.split(states[-1], sizes)
-    grads = [part.view_as(p).to(p.dtype) for part, p in zip(parts[2:], params, strict=True)]
-    sums.add(indices, grads, 1.0)
-    return parts[1].view_as(a), last_step
+
+def _reals(tensor: Tensor) -> Tensor:
+    """Return the entries in a row, a complex one as its two parts."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
+
+
+def _like(param: Tensor, reals: Tensor) -> Tensor:
+    """Undo :func:`_reals` for a tensor shaped like ``param``."""
+    if not param.is_complex():
+        return reals.view_as(param).to(param.dtype)
+    return torch.view_as_complex(reals.reshape(*param.shape, 2).contiguous()).to(param.dtype)
 
 
 def _worst_block(n: int) -> Callable[[Tensor], Tensor]:
@@ -270,12 +253,13 @@ def _worst_block(n: int) -> Callable[[Tensor], Tensor]:
     return norm
 
 
-def _time_gradients(problem: Problem, ys: Tensor, grad_ys: Tensor, a: Tensor) -> Tensor:
+def _time_gradients(given: Given, a: Tensor) -> Tensor:
     """Return ``g_i . f(t_i, y_i)`` for later outputs, ``-a(t_0) . f(t_0, y_0)`` for the first."""
-    adjoints = [-a, *grad_ys[1:]]
-    assert isinstance(problem.t, Tensor)
+    t, field = given.problem.t, given.problem.field
+    assert isinstance(t, Tensor)
+    adjoints = [-a, *given.grad_ys[1:]]
     products = [
-        (adjoint * problem.field(Stage(t), y)).sum()
-        for t, y, adjoint in zip(problem.t.unbind(), ys, adjoints, strict=True)
+        (adjoint * field(Stage(time), y)).sum()
+        for time, y, adjoint in zip(t.unbind(), given.tensors, adjoints, strict=True)
     ]
-    return problem.scale * torch.stack(products).to(problem.t.dtype)
+    return torch.stack(products).to(t.dtype)

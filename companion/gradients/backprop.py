@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from companion.gradients.recompute import needs_gradient
-from companion.methods import SCIPY, TorchdiffeqSolver
+from companion.gradients.function import needs_gradient
 from companion.solve import Problem, States
 
 __all__ = ["Backprop"]
@@ -32,15 +31,13 @@ class Backprop:
         (tensor([0.2500]),)
     """
 
-    params: ClassVar[None] = None  # autograd finds all parameters alone
     records_graph: ClassVar[bool] = True
 
-    def solve(self, problem: Problem) -> States:
+    def differentiable_states(self, problem: Problem) -> States:
         """Return the states at all output times."""
-        solver = problem.solver
-        blind = isinstance(solver, TorchdiffeqSolver) and solver.method == SCIPY
-        if blind and needs_gradient(problem.field, problem.y0, problem.t):
+        if not problem.solver.recordable and needs_gradient(problem):
             raise ValueError(
-                "gradient: 'backprop' cannot see inside scipy_solver; use gradient='adjoint'"
+                f"gradient: 'backprop' cannot see inside {problem.solver.method}; use "
+                "gradient='adjoint'"
             )
-        return problem.solve()
+        return problem.integrate()

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from companion.gradients.recompute import (
-    Accumulator,
+from companion.arguments import check_count
+from companion.gradients.function import Given, Kept, recomputing_states
+from companion.gradients.pullback import Sums, taped
+from companion.gradients.randomness import (
     RandomState,
-    autocast_as,
-    autocast_mode,
-    check_modes,
-    check_params,
-    differentiate,
-    first_order,
-    modes,
+    draws,
     random_state,
+    replayed,
     same_state,
-    set_random_state,
-    solve_with,
 )
-from companion.gradients.segments import Segment, fixed_step, segments
-from companion.solve import FixedStep, Interval, Problem, States
+from companion.solve import FixedStep, Interval, Problem, Stage, States, Step
 
 __all__ = ["Checkpoint"]
 
@@ -43,19 +33,18 @@ class Checkpoint:
 
     Fields that draw from torch's global generators (dropout) are recomputed with the numbers they
     drew; other sources of chance, and state outside a module's buffers, are not known here. A
-    module's buffers are updated by the forward solve only.
+    module's buffers are updated by the forward solve only; those that its own evaluations read and
+    change are kept for every evaluation.
 
     Args:
         every: number of steps between stored states, at least 1.
-        params: tensors to differentiate besides the state and a module's own parameters. A field
-            that reads others is refused, as far as its first evaluation shows.
 
     Raises:
         ValueError: for ``every < 1``, a method without a fixed grid, or a field that draws random
             numbers in some steps only.
-        TypeError: for ``params`` that are not a tuple or list of tensors.
 
     Example:
+        >>> import torch
         >>> from companion import odeint
         >>> y0 = torch.ones(1, requires_grad=True)
         >>> y = odeint(
@@ -66,142 +55,104 @@ class Checkpoint:
     """
 
     every: int = 1
-    params: tuple[Tensor, ...] | None = dataclasses.field(default=None, compare=False)
     records_graph: ClassVar[bool] = False  # so parameters must be named
 
     def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(
-                f"every: {self.every!r} is not allowed; it must be an integer of at least 1"
-            )
-        check_params(self.params)
+        check_count("every", self.every)
 
-    def solve(self, problem: Problem) -> States:
+    def differentiable_states(self, problem: Problem) -> States:
         """Return the states at all output times."""
         if not isinstance(problem.solver, FixedStep):
             raise ValueError(
                 "gradient: 'checkpoint' needs a fixed-step method; "
                 "use gradient='adjoint' or 'backprop' with adaptive ones"
             )
-        return solve_with(_Checkpointed, problem, self.every)
+        return recomputing_states(self, problem)
+
+    def forward(self, problem: Problem) -> tuple[States, Kept]:
+        """Solve; keep the states where segments start, and the generators' if the field draws."""
+        solver = problem.solver
+        assert isinstance(solver, FixedStep)
+        states, starts, chance = [problem.y0], [], _Chance(problem)
+        for step, y, (after,) in solver.walk(problem):
+            if step.n % self.every == 0:
+                starts.append(y)
+                chance.begin_segment()
+            if step.last:
+                states.append(after)
+            if step.last or (step.n + 1) % self.every == 0:
+                chance.end_segment(step, y)
+        return states, Kept(problem, starts, chance.finished())
+
+    def backward(self, given: Given) -> Tensor:
+        """Recompute the segments from the last to the first."""
+        problem, a = given.problem, given.grad_ys[-1]
+        assert isinstance(problem.solver, FixedStep)
+        segments = problem.solver.segments(problem.t, self.every)
+        parts = zip(segments, given.tensors, given.notes, strict=True)
+        for steps, start, random in reversed(list(parts)):
+            with replayed(random, start.device):
+                a = _pulled_through(problem, steps, start, a, given.sums)
+            if steps[0].n == 0:
+                a = a + given.grad_ys[steps[0].output]
+        return a
 
 
-class _Checkpointed(torch.autograd.Function):
-    """The forward solve without a graph; the backward pass segment by segment."""
+class _Chance:
+    """The generators' states where segments start, if the first segment has moved them.
 
-    @staticmethod
-    def forward(
-        ctx: Any, problem: Problem, every: int, t: Tensor | None, y0: Tensor, *params: Tensor
-    ) -> Tensor:
-        ctx.mode, ctx.modes = autocast_mode(y0), modes(problem.field)
-        with autocast_as(ctx.mode):
-            ys, starts, ctx.random = _forward_segments(problem, every)
-        ctx.problem = replace(problem, y0=torch.empty(0))
-        ctx.every = every
-        ctx.count = len(starts)
-        ctx.save_for_backward(*starts, *params)
-        return ys
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        starts, params = saved[: ctx.count], saved[ctx.count :]
-        check_modes(ctx.problem.field, ctx.modes)
-        problem = replace(ctx.problem, field=ctx.problem.field.recomputation())
-        sums = Accumulator(params, ctx.needs_input_grad[4:])
-        times = None
-        if ctx.needs_input_grad[2]:
-            times = Accumulator(problem.t, [True] * len(problem.t))
-        a = grad_ys[-1]
-        parts = zip(segments(problem, ctx.every), starts, ctx.random, strict=True)
-        with autocast_as(ctx.mode):
-            for segment, start, random in reversed(list(parts)):
-                with _replayed(random, start.device):
-                    a = _backward_segment(problem, segment, start, a, sums, times)
-                if segment.steps.start == 0:
-                    a = a + grad_ys[segment.output]
-        grad_t = None if times is None else torch.stack(times.filled())
-        return None, None, grad_t, a, *sums.grads
-
-
-def _run(problem: Problem, y: Tensor, interval: Interval, steps: range) -> Tensor:
-    solver = fixed_step(problem)
-    for n in steps:
-        y = solver.step(problem.field, y, interval, n, problem.scale)
-    return y
-
-
-def _forward_segments(
-    problem: Problem, every: int
-) -> tuple[Tensor, list[Tensor], list[RandomState | None]]:
-    """Solve; return the outputs, the states where segments start, and the generators' states.
-
-    Generator states are kept only if the first segment drew random numbers. A field that starts to
-    draw them later is found out at the end, and refused.
+    It may have been another thread: to draw again what was not drawn does no harm.
     """
-    y = problem.y0
-    outputs, starts = [y], []
-    random: list[RandomState | None] = []
-    first = random_state(y.device)
-    state: RandomState | None = first
-    solver = fixed_step(problem)
-    for _, interval, steps in segments(problem, every):
-        starts.append(y)
-        random.append(state)
-        y = _run(problem, y, interval, steps)
-        if steps.stop == solver.steps:
-            outputs.append(y)
-        if state is not None:
-            after = random_state(y.device)
-            if len(starts) == 1 and same_state(state, after):
-                random, state = [None], None
-            else:
-                state = after
-    if state is None and not same_state(first, random_state(y.device)):
-        raise ValueError(
-            "gradient: 'checkpoint' repeats the random numbers of a field that draws them in every "
-            "step, and this one starts to draw later; use gradient='backprop'"
-        )
-    if problem.stats is not None:
-        problem.stats.steps += solver.steps * (len(outputs) - 1)
-    return torch.stack(outputs), starts, random
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.device = problem, problem.y0.device
+        self.state: RandomState | None = random_state(self.device)
+        self.quiet = self.state  # the state after which nobody should have drawn
+        self.states: list[RandomState | None] = []
+        self.last: tuple[Stage, Tensor] | None = None
+
+    def begin_segment(self) -> None:
+        self.states.append(self.state)
+
+    def end_segment(self, step: Step, y: Tensor) -> None:
+        assert isinstance(self.problem.solver, FixedStep)
+        self.last = self.problem.solver.stages(step)[-1], y
+        if self.state is None:
+            return
+        now = random_state(self.device)
+        if len(self.states) == 1 and same_state(self.state, now):
+            self.states, self.state, self.quiet = [None], None, now
+        else:
+            self.state = now
+
+    def finished(self) -> list[RandomState | None]:
+        """Return the states, ``None`` if nothing is drawn.
+
+        Raises:
+            ValueError: for a field that draws random numbers, but none in the first segment.
+        """
+        if self.state is None and not same_state(self.quiet, random_state(self.device)):
+            assert self.last is not None
+            if draws(self.problem.field, [self.last]):
+                raise ValueError(
+                    "gradient: 'checkpoint' repeats the random numbers of a field that draws them "
+                    "in every step, and this one starts to draw later; use gradient='backprop'"
+                )
+        return self.states
 
 
-def _backward_segment(
-    problem: Problem,
-    segment: Segment,
-    start: Tensor,
-    a: Tensor,
-    sums: Accumulator,
-    times: Accumulator | None,
+def _pulled_through(
+    problem: Problem, steps: list[Step], start: Tensor, a: Tensor, sums: Sums
 ) -> Tensor:
     """Recompute a segment with a graph; return ``a`` pulled back to its start."""
-    output, interval, steps = segment
-    solver = fixed_step(problem)
-    stages = [solver.stage(interval, n, i) for n in steps for i in range(solver.scheme.stages)]
-    indices = sums.select(sorted(set().union(*map(problem.field.uses, stages))))
-    ends: list[Tensor] = []
-    with torch.enable_grad():
-        y = start.detach().requires_grad_()
-        if times is not None:
-            ends = [times.params[output + k].detach().requires_grad_() for k in (0, 1)]
-            interval = (ends[0], ends[1])
-        end = _run(problem, y, interval, steps)
-    grad_y, *grads = differentiate(end, [y, *ends, *(sums.params[k] for k in indices)], a)
-    assert grad_y is not None  # a step adds to y, so its end depends on it
-    sums.add(indices, grads[len(ends) :], 1.0)
-    if times is not None:
-        times.add((output, output + 1), grads[:2], 1.0)
-    return grad_y
+    solver, field, first = problem.solver, problem.field, steps[0]
+    assert isinstance(solver, FixedStep)
 
+    def run(y: Tensor, span: Interval) -> Tensor:
+        for step in steps:
+            y = solver.ahead(field, y, step._replace(span=span))
+        return y
 
-@contextmanager
-def _replayed(random: RandomState | None, device: torch.device) -> Iterator[None]:
-    """Draw the numbers that follow the state ``random``, and put the generators back after."""
-    if random is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        set_random_state(random, device)
-        yield
+    used = set().union(*(field.uses(stage) for step in steps for stage in solver.stages(step)))
+    tape = taped(run, start, first.span, sums.times is not None)
+    return sums.pull(tape, a, sorted(used), first.output)

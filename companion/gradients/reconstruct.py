@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from companion.gradients.randomness import SeededField, replayable, replaying
-from companion.gradients.recompute import (
-    Accumulator,
-    autocast_as,
-    autocast_mode,
-    check_modes,
-    check_params,
-    differentiate,
-    first_order,
-    modes,
-    needs_gradient,
-    solve_with,
-)
-from companion.gradients.reverse_sweep import WAYS_BACK, Layer, ReverseSweep
-from companion.gradients.segments import Segment, fixed_step, segments
-from companion.solve import FixedStep, NonFiniteError, Problem, States
+from companion.arguments import check_choice, check_count, is_count, not_allowed
+from companion.gradients.function import Given, Kept, recomputing_states
+from companion.gradients.randomness import replayable, replaying
+from companion.gradients.reverse_sweep import WAYS_BACK, ReverseSweep
+from companion.solve import FixedStep, NonFiniteError, Problem, States, Step
 
 __all__ = ["Reconstruct"]
 
@@ -57,24 +45,22 @@ class Reconstruct:
 
     Random numbers (dropout) are drawn again from one seed; a mask is then a function of depth. They
     need torch's generators for themselves: do not solve in several threads at once. Batch norm uses
-    batch statistics again, and its running statistics are updated by the forward solve only. A
-    buffer that changes the output of later steps of the same cell is not followed.
+    batch statistics again, and its running statistics are updated by the forward solve only. Other
+    buffers that the forward solve changes are kept for every evaluation.
 
     Args:
         rule: one of ``"reverse"``, ``"corrected"`` and ``"predicted"``.
-        order: order $p$ of the prediction, 1 to 4; $p = 1$ repeats the last value.
+        order: number $p$ of past values of $\varphi$ that the prediction uses, 1 to 4: it continues
+            the polynomial through them, so $p = 1$ repeats the last value.
         sweeps: further sweeps before the evaluation with a graph.
         every: store the true state before every so many steps: errors start anew there, and those
             steps' gradients are exact. ``None`` stores the solve's outputs alone.
-        params: tensors to differentiate besides the state and a module's own parameters. A field
-            that reads others is refused, as far as its first evaluation shows.
 
     Raises:
         NonFiniteError: in a backward pass whose reconstructed states leave the finite numbers.
         ValueError: for bad settings; in a solve, for a method without a fixed grid, a prediction
             with synchronised batch norm, a module whose mode changed before the backward pass, or
             a field that draws random numbers in some steps only.
-        TypeError: for ``params`` that are not a tuple or list of tensors.
 
     Example:
         >>> from companion import OdeBlock, PiecewiseConstant
@@ -89,31 +75,22 @@ class Reconstruct:
     order: int = 1
     sweeps: int = 0
     every: int | None = None
-    params: tuple[Tensor, ...] | None = dataclasses.field(default=None, compare=False)
     records_graph: ClassVar[bool] = False  # so parameters must be named
 
     def __post_init__(self) -> None:
-        if self.rule not in WAYS_BACK:
-            raise ValueError(f"rule: {self.rule!r} is not one of {', '.join(WAYS_BACK)}")
-        if not _is_integer(self.order) or self.order not in ORDERS:
-            raise ValueError(f"order: {self.order!r} is not allowed; it must be 1, 2, 3 or 4")
+        check_choice("rule", self.rule, WAYS_BACK)
+        if not is_count(self.order) or self.order not in ORDERS:
+            raise ValueError(not_allowed("order", self.order, "it must be 1, 2, 3 or 4"))
         if self.order != 1 and self.rule != "predicted":
             raise ValueError(
                 f"order: {self.order!r} is not allowed with rule={self.rule!r}; only 'predicted' "
                 "extrapolates"
             )
-        if not _is_integer(self.sweeps) or self.sweeps < 0:
-            raise ValueError(
-                f"sweeps: {self.sweeps!r} is not allowed; it must be an integer of at least 0"
-            )
-        if self.every is not None and (not _is_integer(self.every) or self.every < 1):
-            raise ValueError(
-                f"every: {self.every!r} is not allowed; it must be an integer of at least 1, "
-                "or None"
-            )
-        check_params(self.params)
+        check_count("sweeps", self.sweeps, least=0)
+        if self.every is not None:
+            check_count("every", self.every)
 
-    def solve(self, problem: Problem) -> States:
+    def differentiable_states(self, problem: Problem) -> States:
         """Return the states at all output times."""
         if not isinstance(problem.solver, FixedStep):
             raise ValueError(
@@ -126,99 +103,61 @@ class Reconstruct:
                 "gradient: rule='predicted' may take different numbers of evaluations in different "
                 "processes, which synchronised batch norm cannot; use rule='corrected'"
             )
-        if not needs_gradient(problem.field, problem.y0, problem.t):
-            with replayable(problem.field, problem.y0.device) as field:  # the masks of training
-                return _forward(problem, field, problem.solver.steps)[0]
-        return solve_with(_Reconstructed, problem, self)
+        return recomputing_states(self, problem)
+
+    def forward(self, problem: Problem) -> tuple[States, Kept]:
+        """Solve with random numbers that can be drawn again; keep the ends of the segments."""
+        solver = problem.solver
+        assert isinstance(solver, FixedStep)
+        every = solver.steps if self.every is None else self.every
+        states, ends = [problem.y0], []
+        with replayable(problem.field, problem.y0.device) as field:
+            for step, _, (y,) in solver.walk(replace(problem, field=field)):
+                if step.last or (step.n + 1) % every == 0:
+                    ends.append(y)
+                if step.last:
+                    states.append(y)
+        starts = [] if self.every is None else [problem.y0, *ends[:-1]]
+        kept = replace(problem, field=field.recomputation())
+        return states, Kept(kept, [*starts, *ends], (field.base is not None, len(ends)))
+
+    def backward(self, given: Given) -> Tensor:
+        """Go back through the segments from the last to the first."""
+        problem, (seeded, k) = given.problem, given.notes
+        assert isinstance(problem.solver, FixedStep)
+        ends, starts = given.tensors[-k:], given.tensors[:-k] or (None,) * k
+        segments = problem.solver.segments(problem.t, self.every)
+        sweep = self.sweep(problem, given.sums.times is not None)
+        a = given.grad_ys[-1]
+        with replaying(a.device, seeded):
+            for steps, start, end in reversed(list(zip(segments, starts, ends, strict=True))):
+                if steps[-1].last:
+                    sweep.start_interval()
+                a = _back_through(sweep, steps, start, end, a, given)
+                if steps[0].n == 0:
+                    a = a + given.grad_ys[steps[0].output]
+        return a
 
     def sweep(self, problem: Problem, times: bool = False) -> ReverseSweep:
         """Return a sweep backwards through ``problem`` by this rule."""
         return ReverseSweep(problem, self.rule, self.order, self.sweeps, times)
 
 
-class _Reconstructed(torch.autograd.Function):
-    """The forward solve without a graph; the reverse sweep in the backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        problem: Problem,
-        rule: Reconstruct,
-        t: Tensor | None,
-        y0: Tensor,
-        *params: Tensor,
-    ) -> Tensor:
-        ctx.mode, ctx.modes = autocast_mode(y0), modes(problem.field)
-        every = fixed_step(problem).steps if rule.every is None else rule.every
-        with replayable(problem.field, y0.device) as field, autocast_as(ctx.mode):
-            ys, ends = _forward(problem, field, every)
-        ctx.problem = replace(problem, field=field, y0=torch.empty(0))
-        starts = [] if rule.every is None else [problem.y0, *ends[:-1]]
-        ctx.rule, ctx.every, ctx.counts = rule, every, (len(starts), len(ends))
-        ctx.save_for_backward(*starts, *ends, *params)
-        return ys
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
-        saved, (i, k) = ctx.saved_tensors, ctx.counts
-        ends, params = saved[i : i + k], saved[i + k :]
-        starts = saved[:i] or (None,) * k
-        check_modes(ctx.problem.field, ctx.modes)
-        field = ctx.problem.field.recomputation()
-        problem = replace(ctx.problem, field=field)
-        sums = Accumulator(params, ctx.needs_input_grad[4:])
-        times = None
-        if ctx.needs_input_grad[2]:
-            times = Accumulator(problem.t, [True] * len(problem.t))
-        sweep = ctx.rule.sweep(problem, times is not None)
-        parts = zip(segments(problem, ctx.every), starts, ends, strict=True)
-        a = grad_ys[-1]
-        with replaying(grad_ys.device), autocast_as(ctx.mode):
-            for segment, start, end in reversed(list(parts)):
-                field.interval = segment.output
-                if segment.steps.stop == fixed_step(problem).steps:
-                    sweep.start_interval()
-                a = _backward(sweep, segment, start, end, a, sums, times)
-                if segment.steps.start == 0:
-                    a = a + grad_ys[segment.output]
-        grad_t = None if times is None else torch.stack(times.filled())
-        return None, None, grad_t, a, *sums.grads
-
-
-def _forward(problem: Problem, field: SeededField, every: int) -> tuple[Tensor, list[Tensor]]:
-    """Solve; return the outputs and the states where segments end."""
-    y, solver = problem.y0, fixed_step(problem)
-    outputs, ends = [y], []
-    for segment in segments(problem, every):
-        field.interval = segment.output
-        for n in segment.steps:
-            y = solver.step(field, y, segment.interval, n, problem.scale)
-        ends.append(y)
-        if segment.steps.stop == solver.steps:
-            outputs.append(y)
-    if problem.stats is not None:
-        problem.stats.steps += solver.steps * (len(outputs) - 1)
-    return torch.stack(outputs), ends
-
-
-def _backward(
+def _back_through(
     sweep: ReverseSweep,
-    segment: Segment,
+    steps: list[Step],
     start: Tensor | None,
     end: Tensor,
     a: Tensor,
-    sums: Accumulator,
-    times: Accumulator | None,
+    given: Given,
 ) -> Tensor:
     """Go back through a segment from ``end``; return ``a`` pulled back to its start."""
-    for n in reversed(segment.steps):
-        known = start if n == segment.steps.start else None
-        layer = sweep.back(segment.interval, n, end, known)
-        indices = sums.select(sweep.uses(segment.interval, n))
-        a = _pulled_back(layer, a, indices, segment.output, sums, times)
+    for step in reversed(steps):
+        known = start if step is steps[0] else None
+        layer = sweep.back(step, end, known)
+        a = a + given.sums.pull(layer.tape, a, sweep.uses(step), step.output)
         end = layer.state
-    if segment.steps.start == 0 and not torch.isfinite(end).all():
+    if steps[0].n == 0 and not torch.isfinite(end).all():
         raise NonFiniteError(
             "gradient: a reconstructed state is not finite, though the solve was; its steps are "
             "too long to be undone: take more, store states with every=, or use "
@@ -227,26 +166,5 @@ def _backward(
     return a
 
 
-def _pulled_back(
-    layer: Layer,
-    a: Tensor,
-    indices: list[int],
-    output: int,
-    sums: Accumulator,
-    times: Accumulator | None,
-) -> Tensor:
-    """Return ``a`` pulled back through one layer, and add to the sums."""
-    inputs = [layer.start, *layer.ends, *(sums.params[k] for k in indices)]
-    grad_y, *grads = differentiate(layer.increment, inputs, a)
-    sums.add(indices, grads[len(layer.ends) :], 1.0)
-    if times is not None:
-        times.add((output, output + 1), grads[:2], 1.0)
-    return a if grad_y is None else a + grad_y
-
-
 def _synchronised(module: nn.Module | None) -> bool:
     return module is not None and any(isinstance(m, nn.SyncBatchNorm) for m in module.modules())
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

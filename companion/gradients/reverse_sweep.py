@@ -8,14 +8,15 @@ The paper's rule forgets that value. The other rules use it as one more fixed-po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import comb
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from companion.solve import Field, FixedStep, Interval, Problem, Stage, step_size
+from companion.gradients.pullback import Taped, taped
+from companion.solve import Field, FixedStep, Interval, Problem, Step
 
 __all__ = ["WAYS_BACK", "Layer", "ReverseSweep"]
 
@@ -33,16 +34,17 @@ class Layer(NamedTuple):
     """One step of the network, evaluated with a graph at its reconstructed input.
 
     Attributes:
-        start: the reconstructed input, a leaf that needs a gradient.
-        ends: the interval's times as leaves, if they need gradients; else empty.
-        increment: what the step adds to ``start``, with its graph.
+        tape: the increment of the step, with its graph, at the reconstructed input.
         state: where the sweep goes on: the reconstructed input, corrected if the rule says so.
     """
 
-    start: Tensor
-    ends: tuple[Tensor, ...]
-    increment: Tensor
+    tape: Taped
     state: Tensor
+
+    @property
+    def increment(self) -> Tensor:
+        """What the step adds to its input."""
+        return self.tape.value.detach()
 
 
 class ReverseSweep:
@@ -54,7 +56,7 @@ class ReverseSweep:
         """Prepare to go back through ``problem``; ``times`` asks for graphs to the times too."""
         assert isinstance(problem.solver, FixedStep)  # Reconstruct refuses other solvers
         self.field: Field = problem.field
-        self.solver, self.scale = problem.solver, problem.scale
+        self.solver = problem.solver
         self.rule, self.order, self.sweeps, self.times = rule, order, sweeps, times
         self.contraction = 0.0
         self.history: list[Tensor] = []
@@ -63,23 +65,23 @@ class ReverseSweep:
         """Forget the layers seen so far: the next step has another size."""
         self.history = []
 
-    def back(self, interval: Interval, n: int, end: Tensor, start: Tensor | None = None) -> Layer:
-        """Go back from the state ``end`` after step ``n``, to ``start`` if that is known."""
+    def back(self, step: Step, end: Tensor, start: Tensor | None = None) -> Layer:
+        """Go back from the state ``end`` after a step, to ``start`` if that is known."""
         if start is not None:
-            layer = self._evaluated(interval, n, start)
-            self._remember(layer.increment.detach())
+            layer = self._evaluated(step, start)
+            self._remember(layer.increment)
             return layer
         if self.rule == "predicted":
-            return self._predicted(interval, n, end)
-        assumed = self._reversed(interval, n, end)
+            return self._predicted(step, end)
+        assumed = self._reversed(step, end)
         for _ in range(self.sweeps):
-            assumed = self._increment(interval, n, end - assumed)
-        layer = self._evaluated(interval, n, end - assumed)
+            assumed = self.solver.increment(self.field, end - assumed, step)
+        layer = self._evaluated(step, end - assumed)
         if self.rule == "reverse":
             return layer
-        return layer._replace(state=end - layer.increment.detach())
+        return layer._replace(state=end - layer.increment)
 
-    def _predicted(self, interval: Interval, n: int, end: Tensor) -> Layer:
+    def _predicted(self, step: Step, end: Tensor) -> Layer:
         """Guess from the layers seen so far; sweep for each that is missing; check the guess.
 
         The evaluation for the graph shows by how much the guess was wrong. Where weights jump, that
@@ -87,23 +89,24 @@ class ReverseSweep:
         is made again at the better point: two evaluations, as in the corrected rule. In shallow
         networks, where sweeps hardly contract, the second limit keeps wild guesses out.
         """
+        # ``assumed`` is always what the step is believed to have added to its unknown input.
         assumed = self._extrapolated(end)
         mismatch: Tensor | None = None
         for _ in range(self.sweeps + self.order - len(self.history)):
-            increment = self._increment(interval, n, end - assumed)
+            increment = self.solver.increment(self.field, end - assumed, step)
             mismatch = self._learn(increment, assumed, mismatch)
             assumed = increment
-        layer = self._evaluated(interval, n, end - assumed)
-        increment = layer.increment.detach()
-        mismatch = self._learn(increment, assumed, mismatch)
+        layer = self._evaluated(step, end - assumed)
+        mismatch = self._learn(layer.increment, assumed, mismatch)
+        # A sweep in the guess's place would have left the error times the contraction, once for
+        # itself and once for each further sweep.
         swept = self.contraction ** (1 + self.sweeps)
-        if mismatch > min(TRUST * swept, LIMIT) * torch.linalg.vector_norm(increment):
-            assumed = increment
-            layer = self._evaluated(interval, n, end - assumed)
-            increment = layer.increment.detach()
-            self._learn(increment, assumed, mismatch)
-        self._remember(increment)
-        return layer._replace(state=end - increment)
+        if mismatch > min(TRUST * swept, LIMIT) * torch.linalg.vector_norm(layer.increment):
+            assumed = layer.increment
+            layer = self._evaluated(step, end - assumed)
+            self._learn(layer.increment, assumed, mismatch)
+        self._remember(layer.increment)
+        return layer._replace(state=end - layer.increment)
 
     def _remember(self, increment: Tensor) -> None:
         if self.rule == "predicted":
@@ -130,43 +133,29 @@ class ReverseSweep:
             total = total.add(increment, alpha=(-1) ** k * comb(known, k + 1))
         return total
 
-    def _reversed(self, interval: Interval, n: int, end: Tensor) -> Tensor:
+    def _reversed(self, step: Step, end: Tensor) -> Tensor:
         """Return what the scheme's step with ``-h`` takes off, its stages mirrored in the step.
 
         A residual layer, Euler's step, keeps its own weights: those of the layer's start.
         """
-        scheme, steps = self.solver.scheme, self.solver.steps
+        scheme = self.solver.scheme
         if scheme.stages == 1:
-            return self._increment(interval, n, end)
-        t0, t1 = interval
+            return self.solver.increment(self.field, end, step)
 
-        def stage(i: int) -> Stage:
-            t = t1 + (steps - 1 - n + scheme.fractions[i]) * ((t0 - t1) / steps)
-            return Stage(t, n, steps, 1 - scheme.c[i])
+        def evaluate(i: int, y: Tensor) -> Tensor:
+            return self.field(step.mirrored(scheme.c[i], scheme.fractions[i]), y)
 
-        return -self._step(stage, end, -step_size(interval, steps, self.scale, end))
+        return -scheme.increment(evaluate, end, -step.size(end))
 
-    def _increment(self, interval: Interval, n: int, y: Tensor) -> Tensor:
-        """Return what step ``n`` adds to ``y``."""
-        h = step_size(interval, self.solver.steps, self.scale, y)
-        return self._step(lambda i: self.solver.stage(interval, n, i), y, h)
+    def _evaluated(self, step: Step, y: Tensor) -> Layer:
+        """Evaluate a step at ``y`` with a graph."""
 
-    def _step(self, stage: Callable[[int], Stage], y: Tensor, h: float | Tensor) -> Tensor:
-        return self.solver.scheme.increment(lambda i, y: self.field(stage(i), y), y, h)
+        def increment(y: Tensor, span: Interval) -> Tensor:
+            return self.solver.increment(self.field, y, step._replace(span=span))
 
-    def _evaluated(self, interval: Interval, n: int, y: Tensor) -> Layer:
-        """Evaluate step ``n`` at ``y`` with a graph."""
-        ends: tuple[Tensor, ...] = ()
-        with torch.enable_grad():
-            start = y.detach().requires_grad_()
-            if self.times:
-                assert isinstance(interval[0], Tensor)
-                interval = (interval[0].detach(), interval[1].detach())
-                ends = (interval[0].requires_grad_(), interval[1].requires_grad_())
-            increment = self._increment(interval, n, start)
-        return Layer(start, ends, increment, start.detach())
+        tape = taped(increment, y, step.span, self.times)
+        return Layer(tape, tape.start.detach())
 
-    def uses(self, interval: Interval, n: int) -> Sequence[int]:
-        """Return the indices of the parameters that step ``n`` reads."""
-        stages = (self.solver.stage(interval, n, i) for i in range(self.solver.scheme.stages))
-        return sorted(set().union(*map(self.field.uses, stages)))
+    def uses(self, step: Step) -> Sequence[int]:
+        """Return the indices of the parameters that a step reads."""
+        return sorted(set().union(*map(self.field.uses, self.solver.stages(step))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from companion.arguments import check_count
 from companion.basis import Basis, PiecewiseConstant
@@ -94,8 +95,8 @@ class ContinuousMLP(nn.Module):
         self.block = OdeBlock(layer, basis, method, steps, gradient, scale)
         self.head = nn.Linear(width, classes)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
         logits: Tensor = self.head(self.block(self.stem(x)))
         return logits
 
@@ -116,6 +117,8 @@ class ContinuousMLP(nn.Module):
         method: str | None = None,
         steps: int | None = None,
         gradient: str | Gradient | None = None,
+        rtol: float | None = None,
+        atol: float | None = None,
     ) -> Self:
         """Return the same weights under another graph: :func:`companion.models.with_graph`."""
-        return with_graph(self, method=method, steps=steps, gradient=gradient)
+        return with_graph(self, method=method, steps=steps, gradient=gradient, rtol=rtol, atol=atol)

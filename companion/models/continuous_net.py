@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, Self
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from companion.arguments import check_count, is_count
 from companion.basis import Basis, PiecewiseConstant
@@ -141,8 +142,8 @@ class ContinuousNet(nn.Module):
         )
         self.head = nn.Linear(channels[-1], classes)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
         x = self.stem(x)
         for k, block in enumerate(self.blocks):
             if k > 0:
@@ -170,9 +171,11 @@ class ContinuousNet(nn.Module):
         method: str | None = None,
         steps: int | None = None,
         gradient: str | Gradient | None = None,
+        rtol: float | None = None,
+        atol: float | None = None,
     ) -> Self:
         """Return the same weights under another graph: :func:`companion.models.with_graph`."""
-        return with_graph(self, method=method, steps=steps, gradient=gradient)
+        return with_graph(self, method=method, steps=steps, gradient=gradient, rtol=rtol, atol=atol)
 
 
 def wide_continuous_net(classes: int = 100, **options: Any) -> ContinuousNet:

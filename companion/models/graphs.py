@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from companion.basis import locate
 from companion.block import OdeBlock
 from companion.gradients import Gradient
-from companion.methods import ON_GRID, get_solver
-from companion.solve import Field, Stage
+from companion.solve import Field, Problem, Stage
 
 __all__ = ["graph_summary", "with_graph"]
 
@@ -25,6 +24,8 @@ def with_graph(
     method: str | None = None,
     steps: int | None = None,
     gradient: str | Gradient | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
 ) -> Model:
     """Return a model with the same weights and every block under another graph; ``None`` keeps.
 
@@ -37,6 +38,8 @@ def with_graph(
         method: the scheme of all blocks.
         steps: the steps of every block.
         gradient: how all blocks are differentiated.
+        rtol: the relative tolerance of all blocks.
+        atol: the absolute tolerance of all blocks.
 
     Raises:
         ValueError: for a model without blocks, one that :func:`torch.compile` returned, or a value
@@ -63,7 +66,9 @@ def with_graph(
 
     def make(module: nn.Module) -> nn.Module:
         if isinstance(module, OdeBlock):
-            return module.with_graph(method=method, steps=steps, gradient=gradient)
+            return module.with_graph(
+                method=method, steps=steps, gradient=gradient, rtol=rtol, atol=atol
+            )
         children = {name: child and view(child) for name, child in module._modules.items()}
         if all(child is module._modules[name] for name, child in children.items()):
             return module
@@ -131,8 +136,7 @@ def graph_summary(model: nn.Module) -> str:
 
 def _stages(block: OdeBlock) -> list[Stage] | None:
     """Return where a block evaluates its residual, or ``None`` if that depends on the input."""
-    solver = get_solver(block.method, block.steps, block.rtol, block.atol)
-    if not isinstance(solver, ON_GRID):
+    if not block.solver.on_grid:
         return None
     asked: list[Stage] = []
 
@@ -140,7 +144,7 @@ def _stages(block: OdeBlock) -> list[Stage] | None:
         asked.append(stage)
         return y
 
-    solver.solve(cast(Field, record), torch.zeros(1), (0.0, 1.0))
+    Problem(cast(Field, record), torch.zeros(1), (0.0, 1.0), block.solver).integrate()
     return asked
 
 

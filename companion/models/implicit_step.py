@@ -1,6 +1,6 @@
 r"""One step of an implicit scheme with one stage, and its gradient.
 
-.. math:: k = f(x_n + c h k), \qquad x_{n+1} = x_n + h k.
+$$k = f(x_n + c h k), \qquad x_{n+1} = x_n + h k.$$
 
 With $c = \tfrac12$ this is the implicit midpoint rule, of order 2 and its own inverse with $-h$;
 with $c = 1$ it is the backward Euler method, of order 1.
@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from companion.arguments import check_choice
 
 __all__ = ["IMPLICIT", "implicit_step"]
 
@@ -30,8 +32,8 @@ def implicit_step(f: Callable[[Tensor], Tensor], x: Tensor, h: float, method: st
     graph through $R$ and a constant Jacobian $R'$, leaves the value as it is and has the gradient
     that the implicit function theorem gives:
 
-    .. math:: \mathrm dk = -R'^{-1} \bigl(\partial_x R\,\mathrm dx + \partial_\theta R\,
-       \mathrm d\theta\bigr).
+    $$\mathrm dk = -R'^{-1} \bigl(\partial_x R\,\mathrm dx + \partial_\theta R\,
+    \mathrm d\theta\bigr).$$
 
     Second derivatives are not those of the step.
 
@@ -52,8 +54,7 @@ def implicit_step(f: Callable[[Tensor], Tensor], x: Tensor, h: float, method: st
         >>> implicit_step(lambda x: -x, x, 0.5, "backward_euler")  # 1 / 1.5
         tensor([0.6667, 0.6667], dtype=torch.float64)
     """
-    if method not in IMPLICIT:
-        raise ValueError(f"method: {method!r} is not one of {', '.join(IMPLICIT)}")
+    check_choice("method", method, IMPLICIT)
     reach = IMPLICIT[method] * h
     with torch.no_grad():
         k = f(x)

@@ -1,6 +1,6 @@
 r"""Linear residual networks, their rescaled gradient flow, and the constants of its theory.
 
-The network is :math:`\Pi = (I + \theta_{N-1}/N) \cdots (I + \theta_0/N)`. Layers count from 0. The
+The network is $\Pi = (I + \theta_{N-1}/N) \cdots (I + \theta_0/N)$. Layers count from 0. The
 weights of all layers are one tensor of shape ``(..., N, d, d)``; leading axes hold independent
 networks. Theory: Sander et al. 2022, section 3.2; proofs with all constants are in the book.
 """
@@ -20,8 +20,8 @@ from companion.arguments import check_count, check_type
 def layer_products(weights: Tensor) -> tuple[Tensor, Tensor]:
     r"""Return the products of the layers before and from every layer, with about 4N products.
 
-    .. math:: \text{before}_n = A_{n-1} \cdots A_0, \quad
-       \text{after}_n = A_{N-1} \cdots A_n, \quad A_n = I + \theta_n/N, \quad n = 0, \dots, N
+    $$\text{before}_n = A_{n-1} \cdots A_0, \quad
+    \text{after}_n = A_{N-1} \cdots A_n, \quad A_n = I + \theta_n/N, \quad n = 0, \dots, N$$
 
     Shapes:
         ``(..., N, d, d)`` to two tensors ``(..., N + 1, d, d)``.
@@ -40,7 +40,7 @@ def layer_products(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def end_map(weights: Tensor) -> Tensor:
-    r"""Return the matrix :math:`\Pi` of the whole network: ``(..., N, d, d)`` to ``(..., d, d)``.
+    r"""Return the matrix $\Pi$ of the whole network: ``(..., N, d, d)`` to ``(..., d, d)``.
 
     Raises:
         ValueError: ``weights`` is not a stack of square matrices, or has no layer.
@@ -55,11 +55,11 @@ def end_map(weights: Tensor) -> Tensor:
 def time_one_map(weights: Tensor) -> Tensor:
     r"""Return the time-1 map of the equation whose weights are constant in every cell.
 
-    .. math:: \dot x = \psi(s)\, x, \quad \psi(s) = \theta_n \text{ for } n/N \le s < (n+1)/N
+    $$\dot x = \psi(s)\, x, \quad \psi(s) = \theta_n \text{ for } n/N \le s < (n+1)/N$$
 
-    .. math:: U(1, 0) = e^{\theta_{N-1}/N} \cdots e^{\theta_0/N}, \qquad
-       \lVert U(1, 0) - \Pi \rVert \le \frac{\sqrt e}{8N}
-       \quad\text{if all } \lVert\theta_n\rVert \le \tfrac12
+    $$U(1, 0) = e^{\theta_{N-1}/N} \cdots e^{\theta_0/N}, \qquad
+    \lVert U(1, 0) - \Pi \rVert \le \frac{\sqrt e}{8N}
+    \quad\text{if all } \lVert\theta_n\rVert \le \tfrac12$$
 
     Shapes:
         ``(..., N, d, d)`` to ``(..., d, d)``.
@@ -79,15 +79,15 @@ def time_one_map(weights: Tensor) -> Tensor:
 class LinearTask:
     r"""Regression on a linear target, after averaging over the inputs.
 
-    .. math:: \ell = \tfrac12 \lVert \Pi - B \rVert_\Sigma^2, \qquad
-       \lVert A \rVert_\Sigma^2 = \operatorname{tr}(A \Sigma A^\top)
+    $$\ell = \tfrac12 \lVert \Pi - B \rVert_\Sigma^2, \qquad
+    \lVert A \rVert_\Sigma^2 = \operatorname{tr}(A \Sigma A^\top)$$
 
-    This is half the mean squared error on inputs with second moment :math:`\Sigma` and outputs
-    :math:`Bx`. The paper's Eq. 5 leaves out the half; its gradient and its constants have it.
+    This is half the mean squared error on inputs with second moment $\Sigma$ and outputs
+    $Bx$. The paper's Eq. 5 leaves out the half; its gradient and its constants have it.
 
     Attributes:
-        target: :math:`B`, shape ``(..., d, d)``.
-        covariance: :math:`\Sigma`, symmetric and positive definite, shape ``(d, d)``.
+        target: $B$, shape ``(..., d, d)``.
+        covariance: $\Sigma$, symmetric and positive definite, shape ``(d, d)``.
 
     Raises:
         TypeError: a target or a covariance that is no tensor.
@@ -114,21 +114,23 @@ class LinearTask:
         fits = covariance.shape == (width, width) and target.shape[-2:] == (width, width)
         if width < 1 or not fits:
             raise ValueError(
-                "target must have the shape (..., d, d) and covariance (d, d) with d at least 1; "
-                f"got {tuple(target.shape)} and {tuple(covariance.shape)}"
+                f"target, covariance: shapes {tuple(target.shape)} and {tuple(covariance.shape)} "
+                "are not allowed; they must be (..., d, d) and (d, d) with d at least 1"
             )
         if (target.dtype, target.device) != (covariance.dtype, covariance.device):
             raise ValueError(
-                "target and covariance must have one type and device; got "
-                f"{target.dtype} on {target.device}, {covariance.dtype} on {covariance.device}"
+                f"target, covariance: {target.dtype} on {target.device} and {covariance.dtype} on "
+                f"{covariance.device} are not allowed; they must have one type and device"
             )
         if covariance.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"target and covariance must be of type float32 or float64; got {covariance.dtype}"
+                f"target, covariance: {covariance.dtype} is not allowed; they must be of float32 "
+                "or float64"
             )
         if not torch.allclose(covariance, covariance.mT) or self.spectrum[0] <= 0:
             raise ValueError(
-                f"covariance must be symmetric and positive definite; got {covariance}"
+                f"covariance: {covariance} is not allowed; it must be symmetric and positive "
+                "definite"
             )
 
     @cached_property
@@ -138,15 +140,15 @@ class LinearTask:
         return float(values[0]), float(values[-1])
 
     def loss(self, weights: Tensor) -> Tensor:
-        r"""Return :math:`\ell`: ``(..., N, d, d)`` to ``(...)``."""
+        r"""Return $\ell$: ``(..., N, d, d)`` to ``(...)``."""
         self.check_weights(weights)
         return self._loss(end_map(weights) - self.target)
 
     def rescaled_gradients(self, weights: Tensor) -> Tensor:
         r"""Return N times the gradient of the loss with respect to every layer.
 
-        .. math:: N \nabla_n = \Pi_{n:}^\top (\Pi - B) \Sigma\, \Pi_{:n}^\top, \qquad
-           \Pi_{n:} = \text{after}_{n+1}, \quad \Pi_{:n} = \text{before}_n
+        $$N \nabla_n = \Pi_{n:}^\top (\Pi - B) \Sigma\, \Pi_{:n}^\top, \qquad
+        \Pi_{n:} = \text{after}_{n+1}, \quad \Pi_{:n} = \text{before}_n$$
 
         Shapes:
             ``(..., N, d, d)`` to the same.
@@ -165,10 +167,10 @@ class LinearTask:
     def gradient_bounds(self) -> tuple[float, float]:
         r"""Return the lower and the upper bound of the rescaled gradients, squared, over the loss.
 
-        .. math:: \frac{2m}{e} \le \frac{\lVert N\nabla_n\rVert_F^2}{\ell} \le 2eM
+        $$\frac{2m}{e} \le \frac{\lVert N\nabla_n\rVert_F^2}{\ell} \le 2eM$$
 
-        They hold while all :math:`\lVert\theta_n\rVert \le \tfrac12`. The lower one is a
-        Polyak-Lojasiewicz inequality: the flow's loss falls at least at the rate :math:`2m/e`.
+        They hold while all $\lVert\theta_n\rVert \le \tfrac12$. The lower one is a
+        Polyak-Lojasiewicz inequality: the flow's loss falls at least at the rate $2m/e$.
         """
         low, high = self.spectrum
         return 2 * low / math.e, 2 * math.e * high
@@ -176,16 +178,19 @@ class LinearTask:
     def loss_threshold(self, step: float = 0.0) -> float:
         r"""Return the initial loss from which no layer can travel further than 1/4.
 
-        .. math:: \varepsilon_\eta = \Bigl(1 - \frac{e\,\eta M}{8}\Bigr)^{\!2} \frac{m^2}{32 e^3 M}
+        $$\varepsilon_\eta = \Bigl(1 - \frac{e\,\eta M}{8}\Bigr)^{\!2} \frac{m^2}{32 e^3 M}$$
 
-        ``step = 0`` is the flow. Gradient descent needs :math:`\eta \le 1/(eM)`.
+        ``step = 0`` is the flow. Gradient descent needs $\eta \le 1/(eM)$.
 
         Raises:
             ValueError: ``step`` outside that range.
         """
         low, high = self.spectrum
         if not 0 <= step <= 1 / (math.e * high):
-            raise ValueError(f"step must lie between 0 and {1 / (math.e * high):.3g}; got {step}")
+            raise ValueError(
+                f"step: {step!r} is not allowed; it must lie between 0 and "
+                f"{1 / (math.e * high):.3g}"
+            )
         return (1 - math.e * step * high / 8) ** 2 * low**2 / (32 * math.e**3 * high)
 
     def check_weights(self, weights: Tensor) -> None:
@@ -194,8 +199,8 @@ class LinearTask:
         width = self.covariance.shape[-1]
         if weights.shape[-1] != width:
             raise ValueError(
-                f"weights must have the shape (..., layers, {width}, {width}), as the target's; "
-                f"got {tuple(weights.shape)}"
+                f"weights: shape {tuple(weights.shape)} is not allowed; it must be (..., layers, "
+                f"{width}, {width}), as the target's"
             )
 
     def _loss(self, error: Tensor) -> Tensor:
@@ -203,7 +208,7 @@ class LinearTask:
         return (weighted * error).sum((-2, -1)) / 2
 
 
-class Stage(NamedTuple):
+class Moment(NamedTuple):
     """A moment of the descent: the weights, their loss and their rescaled gradients."""
 
     weights: Tensor
@@ -211,17 +216,17 @@ class Stage(NamedTuple):
     gradients: Tensor
 
 
-def descend(task: LinearTask, weights: Tensor, step: float, steps: int) -> Iterator[Stage]:
-    r"""Follow the rescaled gradient flow in explicit steps; yield ``steps + 1`` stages.
+def descend(task: LinearTask, weights: Tensor, step: float, steps: int) -> Iterator[Moment]:
+    r"""Follow the rescaled gradient flow in explicit steps; yield ``steps + 1`` moments.
 
-    .. math:: \theta_n \leftarrow \theta_n - \eta N \nabla_n
+    $$\theta_n \leftarrow \theta_n - \eta N \nabla_n$$
 
-    This is Euler's method for :math:`\dot\theta_n = -N\nabla_n`.
+    This is Euler's method for $\dot\theta_n = -N\nabla_n$.
 
     Args:
         task: the loss.
         weights: the start, shape ``(..., N, d, d)``; it is not changed.
-        step: the learning rate :math:`\eta`.
+        step: the learning rate $\eta$.
         steps: number of updates.
 
     Raises:
@@ -234,22 +239,22 @@ def descend(task: LinearTask, weights: Tensor, step: float, steps: int) -> Itera
         [0.5, 0.1582, 0.0863]
     """
     if not 0 < step < math.inf:
-        raise ValueError(f"step must be positive and finite; got {step}")
+        raise ValueError(f"step: {step!r} is not allowed; it must be positive and finite")
     check_count("steps", steps, least=0)
     task.check_weights(weights)
     return _stages(task, weights, step, steps)
 
 
-def _stages(task: LinearTask, weights: Tensor, step: float, steps: int) -> Iterator[Stage]:
+def _stages(task: LinearTask, weights: Tensor, step: float, steps: int) -> Iterator[Moment]:
     for _ in range(steps):
-        stage = Stage(weights, *task.loss_and_gradients(weights))
+        stage = Moment(weights, *task.loss_and_gradients(weights))
         yield stage
         weights = weights - step * stage.gradients
-    yield Stage(weights, *task.loss_and_gradients(weights))
+    yield Moment(weights, *task.loss_and_gradients(weights))
 
 
 def roughness(weights: Tensor) -> Tensor:
-    r"""Return :math:`\max_n N \lVert\theta_{n+1} - \theta_n\rVert_F`, the discrete slope in depth.
+    r"""Return $\max_n N \lVert\theta_{n+1} - \theta_n\rVert_F$, the discrete slope in depth.
 
     Shapes:
         ``(..., N, d, d)`` to ``(...)``.
@@ -263,7 +268,7 @@ def roughness(weights: Tensor) -> Tensor:
     """
     _check(weights)
     if weights.shape[-3] < 2:
-        raise ValueError("weights must have at least two layers; got 1")
+        raise ValueError("weights: 1 layer is not allowed; there must be at least two")
     steps: Tensor = weights.diff(dim=-3).norm(dim=(-2, -1))
     return weights.shape[-3] * steps.amax(-1)
 
@@ -271,7 +276,7 @@ def roughness(weights: Tensor) -> Tensor:
 def _check(weights: Tensor) -> None:
     if weights.ndim < 3 or weights.shape[-1] != weights.shape[-2] or weights.shape[-3] < 1:
         raise ValueError(
-            f"weights must have the shape (..., layers, d, d); got {tuple(weights.shape)}"
+            f"weights: shape {tuple(weights.shape)} is not allowed; it must be (..., layers, d, d)"
         )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from typing_extensions import override
 
-from companion.arguments import check_count
+from companion.arguments import check_choice, check_count
 from companion.block import OdeBlock
 from companion.gradients import Gradient
 from companion.models.layers import (
@@ -92,8 +93,7 @@ class ResidualConvNet(nn.Module):
         gradient: str | Gradient = "backprop",
     ) -> None:
         super().__init__()
-        if images not in _IMAGES:
-            raise ValueError(f"images: {images!r} is not one of {', '.join(_IMAGES)}")
+        check_choice("images", images, _IMAGES)
         check_count("channels", channels)
         check_count("classes", classes)
         kind = _IMAGES[images]
@@ -114,7 +114,7 @@ class ResidualConvNet(nn.Module):
             nn.AvgPool2d(kind.pool), nn.Flatten(), nn.Linear(4 * channels, classes)
         )
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
         logits: Tensor = self.head(self.block(full_precision(self.stem(x), self.block)))
         return logits

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from companion.arguments import check_count
 from companion.block import OdeBlock
@@ -75,8 +76,8 @@ class ResidualMLP(nn.Module):
         )
         self.head = nn.Linear(width, classes)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
         logits: Tensor = self.head(self.block(self.stem(x)))
         return logits
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from companion.arguments import check_count, is_count
+from companion.arguments import check_choice, check_count, is_count
 from companion.block import OdeBlock
 from companion.gradients import Backprop, Checkpoint, Gradient, get_gradient
 from companion.models.layers import (
@@ -54,11 +55,8 @@ class ResNet(nn.Module):
     networks in shape and number; only the last computes the same function from them. The weights of
     the last norm of a layer start at zero, except in the first layer of a stage.
 
-    A block keeps its residual aside, so recipes that walk over modules do not see the norms and
-    convolutions inside it: ``SyncBatchNorm.convert_sync_batchnorm``, ``net.apply(init)``, single
-    norms switched to evaluation. They reach the stem, the first layers and the head only. Apply
-    such a recipe to a residual before an :class:`~companion.block.OdeBlock` is made from it, and
-    switch modes by ``train()`` and ``eval()`` of the whole network.
+    Recipes that walk over modules reach the stem, the first layers and the head only; see
+    :class:`~companion.OdeBlock`.
 
     Args:
         layers: number of layers of each stage, at least 2.
@@ -115,8 +113,7 @@ class ResNet(nn.Module):
             ("stem", stem, _STEMS),
             ("rule", rule, _RULES),
         ):
-            if value not in tuple(allowed):  # a dictionary would ask for a hash
-                raise ValueError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
+            check_choice(name, value, allowed)
         _check_layers(layers)
         for name, size in (("inputs", inputs), ("classes", classes), ("width", width)):
             check_count(name, size)
@@ -139,8 +136,8 @@ class ResNet(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.head = nn.Linear(channels, classes)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
         x = self.stem(x)
         for stage in self.stages:
             x = stage(x)
@@ -202,8 +199,7 @@ def resnet(depth: int, **options: Any) -> ResNet:
         >>> sum(p.numel() for p in net.parameters())
         11689512
     """
-    if depth not in tuple(DEPTHS):
-        raise ValueError(f"depth: {depth!r} is not one of {', '.join(map(str, DEPTHS))}")
+    check_choice("depth", depth, DEPTHS)
     for name in options.keys() & {"kind", "layers"}:
         raise TypeError(
             f"{name}: {options[name]!r} is not allowed; the depth decides it, use ResNet to choose"

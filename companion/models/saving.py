@@ -18,12 +18,13 @@ import companion.basis as bases
 import companion.gradients as gradients
 from companion.block import OdeBlock, ode_blocks
 from companion.files import load_checkpoint, save_checkpoint
+from companion.methods import get_solver
 
 __all__ = ["load", "save"]
 
 _FORMAT = "companion model, format 2"
 _PLAIN = (bool, int, float, str, type(None))
-_KNOBS = ("method", "steps", "gradient", "scale", "rtol", "atol")
+_GRAPH = ("method", "steps", "rtol", "atol")
 _HINTS = {
     "basis": "project its weights onto one that can, block.project(...)",
     "gradient": "save a view of the model, with_graph(model, gradient='backprop')",
@@ -44,8 +45,8 @@ def save(model: nn.Module, path: str | Path) -> None:
         path: the file; missing folders are made.
 
     Raises:
-        ValueError: a block with a basis or a gradient that is none of this package's, or a gradient
-            that was given tensors to differentiate.
+        ValueError: a block with a basis or a gradient that is none of this package's, or one that
+            was given tensors to differentiate.
 
     Example:
         >>> import tempfile
@@ -141,8 +142,8 @@ def _filled(model: nn.Module, state: dict[str, Any]) -> nn.Module:
         wanted = {name: _decoded(value) for name, value in knobs.items()}
         if block.weights.basis != wanted["basis"]:
             block.weights.project(wanted["basis"])  # for the shapes
-        for name in _KNOBS:
-            setattr(block, name, wanted[name])
+        block.gradient, block.scale = wanted["gradient"], wanted["scale"]
+        block.solver = get_solver(*(wanted[name] for name in _GRAPH))
     own = model.state_dict(keep_vars=True)
     for name, value in state["values"].items():
         if name in own:
@@ -152,7 +153,14 @@ def _filled(model: nn.Module, state: dict[str, Any]) -> nn.Module:
 
 
 def _block_state(block: OdeBlock, position: int) -> dict[str, Any]:
-    knobs = {"basis": block.weights.basis} | {name: getattr(block, name) for name in _KNOBS}
+    if block.params:
+        raise ValueError(
+            f"model: block {position} has params=, tensors of somebody else, which a file cannot "
+            "hold; save a block without, and set block.params after loading"
+        )
+    graph = {name: getattr(block.solver, name) for name in _GRAPH}
+    own = {"basis": block.weights.basis, "gradient": block.gradient, "scale": block.scale}
+    knobs = own | graph
     for name, value in knobs.items():
         if not _can_hold(value):
             raise ValueError(

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 class ScalarField(nn.Module):
     r"""Independent fields on the line, one a column of the state.
 
-    .. math:: f_c(x) = \sum_{j=1}^{H} v_{cj} \tanh(w_{cj} x + b_{cj})
+    $$f_c(x) = \sum_{j=1}^{H} v_{cj} \tanh(w_{cj} x + b_{cj})$$
 
     The columns share nothing. Training them together costs little more than training one, so an
     experiment gets its spread over random starts almost for free.
 
     Args:
         copies: number of columns.
-        hidden: number :math:`H` of hidden units.
+        hidden: number $H$ of hidden units.
         std: standard deviation of all initial values.
         generator: draws the initial values, on the CPU.
 

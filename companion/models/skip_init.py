@@ -29,7 +29,7 @@ class SkipInit(nn.Module):
         >>> block = OdeBlock(SkipInit(nn.Linear(2, 2)), PiecewiseConstant(4), steps=4)
         >>> block(torch.ones(1, 2))
         tensor([[1., 1.]], grad_fn=<AddBackward0>)
-        >>> block.weights.skip.shape
+        >>> block.weights.stacks.skip.shape
         torch.Size([4])
     """
 

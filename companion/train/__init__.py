@@ -2,7 +2,6 @@
 
 from companion.train.batches import Rows
 from companion.train.decay import decay_groups
-from companion.train.differences import differences
 from companion.train.evaluate import error_rate, evaluating, misclassified
 from companion.train.fitting import fit
 from companion.train.loop import History, Snapshot
@@ -10,6 +9,7 @@ from companion.train.members import MembersHistory, clip_members, fit_members
 from companion.train.norms import convert_sync_batchnorm, update_bn
 from companion.train.optimiser_state import split_optimiser_state
 from companion.train.refinement import Refinement
+from companion.train.run_differences import differences
 from companion.train.schedules import cosine, step_decay
 from companion.train.seeding import seeded
 from companion.train.team import Team, connected

@@ -62,13 +62,16 @@ def misclassified(scores: Tensor, labels: Tensor) -> Tensor:
         Booleans of shape ``(samples,)``.
 
     Raises:
-        TypeError: labels that are no integers.
+        TypeError: something else than tensors, or labels that are no integers.
         ValueError: another shape of either, or a label that no score belongs to.
 
     Example:
         >>> misclassified(torch.eye(3), torch.tensor([0, 1, 1]))
         tensor([False, False,  True])
     """
+    for name, value in (("scores", scores), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: a {type(value).__name__} is not allowed; give a tensor")
     if scores.ndim != 2 or not scores.shape[1]:
         raise ValueError(
             f"scores: shape {tuple(scores.shape)} is not allowed; it must be (samples, classes)"

@@ -97,10 +97,11 @@ def fit(
             an optimiser in place of one that makes it; a loss that returns no tensor.
         ValueError: data of different lengths or none, ``epochs`` or ``batch_size`` below 1,
             ``workers`` below 0, ``clip`` not above 0, a generator that is not on the CPU,
-            ``augment`` or ``workers`` with data they are not for, ``refinement`` of a model without
-            blocks, ``parallel`` in a process on its
-            own, a loss that returns more than a number, or a snapshot that is unreadable or belongs
-            to another run; the message says in what they differ.
+            ``augment`` or ``workers`` with data they are not for, ``drop_last`` that would leave no
+            batch, ``refinement`` of a model without blocks or with an optimiser whose state cannot
+            be split, ``parallel`` in a process on its own, a loss that returns more than a number,
+            or a snapshot that is unreadable or belongs to another run; the message says in what
+            they differ.
         RuntimeError: ``loss`` failed in one of several processes; the others wait for it, so let
             it end.
 
@@ -124,24 +125,13 @@ def fit(
     )
     source = _source(model, data, augment, workers, generator)
     _check_drop_last(drop_last, batch_size, len(source))
-    if parallel and not dist.is_initialized():
-        raise ValueError(
-            "parallel: True is not allowed in a process on its own; it needs processes that "
-            "torch.distributed has connected: start them with torchrun"
-        )
-    team = Team.running() if parallel else Team()
+    team = _team(parallel)
     loop = Loop(
         model, optimiser(model.parameters()), source, batch_size, clip, team, refinement, drop_last
     )
     if refinement is not None:
         refinement.check_optimiser(model, loop.optimiser)
-    if snapshot is not None:
-        loop.made_with = loop.fingerprint()
-        loop.resume(snapshot.path)
-    if loop.epoch > epochs:
-        raise ValueError(
-            f"epochs: {epochs!r} is not allowed; it must be at least the {loop.epoch} already done"
-        )
+    loop.begin(snapshot, epochs)
     network, saved_at = team.wrap(model), time.monotonic()
     while loop.epoch < epochs:
         while loop.refinement_due():
@@ -165,6 +155,15 @@ def fit(
     del network
     team.wait()
     return loop.history
+
+
+def _team(parallel: bool) -> Team:
+    if parallel and not dist.is_initialized():
+        raise ValueError(
+            "parallel: True is not allowed in a process on its own; it needs processes that "
+            "torch.distributed has connected: start them with torchrun"
+        )
+    return Team.running() if parallel else Team()
 
 
 def _source(

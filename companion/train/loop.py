@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from companion.arguments import check_type
+from companion.block import refine
 from companion.files import load_checkpoint, save_checkpoint
 from companion.train.batches import RowSource, TensorSource, device_of, kind, tensor_hash
-from companion.train.differences import differences
-from companion.train.refinement import Refinement, refine
+from companion.train.refinement import Refinement
+from companion.train.run_differences import differences
 from companion.train.team import Team
 
 History = dict[str, list[float]]
@@ -179,6 +180,17 @@ class Loop:
             "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
         save_checkpoint(path, state)
+
+    def begin(self, snapshot: Snapshot | None, epochs: int) -> None:
+        """Take over what an earlier run of the same kind left off at, if it left anything."""
+        if snapshot is not None:
+            self.made_with = self.fingerprint()
+            self.resume(snapshot.path)
+        if self.epoch > epochs:
+            raise ValueError(
+                f"epochs: {epochs!r} is not allowed; it must be at least the {self.epoch} already "
+                "done"
+            )
 
     def resume(self, path: Path) -> None:
         """Take over the state stored at ``path``, if there is one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -129,9 +129,12 @@ def clip_members(model: nn.Module, members: int, most: float | None) -> Tensor:
         >>> model.stack.weight.grad.flatten()
         tensor([0.5000, 2.0000])
     """
-    axes = _axes(model, members)
-    grads = [_slices(p.grad, axes[p]) for p in model.parameters() if p.grad is not None]
-    norms = [torch.linalg.vector_norm(grad.reshape(members, -1), dim=1) for grad in grads]
+    return _clipped(_axes(model, members), most)
+
+
+def _clipped(axes: Mapping[Tensor, int], most: float | None) -> Tensor:
+    grads = [_slices(p.grad, axis) for p, axis in axes.items() if p.grad is not None]
+    norms = [torch.linalg.vector_norm(grad.reshape(len(grad), -1), dim=1) for grad in grads]
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     if most is not None:
         factors = (most / (total + 1e-6)).clamp(max=1.0)
@@ -170,13 +173,12 @@ class _Company:
             except NonFiniteError:
                 self._stop(self._culprits(loss, batch), step)
                 continue
-            self._stop([k for k in self.left if not values[k].isfinite()], step)
+            self._stop(self._failing(values), step)
             if not self.left:
                 break
             self.optimiser.zero_grad()
             values[self.left].sum().backward()  # type: ignore[no-untyped-call]
-            norms = clip_members(self.model, self.size, clip)
-            self._stop([k for k in self.left if not norms[k].isfinite()], step)
+            self._stop(self._failing(_clipped(self.axes, clip)), step)
             self.optimiser.step()
             known = torch.full_like(values, torch.nan, requires_grad=False)
             known[self.left] = values.detach()[self.left]
@@ -192,6 +194,10 @@ class _Company:
 
     def _tensors(self) -> list[Tensor]:
         return [_slices(tensor.detach(), axis) for tensor, axis in self.axes.items()]
+
+    def _failing(self, values: Tensor) -> list[int]:
+        finite = values.detach().isfinite().tolist()
+        return [k for k in self.left if not finite[k]]
 
     def _stop(self, members: Sequence[int], step: int) -> None:
         for k in members:

@@ -36,7 +36,8 @@ def update_bn(batches: Iterable[Any], model: nn.Module) -> None:
         >>> from companion import OdeBlock, PiecewiseConstant
         >>> block = OdeBlock(nn.BatchNorm1d(1), PiecewiseConstant(cells=2), steps=2)
         >>> update_bn([torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0], [7.0]])], block)
-        >>> block.weights.running_mean[0]  # the mean of 2 and 6
+        >>> mean = next(b for name, b in block.named_buffers() if name.endswith("running_mean"))
+        >>> mean[0]  # of 2 and 6
         tensor([4.])
     """
     norms = [module for module in all_modules(model) if isinstance(module, _BatchNorm)]

@@ -6,8 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from companion.arguments import is_count
-from companion.basis import Basis
-from companion.block import ode_blocks
+from companion.block import ode_blocks, refine
 from companion.train.optimiser_state import check_splits, split_optimiser_state
 
 MOMENTUM = ("split", "drop")
@@ -95,17 +94,3 @@ class Refinement:
             split_optimiser_state(optimiser, before)
         else:
             optimiser.state.clear()
-
-
-def refine(model: nn.Module) -> dict[nn.Parameter, Basis]:
-    """Double cells and steps of every block; return the bases that the parameters had before."""
-    before: dict[nn.Parameter, Basis] = {}
-    done = set()
-    for block in ode_blocks(model):
-        if block.weights in done:
-            block.steps *= 2
-            continue
-        done.add(block.weights)
-        before |= block.weights.bases()
-        block.refine()
-    return before

@@ -7,10 +7,13 @@ import torch
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+def seeded(
+    seed: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Iterator[None]:
     """Seed torch's global generators inside the block and restore them after it.
 
-    For what ignores explicit generators: initial weights and dropout.
+    For what ignores explicit generators: initial weights and dropout. With ``dtype``, modules made
+    inside have parameters of this precision, drawn in it.
 
     Example:
         >>> with seeded(0):
@@ -22,4 +25,9 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """
     with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(seed)
-        yield
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype or before)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)

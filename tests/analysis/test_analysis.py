@@ -32,7 +32,7 @@ from companion.analysis.interpolation import (
     speed,
     weight_interpolation,
 )
-from companion.analysis.smoothness import Smoothness, smoothness, smoothness_of
+from companion.analysis.smoothness import Smoothness, smoothness, smoothness_of, total_variation
 from companion.train import seeded
 
 
@@ -174,12 +174,12 @@ def test_buffers_count_as_weights_and_training_mode_is_refused():
         from_block(block, "weight")
     block.eval()
     x = states()
-    mean = block.weights.get_buffer("0.running_mean")
+    mean = block.weights.stacks.get_buffer("0.running_mean")
     before = mean.clone()
     field = from_block(block, "weight")
     torch.testing.assert_close(network(field, x)[-1], block(x), rtol=0, atol=1e-14)
     half = (mean[0] + mean[1]) / 2
-    var = block.weights.get_buffer("0.running_var")[:2].mean(0)
+    var = block.weights.stacks.get_buffer("0.running_var")[:2].mean(0)
     scale, shift, w, b = (p[:2].mean(0) for p in block.weights.parameters())
     wanted = (((x - half) / (var + 1e-5).sqrt()) * scale + shift) @ w.T + b
     torch.testing.assert_close(field.piece(0, 0.5, x), wanted, rtol=0, atol=1e-12)
@@ -214,8 +214,8 @@ def test_the_field_keeps_the_mode_it_was_made_in(residual):
         (lambda: residual_interpolation([]), "layers: 0"),
         (lambda: weight_interpolation(lambda x, w: x, torch.zeros(0)), "layers: 0"),
         (lambda: Interpolation(0, lambda n, local, x: x), "layers: 0"),
-        (lambda: euler_bound(1.0, -1.0, 3), "must not be negative; got 1.0 and -1.0"),
-        (lambda: residual_bound(math.nan, 1.0, 3), "must not be negative"),
+        (lambda: euler_bound(1.0, -1.0, 3), r"constants: 1\.0 and -1\.0 are not allowed"),
+        (lambda: residual_bound(math.nan, 1.0, 3), "constants: nan and .* at least 0"),
         (lambda: euler_bound(1.0, 1.0, 0), "layers: 0"),
         (lambda: euler_bound(1.0, 1.0, 2.5), r"layers: 2\.5 is not allowed; .* integer"),
         (lambda: residual_bound(1.0, 1.0, True), "layers: True"),
@@ -412,7 +412,7 @@ def test_measures_of_linear_weights_count_cells_not_nodes():
     block = block_of(4, PiecewiseLinear(4))
     for p in block.weights.parameters():
         p.zero_()
-    block.weights.get_parameter("0.bias")[:, 0] = torch.linspace(0, 2, 5)
+    block.weights.stacks.get_parameter("0.bias")[:, 0] = torch.linspace(0, 2, 5)
     assert smoothness(block).total.slope == pytest.approx(2.0)  # the slope of the function
     assert smoothness(block_of(2, Constant())).total == Smoothness(0.0, 0.0, 0.0)
 
@@ -422,3 +422,11 @@ def test_coefficients_that_are_no_values_are_refused(basis):
     """Their differences say nothing about depth."""
     with pytest.raises(TypeError, match=r"block: .*block\.project\(PiecewiseConstant"):
         smoothness(OdeBlock(nn.Linear(2, 2), basis))
+
+
+def test_weights_of_zero_do_not_vary():
+    """Zero over zero: nothing varies, whatever the size."""
+    block = OdeBlock(nn.Linear(2, 2), PiecewiseConstant(3))
+    for parameter in block.parameters():
+        nn.init.zeros_(parameter)
+    assert total_variation(block) == 0.0

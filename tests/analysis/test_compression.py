@@ -81,7 +81,7 @@ def test_what_cannot_be_quantised():
 
 def test_blocks_are_quantised_with_one_scale_for_all_depths():
     model = net(skip_init=True)
-    model.block.weights.skip.data.uniform_(0.1, 1.0)
+    model.block.weights.stacks.skip.data.uniform_(0.1, 1.0)
     small = quantise_blocks(model, 4)
     changed = set()
     for (name, before), after in zip(model.named_parameters(), small.parameters(), strict=True):
@@ -91,7 +91,7 @@ def test_blocks_are_quantised_with_one_scale_for_all_depths():
             whole = after * 7 / top
             torch.testing.assert_close(whole, whole.round(), rtol=0, atol=1e-12)
             assert after.abs().max() == top
-    assert changed == {f"block.weights.residual.{layer}.weight" for layer in (0, 2)}
+    assert changed == {f"block.weights.stacks.residual.{layer}.weight" for layer in (0, 2)}
 
 
 # Cells
@@ -111,8 +111,8 @@ def test_merged_cells_take_the_mean():
 
 def test_cells_that_do_not_divide_are_weighted_by_their_overlap():
     model = net(basis=PiecewiseConstant(4))
-    before = model.block.weights.get_parameter("0.weight").detach()
-    after = merge_cells(model, 3).block.weights.get_parameter("0.weight")
+    before = model.block.weights.stacks.get_parameter("0.weight").detach()
+    after = merge_cells(model, 3).block.weights.stacks.get_parameter("0.weight")
     expected = torch.stack([
         (before[0] * 3 + before[1] * 1) / 4,
         (before[1] * 2 + before[2] * 2) / 4,
@@ -185,7 +185,7 @@ def test_cells_merge_before_bits_are_rounded():
     """Means of rounded weights would need more levels."""
     model = compress(net(basis=PiecewiseConstant(8)), cells=4, bits=3)
     for layer in (0, 2):
-        assert len(model.block.weights.get_parameter(f"{layer}.weight").unique()) <= 7
+        assert len(model.block.weights.stacks.get_parameter(f"{layer}.weight").unique()) <= 7
 
 
 def test_nothing_asked_is_nothing_done():
@@ -204,3 +204,10 @@ def test_timing_does_not_train_or_update():
     assert processor_seconds(model, torch.randn(2, 3, 4, 4)) > 0
     assert model.training
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_a_network_without_any_scores_deviates_by_nothing():
+    model = net()
+    for parameter in model.head.parameters():
+        parameter.data.zero_()
+    assert report(model, x(), labels(), bits=3, repeats=1).deviation == 0.0

@@ -77,6 +77,48 @@ def test_a_perfect_euler_net_is_a_discrete_model():
     assert found.errors["rk4"][-1] == pytest.approx(float(wanted.norm()), rel=1e-5)
 
 
+@pytest.mark.parametrize("speed", [0.0, 0.1, 1 / 3])
+@pytest.mark.parametrize("method", ["euler", "rk4"])
+def test_a_net_that_is_exact_under_every_graph_has_no_dip(method, speed):
+    """A field without dependence on the state: errors are zero, or what rounding leaves."""
+
+    class Drift(nn.Module):
+        def forward(self, x):
+            return torch.full_like(x, speed)
+
+    net = stepper(method, TURN)
+    net.field = Drift()
+    end = START + 1.6 * speed
+    found = convergence_test(net, START, end, time=1.6, methods=("midpoint",), steps=(8, 32, 999))
+    assert found.dip == 1.0
+    assert found.verdict == CONTINUOUS
+
+
+def test_a_net_that_is_exact_at_its_own_step_alone_is_discrete():
+    """Its own error is zero, not what rounding leaves: one step that lands on the point."""
+    net = stepper("euler", torch.tensor([[0.0, 0.0], [0.0, 0.0]], dtype=torch.float64), step=1.0)
+
+    class Half(nn.Module):
+        def forward(self, x):
+            return -0.5 * x
+
+    net.field = Half()
+    found = convergence_test(net, START, 0.5 * START, time=1.0, methods=(), steps=(1, 2, 4))
+    assert found.errors["euler"][:2] == (0.0, 0.0625)  # 0.75^2 is not 0.5
+    assert found.verdict == DISCRETE
+    assert 1e12 < found.dip < math.inf
+
+
+def test_a_classifier_without_any_logits_moves_by_nothing():
+    net = nn.Sequential(perceptron(2.0)[0], nn.Linear(3, 3).double())
+    for parameter in net[1].parameters():
+        nn.init.zeros_(parameter)
+    found = classifier_convergence(net, perceptron(2.0)[1], ["euler"], [4, 8])
+    assert found.errors == {"euler": (0.0, 0.0)}
+    assert found.dip == 0.0
+    assert found.verdict == CONTINUOUS
+
+
 def test_a_coarse_dip_does_not_count():
     """Worse at coarser steps is what every method is; only finer ones decide."""
     found = convergence_test(
@@ -167,7 +209,7 @@ def test_classifiers_run_in_evaluation_mode_and_get_their_modes_back():
     assert first == classifier_convergence(block, x, ["euler"], [4, 8])
     assert block.training
     assert block.weights.template[1].training
-    assert all(int(n) == 0 for n in block.weights.get_buffer("2.num_batches_tracked"))
+    assert all(int(n) == 0 for n in block.weights.stacks.get_buffer("2.num_batches_tracked"))
 
 
 def test_numerical_methods_by_the_same_function():

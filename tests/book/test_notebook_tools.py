@@ -321,51 +321,52 @@ def test_papermill_run_sets_a_parameter(root, monkeypatch):
     assert '"10 15\\n"' in output.read_text()
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-3", 0.001),
-        ("1.5E+2", 150.0),
-        (".5", 0.5),
-        ("-inf", -math.inf),
-        ("-1e-3", -0.001),
-        ("-p", "-p"),
-        ("3", 3),
-        ("1_000", 1000),
-        ("0o17", "0o17"),
-        ("017", 17),
-        ("0x10", "0x10"),
-        ("1:30", "1:30"),
-        ("yes", "yes"),
-        ("no", "no"),
-        ("on", "on"),
-        ("off", "off"),
-        ("true", "true"),
-        ("True", True),
-        ("False", False),
-        ("None", None),
-        ("null", "null"),
-        ("~", "~"),
-        ("", ""),
-        ("2024-01-02", "2024-01-02"),
-        ("[1, 2]", "[1, 2]"),
-        ("a: b", "a: b"),
-        ("# x", "# x"),
-    ],
+TYPED = (
+    ("1e-3", 0.001),
+    ("1.5E+2", 150.0),
+    (".5", 0.5),
+    ("-inf", -math.inf),
+    ("-1e-3", -0.001),
+    ("-p", "-p"),
+    ("3", 3),
+    ("1_000", 1000),
+    ("0o17", "0o17"),
+    ("017", 17),
+    ("0x10", "0x10"),
+    ("1:30", "1:30"),
+    ("yes", "yes"),
+    ("no", "no"),
+    ("on", "on"),
+    ("off", "off"),
+    ("true", "true"),
+    ("True", True),
+    ("False", False),
+    ("None", None),
+    ("null", "null"),
+    ("~", "~"),
+    ("", ""),
+    ("2024-01-02", "2024-01-02"),
+    ("[1, 2]", "[1, 2]"),
+    ("a: b", "a: b"),
+    ("# x", "# x"),
 )
-def test_papermill_run_types_values_as_papermill_does(monkeypatch, text, value):
+
+
+def test_papermill_run_types_values_as_papermill_does(monkeypatch):
     """Both command lines, up to the call that would run the notebook."""
-    command = [str(TEMPLATE), "b.ipynb", "-p", "n", text, "-r", "raw", text]
     seen = []
     monkeypatch.setattr(papermill_run, "run", lambda *found: seen.append(found[2]))
-    assert papermill_run.main(command) == 0
     monkeypatch.setattr(
         papermill.cli, "execute_notebook", lambda **found: seen.append(found["parameters"])
     )
-    papermill.cli.papermill(command, standalone_mode=False)
-    ours, theirs = seen
-    assert ours == theirs == {"n": value, "raw": text}
-    assert type(ours["n"]) is type(theirs["n"]) is type(value)
+    for text, value in TYPED:
+        seen.clear()
+        command = [str(TEMPLATE), "b.ipynb", "-p", "n", text, "-r", "raw", text]
+        assert papermill_run.main(command) == 0
+        papermill.cli.papermill(command, standalone_mode=False)
+        ours, theirs = seen
+        assert ours == theirs == {"n": value, "raw": text}
+        assert type(ours["n"]) is type(theirs["n"]) is type(value)
 
 
 def test_papermill_run_takes_yaml_for_lists_and_later_options_win(monkeypatch, capsys):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torchdiffeq
-from fields import Tanh, gradients, largest_difference, randn
+from fields import Tanh, gradients, knobs, largest_difference, randn
 from torch import nn
 
-from companion import Stats, odeint
+from companion import counting, odeint
 from companion.gradients import (
     GRADIENTS,
     Adjoint,
@@ -98,15 +98,14 @@ def test_gradcheck(method, gradient, device):
     """Against finite differences, for y0, the times and the parameters at once."""
     w = randn(3, 3, device=device, seed=4).requires_grad_()
     b = randn(3, device=device, seed=5).requires_grad_()
-    if gradient != "backprop":
-        gradient = Checkpoint(every=2, params=(w, b))
     y0 = randn(3, device=device).requires_grad_()
     t = torch.tensor([0.0, 0.4, 1.0], device=device, dtype=torch.float64, requires_grad=True)
 
     def solve(y0, t, *params):
         return odeint(
-            lambda t, y: torch.sin(y @ w + b * t), y0, t, method=method, steps=3, gradient=gradient
-        )
+            lambda t, y: torch.sin(y @ w + b * t), y0, t, method=method, steps=3,
+            gradient=gradient, params=(w, b),
+        )  # fmt: skip
 
     assert torch.autograd.gradcheck(solve, (y0, t, w, b))
 
@@ -130,11 +129,11 @@ def test_every_method_meets_the_closed_form_of_a_linear_system(gradient, back, d
     """dL/dA of w . exp(A) y0 by differentiating the matrix exponential itself."""
     a = (randn(3, 3, device=device) / 2).requires_grad_()
     y0, w = randn(3, device=device, seed=2).requires_grad_(), randn(3, device=device, seed=3)
-    make = GRADIENTS[gradient]
-    named = make() if make is Backprop else make(params=(a,))
     t = [1.0, 0.0] if back else [0.0, 1.0]
     method, steps = method_for(gradient, "rk4"), 6000 if gradient == "reversible" else 60
-    y = odeint(lambda t, y: a @ y, y0, t, method=method, steps=steps, gradient=named)[-1]
+    y = odeint(
+        lambda t, y: a @ y, y0, t, method=method, steps=steps, gradient=gradient, params=(a,)
+    )[-1]
     found = gradients((w * y).sum(), [y0, a])
     expected = gradients((w * (torch.matrix_exp(-a if back else a) @ y0)).sum(), [y0, a])
     for one, other in zip(found, expected, strict=True):
@@ -143,7 +142,7 @@ def test_every_method_meets_the_closed_form_of_a_linear_system(gradient, back, d
 
 # --- the continuous adjoint -----------------------------------------------------------------------
 
-# With Heun's scheme the leading terms of the difference cancel, as in its round trip.
+# The two differ by the order of the scheme, or by more: with Heun's the leading terms cancel.
 DIFFERENCE = {"euler": 1, "midpoint": 2, "heun": 3, "kutta3": 3, "rk4": 4, "rk4_38": 4}
 
 
@@ -161,8 +160,10 @@ def test_adjoint_minus_discrete_gradient_falls_with_the_order(method, device):
         y0, t, *params = [(a - b).norm().item() for a, b in zip(*pair, strict=True)]
         rows.append((y0, sum(params), t))
     y0, params, t = (fit_slope(grid, column).value for column in zip(*rows, strict=True))
-    assert y0 == pytest.approx(-DIFFERENCE[method], abs=0.1)
-    assert params == pytest.approx(-DIFFERENCE[method], abs=0.1)
+    if method in DIFFERENCE:
+        assert y0 == pytest.approx(-DIFFERENCE[method], abs=0.1)
+        assert params == pytest.approx(-DIFFERENCE[method], abs=0.1)
+    assert max(y0, params) < -SCHEMES[method].order + 0.1
     # The discrete gradient for a time is itself of order p only.
     assert t == pytest.approx(-SCHEMES[method].order, abs=0.2)
 
@@ -229,9 +230,9 @@ def test_every_part_of_the_adjoint_meets_its_tolerance_whatever_the_number_of_pa
 
     counts = []
     for field in (Tanh(device), Padded()):
-        stats = Stats()
         y0 = randn(2, 3, device=device).requires_grad_()
-        ys = odeint(field, y0, [0.0, 3.0], rtol=1e-7, atol=1e-7, gradient="adjoint", stats=stats)
+        with counting() as stats:
+            ys = odeint(field, y0, [0.0, 3.0], rtol=1e-7, atol=1e-7, gradient="adjoint")
         ys[-1].sum().backward()
         counts.append(stats.nfe_backward)
     assert counts[1] > 0.8 * counts[0]
@@ -240,9 +241,9 @@ def test_every_part_of_the_adjoint_meets_its_tolerance_whatever_the_number_of_pa
 @FIXED
 def test_the_backward_solve_can_have_its_own_method_and_steps(method, truth, device):
     """Coarse forwards, fine backwards: the state starts from the coarse end, so p stays."""
-    stats = Stats()
     gradient = Adjoint(method=method, steps=7)
-    by_value(solver(method="rk4", steps=3, gradient=gradient, stats=stats), Tanh(device), device)
+    with counting() as stats:
+        by_value(solver(method="rk4", steps=3, gradient=gradient), Tanh(device), device)
     ends = 3  # the gradient for each time takes one evaluation
     assert stats.nfe == 4 * 3 * 2
     assert stats.nfe_backward == SCHEMES[method].stages * 7 * 2 + ends
@@ -257,9 +258,9 @@ def test_the_backward_solve_can_have_its_own_method_and_steps(method, truth, dev
     ("forward", "backward"), [("rk4", "dopri5"), ("dopri5", "rk4"), ("dopri5", "bosh3")]
 )
 def test_forward_and_backward_methods_may_be_of_different_kinds(forward, backward, truth, device):
-    gradient = Adjoint(method=backward, steps=60, rtol=1e-8, atol=1e-9)
-    keywords = {"method": forward, "steps": 60, "rtol": 1e-9, "atol": 1e-10}
-    found = by_value(solver(gradient=gradient, **keywords), Tanh(device), device)
+    gradient = Adjoint(backward, **knobs(backward, steps=60, rtol=1e-8, atol=1e-9))
+    keywords = knobs(forward, steps=60, rtol=1e-9, atol=1e-10)
+    found = by_value(solver(method=forward, gradient=gradient, **keywords), Tanh(device), device)
     assert largest_difference(found, truth) < (2e-4 if backward == "bosh3" else 1e-6)
 
 
@@ -278,10 +279,10 @@ def test_gradients_with_many_outputs_against_finite_differences(gradient, method
     weights = randn(7, 3, device=device, seed=7)
     steps = 30 if gradient in ("adjoint", "reconstruct") else 5
 
+    options = knobs(method, steps=steps, rtol=1e-10, atol=1e-11)
+
     def loss(y0, t):
-        ys = odeint(
-            field, y0, t, method=method, steps=steps, rtol=1e-10, atol=1e-11, gradient=gradient
-        )
+        ys = odeint(field, y0, t, method=method, gradient=gradient, **options)
         return (weights * ys).sum()
 
     found = torch.autograd.grad(loss(y0, t), [y0, t])
@@ -365,7 +366,7 @@ def kept(gradient, device, steps=10, outputs=2, method="rk4") -> int:
     field, y0 = Tanh(device), randn(20, 3, device=device).requires_grad_()
     t = torch.linspace(0, 1, outputs, dtype=torch.float64).tolist()
     with saved_bytes(exclude=[y0, *field.parameters()]) as saved:
-        odeint(field, y0, t, method=method, steps=steps, gradient=gradient)
+        odeint(field, y0, t, method=method, gradient=gradient, **knobs(method, steps=steps))
     return saved.total
 
 
@@ -427,8 +428,10 @@ def test_double_use_is_summed_unused_is_none_frozen_stays_frozen(gradient, metho
     found = {}
     for name in ("backprop", gradient):
         field = Twice(device, dtype)
-        ys = odeint(field, randn(2, 3, device=device), [0.0, 1.0], method=method, steps=80,
-                    rtol=1e-9, atol=1e-10, gradient=name)  # fmt: skip
+        options = knobs(method, steps=80, rtol=1e-9, atol=1e-10)
+        ys = odeint(
+            field, randn(2, 3, device=device), [0.0, 1.0], method=method, gradient=name, **options
+        )
         ys[-1].sum().backward()
         found[name] = field
     torch.testing.assert_close(found[gradient].w.grad, found["backprop"].w.grad, rtol=0, atol=1e-6)
@@ -478,18 +481,18 @@ def test_params_name_what_a_function_reads(make, device, dtype):
     leaf = randn(3, 3, device=device, seed=4).requires_grad_()
     bias = randn(3, device=device, seed=5).requires_grad_()
 
-    def solve(gradient, w):
+    def solve(gradient, w, params=()):
         return odeint(
             lambda t, y: torch.tanh(y @ w + bias), randn(2, 3, device=device), [0.0, 1.0],
-            method=method_of(make), steps=30, gradient=gradient,
+            method=method_of(make), steps=30, gradient=gradient, params=params,
         )[-1].sum()  # fmt: skip
 
     w = leaf.square()
     expected = gradients(solve("backprop", w), [leaf, bias])
     for params in ((w, bias), [bias, w], (w, bias, w)):
         w = leaf.square()
-        named = make(params=type(params)(w if p.shape == w.shape else p for p in params))
-        found = gradients(solve(named, w), [leaf, bias])
+        named = type(params)(w if p.shape == w.shape else p for p in params)
+        found = gradients(solve(make(), w, named), [leaf, bias])
         assert largest_difference(found, expected) < 1e-6
 
 
@@ -499,9 +502,11 @@ def test_a_tensor_that_was_not_named_is_an_error(make, start, device, dtype):
     """Its gradient would be missing, or taken by plain backprop, without a word."""
     w = torch.ones(3, 3, device=device, dtype=dtype, requires_grad=True)
     y0, method = randn(2, 3, device=device).requires_grad_(start), method_of(make)
-    for hidden in (make(), make(params=(torch.ones(2, device=device, requires_grad=True),))):
+    for others in ((), (torch.ones(2, device=device, requires_grad=True),)):
         with pytest.raises(ValueError, match=r"gradient: func reads a tensor of shape \(3, 3\)"):
-            odeint(lambda t, y: y @ w, y0, [0.0, 1.0], method=method, gradient=hidden)
+            odeint(
+                lambda t, y: y @ w, y0, [0.0, 1.0], method=method, gradient=make(), params=others
+            )
     with torch.no_grad():  # nothing is wanted, so nothing is missing
         odeint(lambda t, y: y @ w, y0, [0.0, 1.0], method=method, gradient=make())
     w.requires_grad_(False)
@@ -603,9 +608,9 @@ def test_checkpoint_refuses_randomness_that_starts_late(device):
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 def test_the_adjoint_refuses_dropout_and_accepts_it_in_eval_mode(method, device):
     field, y0 = Dropped(device, p=0.01), randn(4, 3, device=device)
+    options = knobs(method, steps=2, rtol=0.5, atol=0.5)
     with pytest.raises(ValueError, match=r"'adjoint'.*random numbers.*gradient='checkpoint'"):
-        odeint(field, y0, [0.0, 1.0], method=method, steps=2, gradient="adjoint",
-               rtol=0.5, atol=0.5)  # fmt: skip
+        odeint(field, y0, [0.0, 1.0], method=method, gradient="adjoint", **options)
     ys = odeint(field.eval(), y0, [0.0, 1.0], method=method, gradient="adjoint")
     ys.sum().backward()
     assert field.w.grad.any()

@@ -5,18 +5,19 @@ import math
 import pytest
 import torch
 import torchdiffeq
+from fields import knobs
 
-from companion import odeint
+from companion import counting, odeint
 from companion.leapfrog import AsyncLeapfrog
 from companion.methods import ADAPTIVE, METHODS, MULTISTEP, SCIPY, TorchdiffeqSolver, get_solver
 from companion.schemes import SCHEMES
-from companion.solve import FixedStep, Stats
+from companion.solve import FixedStep
 
 OTHERS = [*ADAPTIVE, *MULTISTEP, SCIPY]
 
 
-def solver(method="dopri5", steps=1, rtol=1e-7, atol=1e-9):
-    return get_solver(method, steps, rtol, atol)
+def solver(method="dopri5", **options):
+    return get_solver(method, **options)
 
 
 def test_names_lead_to_their_solvers():
@@ -25,7 +26,8 @@ def test_names_lead_to_their_solvers():
     for name in SCHEMES:
         assert solver(name, steps=7) == FixedStep(SCHEMES[name], 7)
     for name in OTHERS:
-        assert solver(name, 7, 1e-3, 1e-4) == TorchdiffeqSolver(name, 1e-3, 1e-4, 7)
+        options = knobs(name, steps=7, rtol=1e-3, atol=1e-4)
+        assert solver(name, **options) == TorchdiffeqSolver(name, **options)
     assert solver(None).method == "dopri5"
 
 
@@ -50,7 +52,8 @@ def test_every_method_solves_a_problem_with_a_closed_form(method, back, device, 
     t = [0.0, 0.3, 1.0, 1.25]
     t = t[::-1] if back else t
     y0 = torch.full((2,), math.exp(t[0] ** 2), device=device, dtype=dtype)
-    ys = odeint(lambda t, y: 2 * t * y, y0, t, method=method, steps=100, rtol=1e-6, atol=1e-7)
+    options = knobs(method, steps=100, rtol=1e-6, atol=1e-7)
+    ys = odeint(lambda t, y: 2 * t * y, y0, t, method=method, **options)
     expected = torch.tensor([[math.exp(x * x)] * 2 for x in t], device=device, dtype=dtype)
     assert ys.dtype == dtype
     torch.testing.assert_close(ys, expected, rtol=ACHIEVED[method], atol=0)
@@ -72,11 +75,11 @@ def test_tolerances_reach_the_solver(method, device, dtype):
     y0 = torch.ones(1, device=device, dtype=dtype)
     errors, counts = [], []
     for tolerance in (1e-2, 1e-5):
-        stats = Stats()
-        ys = odeint(
-            lambda t, y: 2 * t * y, y0, [0.0, 1.0], method=method, rtol=tolerance,
-            atol=tolerance, stats=stats,
-        )  # fmt: skip
+        with counting() as stats:
+            ys = odeint(
+                lambda t, y: 2 * t * y, y0, [0.0, 1.0], method=method, rtol=tolerance,
+                atol=tolerance,
+            )  # fmt: skip
         errors.append(abs(ys[-1].item() - math.e))
         counts.append(stats.nfe)
     assert errors[1] < errors[0] / 3
@@ -88,11 +91,9 @@ def test_multistep_methods_start_afresh_where_the_step_changes(t, device, dtype)
     """Past slopes a different step apart spoil the extrapolation: 1e-5 then instead of 1e-9."""
     errors = []
     for steps in (20, 40, 80):
-        stats = Stats()
         y0 = torch.ones(1, device=device, dtype=dtype)
-        ys = odeint(
-            lambda t, y: 2 * t * y, y0, t, method="implicit_adams", steps=steps, stats=stats
-        )
+        with counting() as stats:
+            ys = odeint(lambda t, y: 2 * t * y, y0, t, method="implicit_adams", steps=steps)
         assert stats.steps == 2 * steps
         errors.append(abs(ys[-1].item() - math.e))
     assert errors[0] < 1e-6
@@ -115,10 +116,11 @@ def test_steps_are_counted_as_torchdiffeq_takes_them(method, device, dtype):
             self.rejected += 1
 
     y0 = torch.ones(1, device=device, dtype=dtype)
-    theirs, stats = Field(), Stats()
+    theirs = Field()
     t = torch.tensor([0.0, 0.5, 1.0], device=device, dtype=dtype)
     torchdiffeq.odeint(theirs, y0, t, method=method, rtol=1e-4, atol=1e-4)
-    odeint(Field(), y0, t, method=method, rtol=1e-4, atol=1e-4, stats=stats)
+    with counting() as stats:
+        odeint(Field(), y0, t, method=method, rtol=1e-4, atol=1e-4)
     assert stats.nfe == theirs.calls
     assert (stats.steps, stats.rejected) == (theirs.accepted, theirs.rejected)
     assert stats.rejected > 0

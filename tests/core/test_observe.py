@@ -8,8 +8,15 @@ import torch
 from fields import Tanh, randn
 from torch import nn
 
-from companion import OdeBlock, PiecewiseConstant, Stats, odeint
-from companion.observe import count_nfe, fit_slope, peak_memory, saved_bytes
+from companion import OdeBlock, PiecewiseConstant, counting, odeint
+from companion.observe import (
+    count_nfe,
+    fit_line,
+    fit_slope,
+    geometric_mean,
+    peak_memory,
+    saved_bytes,
+)
 
 
 @pytest.mark.parametrize("slope", [-4.0, -0.5, 0.0, 1.0, 3.0])
@@ -57,10 +64,10 @@ def test_points_that_have_no_slope_are_refused(x, y, words):
 
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
 def test_evaluations_of_a_field_are_those_of_stats(gradient, device):
-    field, stats = Tanh(device), Stats()
-    with count_nfe(field) as nfe:
+    field = Tanh(device)
+    with count_nfe(field) as nfe, counting() as stats:
         ys = odeint(field, randn(3, device=device), [0.0, 1.0], method="kutta3", steps=4,
-                    gradient=gradient, stats=stats)  # fmt: skip
+                    gradient=gradient)  # fmt: skip
         assert nfe.lap() == stats.nfe == 12
         ys.sum().backward()
         assert nfe.lap() == stats.nfe_backward == (0 if gradient == "backprop" else 12)
@@ -160,3 +167,18 @@ def test_peak_memory_is_for_cuda(device):
         torch.zeros(2**20, device=device)
     assert peak.total == 4 * 2**22
     del held
+
+
+def test_a_line_has_the_slope_and_the_share_of_variance_of_others():
+    x, noisy = [1.0, 2.0, 3.0, 4.0], [2.0, 4.1, 5.9, 8.2]
+    line = fit_line(x, noisy)
+    assert (line.slope, line.start) == pytest.approx(tuple(np.polyfit(x, noisy, 1)))
+    assert line.r_squared == pytest.approx(np.corrcoef(x, noisy)[0, 1] ** 2)
+    table = fit_line(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[2.0, 4.1], [5.9, 8.2]]))
+    assert table == line
+
+
+def test_geometric_means_are_over_an_axis_or_all():
+    values = [[1.0, 8.0], [4.0, 2.0]]
+    assert geometric_mean(values).tolist() == pytest.approx([2.0, 4.0])
+    assert float(geometric_mean(values, axis=None)) == pytest.approx(8.0**0.5)

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from fields import Tanh, gradients, randn
+from fields import Tanh, gradients, knobs, randn
 
-from companion import Stats, odeint
+from companion import Stats, counting, odeint
 from companion.methods import ADAPTIVE, METHODS
 from companion.schemes import SCHEMES
 
@@ -46,7 +46,7 @@ def test_the_field_gets_time_and_state_in_the_states_dtype_and_device(method, lo
 
     y0 = torch.ones(2, 3, device=device, dtype=low)
     for t in ([0, 1], [0.0, 1.0], torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]).double()):
-        ys = odeint(func, y0, t, method=method, steps=10, rtol=1e-4, atol=1e-4)
+        ys = odeint(func, y0, t, method=method, **knobs(method, steps=10, rtol=1e-4, atol=1e-4))
         assert ys.dtype == low
         assert ys.device == y0.device
         assert ys[-1].mean().item() == pytest.approx(math.exp(-0.5), abs=0.05)
@@ -148,7 +148,7 @@ def test_tight_solves_agree_with_the_matrix_exponential(method, device, dtype):
     tight = {"rtol": 1e-10, "atol": 1e-12, "steps": 300}
     if method in ("bosh3", "dopri8"):
         tight |= {"rtol": 1e-8, "atol": 1e-10}
-    ys = odeint(lambda t, y: a @ y, y0, t, method=method, **tight)
+    ys = odeint(lambda t, y: a @ y, y0, t, method=method, **knobs(method, **tight))
     expected = torch.stack([torch.matrix_exp(a * x) @ y0 for x in t])
     loose = method in ("bosh3", "dopri8")
     torch.testing.assert_close(ys, expected, rtol=0, atol=1e-4 if loose else 1e-8)
@@ -161,11 +161,9 @@ def test_tight_solves_agree_with_the_matrix_exponential(method, device, dtype):
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
 def test_counts_of_fixed_steps(method, gradient, device, dtype):
     """Stages x steps x intervals; backprop evaluates nothing again, the others all of it."""
-    stats = Stats()
     y0 = randn(3, device=device).requires_grad_()
-    ys = odeint(
-        Tanh(device), y0, [0.0, 0.5, 2.0], method=method, steps=5, gradient=gradient, stats=stats
-    )
+    with counting() as stats:
+        ys = odeint(Tanh(device), y0, [0.0, 0.5, 2.0], method=method, steps=5, gradient=gradient)
     evaluations = SCHEMES[method].stages * 5 * 2
     assert stats == Stats(nfe=evaluations, steps=10)
     ys.sum().backward()
@@ -176,7 +174,9 @@ def test_counts_of_fixed_steps(method, gradient, device, dtype):
 def test_counts_add_up_over_solves(device, dtype):
     stats = Stats()
     for _ in range(2):
-        odeint(lambda t, y: -y, randn(3, device=device), [0.0, 1.0], method="heun", stats=stats)
+        with counting(stats):
+            odeint(lambda t, y: -y, randn(3, device=device), [0.0, 1.0], method="heun")
+    odeint(lambda t, y: -y, randn(3, device=device), [0.0, 1.0], method="heun")  # outside
     assert stats == Stats(nfe=4, steps=2)
 
 
@@ -189,12 +189,10 @@ def test_counts_are_the_calls_of_the_field(method, device, dtype):
         calls.append(torch.is_grad_enabled())
         return -y * torch.cos(5 * t)
 
-    stats = Stats()
     y0 = randn(3, device=device).requires_grad_()
-    ys = odeint(
-        func, y0, [0.0, 0.5, 2.0], method=method, steps=5, gradient="adjoint", stats=stats,
-        rtol=1e-4, atol=1e-4,
-    )  # fmt: skip
+    options = knobs(method, steps=5, rtol=1e-4, atol=1e-4)
+    with counting() as stats:
+        ys = odeint(func, y0, [0.0, 0.5, 2.0], method=method, gradient="adjoint", **options)
     assert stats.nfe == len(calls) > 10
     ys.sum().backward()
     assert stats.nfe + stats.nfe_backward == len(calls)

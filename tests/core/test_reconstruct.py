@@ -8,7 +8,7 @@ import torch
 from fields import Tanh, gradients, largest_difference, randn
 from torch import nn
 
-from companion import Constant, OdeBlock, PiecewiseConstant, PiecewiseLinear, Stats, odeint
+from companion import Constant, OdeBlock, PiecewiseConstant, PiecewiseLinear, counting, odeint
 from companion.analysis.reconstruction import gradient_error, reconstruction, trajectory
 from companion.gradients import Adjoint, Checkpoint, Reconstruct, reverse_sweep
 from companion.observe import count_nfe, fit_slope, saved_bytes
@@ -354,7 +354,7 @@ def test_batch_norm_keeps_its_mode_and_its_statistics(rule, device):
     assert len(seen) >= 12
     for name, buffer in block.named_buffers():
         assert torch.equal(buffer, after[name])
-    assert after["weights.0.num_batches_tracked"].tolist() == [1] * 6
+    assert after["weights.stacks.0.num_batches_tracked"].tolist() == [1] * 6
 
 
 def test_batch_statistics_come_back_with_the_states(device):
@@ -441,7 +441,7 @@ def test_dropout_gradients_are_those_of_the_masks(device):
     x = randn(8, 3, device=device).requires_grad_()
     found = gradients(block(x).square().sum(), [x, *block.parameters()])
     masks = log[-6 - 6 * 42 :][:6]
-    weight, bias = block.weights.linear.weight, block.weights.linear.bias
+    weight, bias = block.weights.stacks.linear.weight, block.weights.stacks.linear.bias
     y = x
     for n in range(6):
         y = y + masks[n] * torch.tanh(y @ weight[n].T + bias[n]) / 6
@@ -520,26 +520,27 @@ def test_bfloat16_autocast(rule, device):
 
 
 def test_evaluations_are_counted_by_odeint(device):
-    stats, field = Stats(), Tanh(device)
-    ys = odeint(field, randn(3, device=device), [0.0, 0.5, 1.0], method="rk4", steps=5,
-                gradient=Reconstruct("corrected"), stats=stats)  # fmt: skip
+    field = Tanh(device)
+    with counting() as stats:
+        ys = odeint(field, randn(3, device=device), [0.0, 0.5, 1.0], method="rk4", steps=5,
+                    gradient=Reconstruct("corrected"))  # fmt: skip
     ys.sum().backward()
     assert (stats.nfe, stats.nfe_backward, stats.steps) == (40, 80, 10)
 
 
 def test_frozen_parts_and_inputs_without_gradient(device):
     block = net(6, "smooth", device, gradient="reconstruct")
-    block.weights.b.requires_grad_(False)
+    block.weights.stacks.b.requires_grad_(False)
     x = randn(4, 3, device=device)
     block(x).sum().backward()
-    assert block.weights.b.grad is None
-    assert block.weights.w.grad.abs().max() > 0
+    assert block.weights.stacks.b.grad is None
+    assert block.weights.stacks.w.grad.abs().max() > 0
     block.requires_grad_(False)
     assert not block(x).requires_grad
     x.requires_grad_()
     block(x).sum().backward()
     assert x.grad.abs().max() > 0
-    assert block.weights.v.grad.abs().max() > 0
+    assert block.weights.stacks.v.grad.abs().max() > 0
 
 
 def test_backwards_in_time_and_equal_to_checkpoint_at_many_sweeps(device):
@@ -605,7 +606,7 @@ def test_a_tensor_named_twice_counts_once(make, device):
 
     grads = []
     for named in ((w,), (w, w)):
-        block = OdeBlock(Reads(), steps=4, gradient=make(params=named))
+        block = OdeBlock(Reads(), steps=4, gradient=make(), params=named)
         grads += torch.autograd.grad(block(randn(1, 2, device=device)).sum(), w)
     assert torch.equal(*grads)
 

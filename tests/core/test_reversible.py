@@ -5,15 +5,13 @@ import torch
 from fields import Tanh, gradients, largest_difference, randn
 from torch import nn
 
-from companion import OdeBlock, PiecewiseConstant, Stats, odeint
+from companion import OdeBlock, PiecewiseConstant, counting, odeint
 from companion.observe import fit_slope, saved_bytes
 from companion.solve import NonFiniteError
 
 
-def solve(field, y0, t, steps=7, gradient="backprop", stats=None):
-    return odeint(
-        field, y0, t, method="async_leapfrog", steps=steps, gradient=gradient, stats=stats
-    )
+def solve(field, y0, t, steps=7, gradient="backprop"):
+    return odeint(field, y0, t, method="async_leapfrog", steps=steps, gradient=gradient)
 
 
 def test_one_step_is_its_formula(device):
@@ -61,9 +59,9 @@ def test_a_net_with_weights_of_its_own_in_every_layer(device):
     for gradient in ("backprop", "reversible"):
         other = block.with_graph(gradient=gradient)
         y = other(x)
-        counts = other.weights.get_buffer("0.num_batches_tracked").clone()
+        counts = other.weights.stacks.get_buffer("0.num_batches_tracked").clone()
         found.append(gradients(y.square().sum(), list(block.parameters())))
-        assert torch.equal(other.weights.get_buffer("0.num_batches_tracked"), counts)
+        assert torch.equal(other.weights.stacks.get_buffer("0.num_batches_tracked"), counts)
     assert largest_difference(*found) < 1e-12
     assert counts.tolist() == [4, *[2] * 8]  # two solves; the first cell starts them too
 
@@ -100,8 +98,8 @@ def test_bytes_do_not_depend_on_steps(device):
 
 
 def test_evaluations(device):
-    stats = Stats()
-    ys = solve(Tanh(device), randn(3, device=device), [0.0, 0.5, 1.0], 5, "reversible", stats)
+    with counting() as stats:
+        ys = solve(Tanh(device), randn(3, device=device), [0.0, 0.5, 1.0], 5, "reversible")
     ys.sum().backward()
     assert (stats.nfe, stats.nfe_backward, stats.steps) == (12, 12, 10)
 

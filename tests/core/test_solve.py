@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from companion.first_evaluation import check_value
 from companion.gradients import Backprop
 from companion.schemes import SCHEMES
 from companion.solve import (
@@ -13,10 +14,9 @@ from companion.solve import (
     Problem,
     Stage,
     Stats,
+    Step,
     check_finite,
-    check_value,
     intervals,
-    step_size,
     time_like,
 )
 
@@ -24,7 +24,8 @@ from companion.solve import (
 class Recorder:
     """A field that remembers where it was evaluated."""
 
-    params = ()
+    params = knots = ()
+    module = None
 
     def __init__(self, value=lambda t, y: torch.zeros_like(y)):
         self.value = value
@@ -38,7 +39,7 @@ class Recorder:
     def uses(self, stage):
         return ()
 
-    def recomputation(self):
+    def recomputation(self, weights=None):
         again = Recorder(self.value)
         self.recomputed = True
         return again
@@ -48,7 +49,8 @@ class Recorder:
 def test_stages_carry_exact_positions(name, device, dtype):
     field, scheme = Recorder(), SCHEMES[name]
     solver = FixedStep(scheme, 3)
-    solver.solve(field, torch.zeros(1, device=device, dtype=dtype), [0.0, 0.75, 3.0])
+    y0 = torch.zeros(1, device=device, dtype=dtype)
+    Problem(field, y0, [0.0, 0.75, 3.0], solver).integrate()
     expected = [
         (t0 + (n + float(c)) * width / 3, n, 3, c)
         for t0, width in ((0.0, 0.75), (0.75, 2.25))
@@ -64,29 +66,29 @@ def test_steps_divide_each_interval_and_are_counted(device, dtype):
     stats = Stats(steps=1)
     y0 = torch.zeros(2, device=device, dtype=dtype)
     field = Recorder(lambda t, y: torch.ones_like(y))
-    ys = FixedStep(SCHEMES["heun"], 4).solve(field, y0, [0.0, 1.0, 5.0], stats=stats)
+    ys = Problem(field, y0, [0.0, 1.0, 5.0], FixedStep(SCHEMES["heun"], 4), stats).integrate()
     assert [y.tolist() for y in ys] == [[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]]
     assert stats == Stats(steps=9)
     assert len(field.stages) == 16
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["floats", "tensor"])
-def test_scale_multiplies_the_field_and_not_the_time(traced, device, dtype):
-    """dy/dt = 3 * 2t on [1, 2]: midpoint is exact, the answer 9; the time must stay in [1, 2]."""
+def test_the_times_of_stages_are_those_of_the_interval(traced, device, dtype):
+    """dy/dt = 2t on [1, 2]: midpoint is exact, the answer 3."""
     t = torch.tensor([1.0, 2.0], device=device, dtype=dtype) if traced else [1.0, 2.0]
     field = Recorder(lambda t, y: y * 0 + 2 * t)
     y0 = torch.zeros(1, device=device, dtype=dtype)
-    ys = FixedStep(SCHEMES["midpoint"], 2).solve(field, y0, t, scale=3.0)
-    assert ys[-1].item() == pytest.approx(9.0, abs=1e-14)
+    ys = Problem(field, y0, t, FixedStep(SCHEMES["midpoint"], 2)).integrate()
+    assert ys[-1].item() == pytest.approx(3.0, abs=1e-14)
     assert [float(s.t) for s in field.stages] == [1.0, 1.25, 1.5, 1.75]
 
 
 def test_step_size_takes_the_dtype_of_the_state_only_if_it_is_a_tensor(device):
     y = torch.zeros((), device=device, dtype=torch.float32)
-    assert step_size((1.0, 3.0), 4, 2.0, y) == 1.0
+    assert Step((1.0, 3.0), 0, 0, 4).size(y) == 0.5
     t = torch.tensor([1.0, 3.0], device=device, dtype=torch.float64, requires_grad=True)
-    h = step_size(tuple(t.unbind()), 4, 2.0, y)
-    assert (h.dtype, h.item()) == (torch.float32, 1.0)
+    h = Step(tuple(t.unbind()), 0, 0, 4).size(y)
+    assert (h.dtype, h.item()) == (torch.float32, 0.5)
     assert h.requires_grad
 
 
@@ -154,32 +156,32 @@ def test_a_failure_is_located_to_the_step(t, where, device):
     """Euler from 1.4 is the first step that reads t > 1.3 in the two first grids."""
     problem = blowing_up(device, t, Recorder(growing))
     with pytest.raises(ValueError, match=f"y0: .* finite at t = {where};"):
-        check_finite(Backprop().solve(problem), problem)
+        check_finite(Backprop().differentiable_states(problem), problem)
 
 
 def test_a_failure_backwards_in_time_is_located(device):
     field = Recorder(lambda t, y: torch.full_like(y, math.inf if t < 0.25 else 1.0))
     problem = blowing_up(device, [1.0, 0.0], field)
     with pytest.raises(ValueError, match=r"finite at t = 0.1;"):
-        check_finite(Backprop().solve(problem), problem)
+        check_finite(Backprop().differentiable_states(problem), problem)
 
 
-def test_a_bad_start_is_located_at_the_start(device):
+def test_a_bad_start_is_named(device):
     problem = blowing_up(device, [0.5, 1.0], Recorder())
     problem.y0[1] = math.nan
-    with pytest.raises(ValueError, match=r"finite at t = 0.5;"):
-        check_finite(Backprop().solve(problem), problem)
+    with pytest.raises(ValueError, match=r"y0: 1 of 2 values are not finite before"):
+        check_finite(Backprop().differentiable_states(problem), problem)
 
 
 def test_only_a_failure_pays_for_the_search(device):
     field = Recorder()
     problem = blowing_up(device, [0.0, 1.0], field)
-    check_finite(Backprop().solve(problem), problem)
+    check_finite(Backprop().differentiable_states(problem), problem)
     assert len(field.stages) == 10
     assert not field.recomputed
     failing = blowing_up(device, [0.0, 2.0], Recorder(growing))
     with pytest.raises(ValueError, match="finite"):
-        check_finite(Backprop().solve(failing), failing)
+        check_finite(Backprop().differentiable_states(failing), failing)
     assert failing.field.recomputed  # the search runs on the copy that leaves buffers alone
     assert len(failing.field.stages) == 10
 

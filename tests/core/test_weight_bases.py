@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from bases import SMALL_BASES, exported, written
 from numpy.polynomial import chebyshev
 from scipy.integrate import quad
+from scipy.optimize import minimize_scalar
 from torch import nn
 
 from companion import (
@@ -19,19 +21,50 @@ from companion import (
     PiecewiseConstant,
     PiecewiseLinear,
 )
-from companion.basis import Place, evaluate, project
+from companion.basis import Basis, Place, evaluate, project
 from companion.block import ode_blocks
 from companion.gradients import Reconstruct
 from companion.schemes import SCHEMES
 
-NEW = [DiscontinuousLinear(3), Chebyshev(4), Chebyshev(5, cells=3), Fourier(3), Fourier(7, cells=2)]
-ALL = [*NEW, Constant(), PiecewiseConstant(3), PiecewiseLinear(3)]
+ALL = SMALL_BASES
+NEW = [b for b in ALL if not isinstance(b, Constant | PiecewiseConstant | PiecewiseLinear)]
+REFINABLE = [b for b in ALL if not isinstance(b, Constant)]
+MORE = [Chebyshev(4), Fourier(7, cells=2)]  # an even size, a basis larger than its cells
 NAMES = {"ids": repr}
 DEPTHS = torch.tensor([0.0, 0.13, 0.25, 1 / 3, 0.5, 0.77, 0.999, 1.0], dtype=torch.float64)
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# --- what every basis must be ---------------------------------------------------------------------
+
+
+def test_every_basis_that_is_written_is_exported():
+    assert {kind.__name__ for kind in written()} == {kind.__name__ for kind in exported()}
+    assert {type(basis) for basis in ALL} == set(exported())
+
+
+@pytest.mark.parametrize("basis", ALL, **NAMES)
+def test_a_basis_is_what_the_block_asks_for(basis):
+    """All names of the protocol, and a value: comparable, hashable, spelled as it is made."""
+    assert {name for name in vars(Basis) if not name.startswith("_")} <= set(dir(basis))
+    again = eval(repr(basis), {kind.__name__: kind for kind in exported()})
+    assert again == basis
+    assert hash(again) == hash(basis)
+
+
+@pytest.mark.parametrize("basis", [*ALL, *MORE], **NAMES)
+def test_every_coefficient_is_read_once_at_a_place_and_does_something(basis):
+    used = set()
+    for cell in range(basis.cells):
+        for local in (0.0, 0.2, 0.5, 1.0):
+            pairs = basis.at(Place(cell, local))
+            indices = [k for k, _ in pairs]
+            assert len(set(indices)) == len(indices)
+            used |= {k for k, weight in pairs if weight}
+    assert used == set(range(basis.size))
 
 
 # --- the functions --------------------------------------------------------------------------------
@@ -82,7 +115,27 @@ def test_continuity(basis, continuity):
     assert basis.continuity == continuity
 
 
-@pytest.mark.parametrize("basis", [b for b in ALL if b != Constant()], **NAMES)
+def at_place(basis, theta, cell, local):
+    return sum(weight * theta[k] for k, weight in basis.at(Place(cell, local)))
+
+
+@pytest.mark.parametrize("basis", [b for b in ALL if b.cells > 1], **NAMES)
+def test_continuity_is_what_both_sides_of_a_knot_show(basis):
+    """Jumps of the function, and of its derivative by differences of second order on each side."""
+    theta, h = randn(basis.size), 1e-3
+    jumps, bends = [], []
+    for knot in range(1, basis.cells):
+        left = [at_place(basis, theta, knot - 1, 1 - k * h) for k in range(3)]
+        right = [at_place(basis, theta, knot, k * h) for k in range(3)]
+        jumps.append(abs(right[0] - left[0]).item())
+        slopes = [(4 * v[1] - 3 * v[0] - v[2]) / (2 * h) for v in (right, left)]
+        bends.append(abs(slopes[0] + slopes[1]).item())
+    assert (max(jumps) < 1e-12) == (basis.continuity >= 0)
+    if basis.continuity >= 0:
+        assert (max(bends) < 1e-2) == (basis.continuity >= 1)
+
+
+@pytest.mark.parametrize("basis", [*REFINABLE, *MORE], **NAMES)
 def test_refining_keeps_the_function(basis):
     theta = randn(basis.size, 2, 3)
     finer, refined = basis.refined(), basis.refine(theta)
@@ -94,21 +147,50 @@ def test_refining_keeps_the_function(basis):
     )
 
 
-def nodes(basis):
-    """Where the values stand that a basis interpolates, as its docstring says."""
-    if isinstance(basis, Chebyshev):
-        return [0.5 - 0.5 * math.cos(math.pi * (j + 0.5) / basis.size) for j in range(basis.size)]
-    if isinstance(basis, Fourier):
-        return [j / basis.size for j in range(basis.size)]
-    if isinstance(basis, PiecewiseLinear):
-        return [k / basis.cells for k in range(basis.size)]
-    return [(k + 0.5) / basis.size for k in range(basis.size)]
+@pytest.mark.parametrize("basis", [*ALL, *MORE], **NAMES)
+def test_interpolation_takes_values_at_depths(basis):
+    """Back from coefficients to values: each row must be the functions at some depth, in order."""
+    rows = torch.linalg.inv(basis.interpolate(torch.eye(basis.size, dtype=torch.float64)))
+
+    def distance(local, cell, row):
+        phi = torch.zeros(basis.size, dtype=torch.float64)
+        for k, weight in basis.at(Place(cell, local)):
+            phi[k] = weight
+        return (phi - row).norm().item()
+
+    grid, depths = np.linspace(0, 1, 65).tolist(), []
+    for row in rows:
+        nearest, cell, local = min(
+            (distance(local, cell, row), cell, local)
+            for cell in range(basis.cells)
+            for local in grid
+        )
+        if nearest > 1e-12:
+            around = max(local - grid[1], 0.0), min(local + grid[1], 1.0)
+            found = minimize_scalar(
+                distance, bounds=around, args=(cell, row), method="bounded", options={"xatol": 1e-9}
+            )
+            nearest, local = found.fun, found.x
+        assert nearest < 1e-6
+        depths.append(cell + local)
+    assert depths == sorted(depths)
 
 
-@pytest.mark.parametrize("basis", [b for b in ALL if b != DiscontinuousLinear(3)], **NAMES)
-def test_interpolation_takes_the_values_at_the_nodes(basis):
+NODES = {
+    Constant: lambda basis: [0.5],
+    PiecewiseConstant: lambda basis: [(k + 0.5) / basis.size for k in range(basis.size)],
+    PiecewiseLinear: lambda basis: [k / basis.cells for k in range(basis.size)],
+    Chebyshev: lambda basis: [
+        0.5 - 0.5 * math.cos(math.pi * (j + 0.5) / basis.size) for j in range(basis.size)
+    ],
+    Fourier: lambda basis: [j / basis.size for j in range(basis.size)],
+}
+
+
+@pytest.mark.parametrize("basis", [b for b in (*ALL, *MORE) if type(b) in NODES], **NAMES)
+def test_interpolation_takes_the_values_at_the_nodes_of_the_docstring(basis):
     values = randn(basis.size, 2)
-    at = torch.tensor(nodes(basis), dtype=torch.float64)
+    at = torch.tensor(NODES[type(basis)](basis), dtype=torch.float64)
     found = evaluate(basis, basis.interpolate(values), at)
     torch.testing.assert_close(found, values, rtol=0, atol=1e-13)
 
@@ -143,7 +225,7 @@ def test_projection_onto_itself_changes_nothing(basis):
     torch.testing.assert_close(project(theta, basis, basis), theta, rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("basis", [b for b in ALL if b != Constant()], **NAMES)
+@pytest.mark.parametrize("basis", [*REFINABLE, *MORE], **NAMES)
 def test_projection_undoes_refinement(basis):
     theta = randn(basis.size, 2)
     back = project(basis.refine(theta), basis.refined(), basis)
@@ -219,7 +301,7 @@ def test_a_block_is_a_loop_by_hand(basis, method):
 
     def weight(name, s):
         return evaluate(
-            basis, block.weights.get_parameter(name), torch.tensor([s], dtype=torch.float64)
+            basis, block.weights.stacks.get_parameter(name), torch.tensor([s], dtype=torch.float64)
         )[0]
 
     y = x
@@ -259,8 +341,7 @@ def test_adjoint_converges_to_backprop(basis):
 
 @pytest.mark.parametrize("basis", NEW, **NAMES)
 def test_dopri5_meets_a_fine_rk4(basis):
-    block = block_of(basis, norm=False, method="dopri5")
-    block.rtol, block.atol = 1e-9, 1e-10
+    block = block_of(basis, norm=False).with_graph(method="dopri5", rtol=1e-9, atol=1e-10)
     x = randn(4, 3)
     fine = block.with_graph(method="rk4", steps=240)
     torch.testing.assert_close(block(x), fine(x), rtol=0, atol=1e-7)
@@ -275,14 +356,14 @@ def test_refining_a_block_keeps_its_function(basis, train):
     before = block(x).detach()
     block = block_of(basis, method="rk4", steps=12).train(train)
     block.refine(steps=False)
-    assert len(block.weights.norm.weight) == len(block.weights.norm.running_mean)
-    assert len(block.weights.norm.weight) == 2 * basis.cells
+    assert len(block.weights.stacks.norm.weight) == len(block.weights.stacks.norm.running_mean)
+    assert len(block.weights.stacks.norm.weight) == 2 * basis.cells
     torch.testing.assert_close(block(x), before, rtol=0, atol=1e-12)
 
 
 def test_norms_have_a_basis_of_their_own():
     block = block_of(Chebyshev(4, cells=3), steps=6)
-    bases = {name: block.weights.bases()[p] for name, p in block.weights.named_parameters()}
+    bases = {name: block.weights.bases()[p] for name, p in block.weights.stacks.named_parameters()}
     assert bases == {
         "norm.weight": PiecewiseConstant(3),
         "norm.bias": PiecewiseConstant(3),
@@ -309,8 +390,8 @@ def test_a_norm_reads_the_cell_of_its_stage():
 
     block = OdeBlock(Bias(), Chebyshev(2, cells=4), method="rk4", steps=8).double().eval()
     with torch.no_grad():
-        block.weights.norm.bias.copy_(torch.tensor([1.0, 2.0, 4.0, 9.0]).unsqueeze(1))
-        block.weights.unused.copy_(torch.tensor([5.0, 100.0]).unsqueeze(1))  # mean 5
+        block.weights.stacks.norm.bias.copy_(torch.tensor([1.0, 2.0, 4.0, 9.0]).unsqueeze(1))
+        block.weights.stacks.unused.copy_(torch.tensor([5.0, 100.0]).unsqueeze(1))  # mean 5
     x = torch.zeros(1, 1, dtype=torch.float64)
     assert block(x).item() == pytest.approx(4.0 + 5.0, abs=1e-12)
 
@@ -328,7 +409,7 @@ def test_an_instance_is_the_same_at_all_depths(basis):
 def test_projecting_a_block():
     """Weights are projected; norms and statistics are averaged; nothing is shared."""
     block = block_of(PiecewiseConstant(4), steps=4)
-    block.weights.norm.num_batches_tracked.copy_(torch.tensor([5, 6, 7, 8]))
+    block.weights.stacks.norm.num_batches_tracked.copy_(torch.tensor([5, 6, 7, 8]))
     fewer = block.project(PiecewiseConstant(2))
     assert (fewer.weights.basis, fewer.steps) == (PiecewiseConstant(2), 4)
     for name, value in block.weights.state_dict().items():
@@ -336,7 +417,7 @@ def test_projecting_a_block():
         if value.is_floating_point():
             wanted = value.unflatten(0, (2, 2)).mean(1)
             torch.testing.assert_close(now, wanted, rtol=0, atol=1e-13)
-    assert fewer.weights.norm.num_batches_tracked.tolist() == [5, 7]
+    assert fewer.weights.stacks.norm.num_batches_tracked.tolist() == [5, 7]
     assert block.weights.basis == PiecewiseConstant(4)
     ids = {p.data_ptr() for p in block.parameters()}
     assert not ids & {p.data_ptr() for p in fewer.parameters()}
@@ -404,6 +485,6 @@ def test_a_norm_tied_to_another_parameter_is_one_a_cell_under_both_names():
             return self.gain * self.norm(x)
 
     block = OdeBlock(Tied(), Chebyshev(4, cells=2), steps=4)
-    assert block.weights.gain.shape == (2, 3)
+    assert block.weights.stacks.gain.shape == (2, 3)
     block(randn(8, 3, dtype=torch.float32)).sum().backward()
-    assert block.weights.gain.grad.abs().max() > 0
+    assert block.weights.stacks.gain.grad.abs().max() > 0

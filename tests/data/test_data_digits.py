@@ -81,7 +81,7 @@ def test_bad_test_size(size):
 
 
 def test_bad_seed_and_type():
-    with pytest.raises(TypeError, match="seed must be of type int; got 'a'"):
+    with pytest.raises(TypeError, match=r"seed: 'a' is not allowed; it must be of type int"):
         load_digits(seed="a")
     for dtype in (torch.int64, torch.complex64, "float32"):
         with pytest.raises(TypeError, match=f"dtype: {dtype!r} is not allowed; .*floating"):

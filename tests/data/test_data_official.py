@@ -122,6 +122,19 @@ def test_without_pooch_an_absent_set_says_what_to_do(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_files_that_are_there_are_read_and_checked_without_pooch(tmp_path, monkeypatch, pack):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    write(tmp_path / "tiny")
+    if pack:
+        for name, content in CONTENTS.items():
+            (tmp_path / "tiny" / name).unlink()
+            (tmp_path / "tiny" / f"{name}.gz").write_bytes(gzip.compress(content))
+    assert read_published(published(), tmp_path).official
+    write(tmp_path / "tiny", two=b"\x01" * 18)
+    assert not read_published(published(), tmp_path).official
+
+
 @pytest.fixture
 def served(tmp_path):
     """A folder, and the address of a web server on this machine that offers it."""

@@ -62,6 +62,15 @@ def test_what_was_found_and_what_is_expected_are_named(tmp_path, load, there, fo
         load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["MNIST", "mnist"])
+def test_the_folder_of_the_set_itself_is_looked_into(tmp_path, downloads, name):
+    root = tmp_path / name
+    touch(root, "raw/train-images-idx3-ubyte")
+    with pytest.raises(ValueError, match=r"found .*raw/train-images-idx3-ubyte, expected "):
+        load_mnist(root)
+    assert downloads == []
+
+
 @pytest.mark.parametrize(
     ("published", "others"),
     [

@@ -2,6 +2,7 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -154,3 +155,32 @@ def test_an_angle_that_rounds_to_the_upright_one_is_refused(gap: float) -> None:
 
 def test_half_precision_times_are_read_as_they_are() -> None:
     assert torch.equal(pendulum.exact(torch.tensor([0.5]).bfloat16()), pendulum.exact([0.5]))
+
+
+@pytest.mark.parametrize("gap", [0.3, 0.15, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 2e-7])
+def test_near_the_upright_position_no_digit_is_lost(gap):
+    """Against 50 digits, on more than a period; an error of the start grows like exp(3 t)."""
+    angles = [math.pi - gap, gap - math.pi]
+    with mpmath.workdps(50):
+        omega, reference, times = mpmath.sqrt(mpmath.mpf(GRAVITY)), [], []
+        k = mpmath.sin(mpmath.mpf(angles[0]) / 2)
+        quarter = mpmath.ellipk(k**2)
+        for share in (-0.3, 0.0, 0.1, 0.24, 0.25, 0.26, 0.5, 0.73, 1.0, 1.2):
+            times.append(float(4 * share * quarter / omega))
+            u = quarter - omega * mpmath.mpf(times[-1])
+            sn, cn = (mpmath.ellipfun(name, u, m=k**2) for name in ("sn", "cn"))
+            reference.append([float(2 * mpmath.asin(k * sn)), float(-2 * k * omega * cn)])
+        whole = float(4 * quarter / omega)
+    for sign, angle in zip((1, -1), angles, strict=True):
+        found = exact(times, angle).numpy()
+        np.testing.assert_allclose(found, sign * np.array(reference), rtol=0, atol=3e-13)
+        assert period(angle) == pytest.approx(whole, rel=1e-14)
+
+
+def test_angles_near_and_far_from_the_top_are_one_call():
+    angles, times = [0.5, 3.1415, -2.0, -3.14], [[0.1], [0.7], [3.0]]
+    found = exact(times, angles)
+    assert found.shape == (3, 4, 2)
+    for column, angle in enumerate(angles):
+        for row, (time,) in enumerate(times):
+            assert torch.equal(found[row, column], exact(time, angle))

@@ -14,7 +14,7 @@ from companion.experiments import Part
 from companion.experiments.running import Run, open_folder
 from companion.files import load_checkpoint
 
-TINY = ["--set", "depths=[2]", "--set", "seeds=1", "--set", "epochs=3", "--seed", "5"]
+TINY = ["--set", "depths=[2]", "--set", "seeds=1", "--set", "epochs=1", "--seed", "5"]
 NAME = "S22-F3a.smoke"
 
 
@@ -30,7 +30,7 @@ def finish(process):
 
 def numbers(path):
     content = json.loads(path.read_text())
-    for name in ("seconds", "finished"):
+    for name in ("seconds", "processor_seconds", "finished"):
         del content["provenance"][name]
     return content
 
@@ -58,7 +58,7 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
         caught += kill_in_the_middle(broken, parts)
         assert not (broken / f"{NAME}.json").exists()
     # The kill fell into the training of a part: an epoch or some batches were done, not all.
-    assert any(0 < state["epoch"] + state["position"] < 3 * 1297 for state in caught)
+    assert any(0 < state["epoch"] + state["position"] < 1297 for state in caught)
     finish(start(broken, "--resume"))
     assert numbers(broken / f"{NAME}.json") == numbers(tmp_path / "unbroken" / f"{NAME}.json")
     assert [path.name for path in broken.iterdir()] == [f"{NAME}.json"]

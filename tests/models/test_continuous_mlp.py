@@ -30,8 +30,12 @@ def samples(rows=7):
 def written(net, x, method, steps, scale, cells):
     """The network as loops over steps and stages, from copies of its values alone."""
     values = {name: p.detach() for name, p in net.named_parameters()}
-    skips = values.get("block.weights.skip", torch.ones(cells, dtype=torch.float64))
-    inner = "block.weights.residual." if "block.weights.skip" in values else "block.weights."
+    skips = values.get("block.weights.stacks.skip", torch.ones(cells, dtype=torch.float64))
+    inner = (
+        "block.weights.stacks.residual."
+        if "block.weights.stacks.skip" in values
+        else "block.weights.stacks."
+    )
 
     def field(cell, x):
         w, b, v, c = (

@@ -13,7 +13,7 @@ def test_residual_mlp_is_the_written_out_network(tied, scaled):
     with seeded(0):
         net = ResidualMLP(6, 3, width=4, hidden=7, layers=layers, tied=tied, scaled=scaled).double()
         x = torch.randn(2, 6, dtype=torch.float64)
-    stacks = {name.split("weights.")[1]: p for name, p in net.block.named_parameters()}
+    stacks = {name.split("weights.stacks.")[1]: p for name, p in net.block.named_parameters()}
     assert all(len(p) == (1 if tied else layers) for p in stacks.values())
     state = net.stem(x)
     for n in range(layers):
@@ -28,7 +28,7 @@ def test_residual_mlp_is_the_written_out_network(tied, scaled):
 def test_untied_layers_start_different():
     with seeded(0):
         net = ResidualMLP(6, 3, width=4, hidden=7, layers=3, tied=False, scaled=True)
-    first = dict(net.block.named_parameters())["weights.0.weight"]
+    first = dict(net.block.named_parameters())["weights.stacks.0.weight"]
     assert not torch.equal(first[0], first[1])
 
 
@@ -36,9 +36,9 @@ def test_initial_weights_have_the_stated_variance():
     with seeded(0):
         net = ResidualMLP(6, 3, width=100, hidden=400, layers=2, tied=False, scaled=True)
     stacks = dict(net.block.named_parameters())
-    assert stacks["weights.0.weight"].var().item() == pytest.approx(2 / 100, rel=0.02)
-    assert stacks["weights.2.weight"].var().item() == pytest.approx(1 / 400, rel=0.02)
-    assert not stacks["weights.0.bias"].any()
+    assert stacks["weights.stacks.0.weight"].var().item() == pytest.approx(2 / 100, rel=0.02)
+    assert stacks["weights.stacks.2.weight"].var().item() == pytest.approx(1 / 400, rel=0.02)
+    assert not stacks["weights.stacks.0.bias"].any()
 
 
 def test_residual_mlp_with_heun_is_the_written_out_network():

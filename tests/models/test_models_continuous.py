@@ -98,7 +98,7 @@ class Written:
             x = self.stitch(x, "stitches.0") if k == 1 else x
             for n in range(self.steps):
                 cell = n * self.cells // self.steps
-                unit = f"blocks.{k}.weights"
+                unit = f"blocks.{k}.weights.stacks"
                 field = lambda x, unit=unit, cell=cell: self.scale * self.unit(x, unit, cell)  # noqa: E731
                 x = self.step(field, x, 1 / self.steps)
         return x.mean((2, 3)) @ self.tensors["head.weight"].T + self.tensors["head.bias"]
@@ -161,13 +161,13 @@ def test_convolutions_start_with_the_variance_of_he():
     named = dict(net.named_parameters())
     for name, fan_out in (
         ("stem.0.weight", 9 * 32),
-        ("blocks.0.weights.residual.conv2.weight", 9 * 32),
-        ("blocks.1.weights.residual.conv1.weight", 9 * 48),
+        ("blocks.0.weights.stacks.residual.conv2.weight", 9 * 32),
+        ("blocks.1.weights.stacks.residual.conv1.weight", 9 * 48),
         ("stitches.0.residual.residual.conv1.weight", 9 * 48),
         ("stitches.0.down.weight", 48),
     ):
         assert named[name].var().item() == pytest.approx(2 / fan_out, rel=0.1), name
-    first, second = named["blocks.0.weights.residual.conv1.weight"][:2]
+    first, second = named["blocks.0.weights.stacks.residual.conv1.weight"][:2]
     assert not torch.equal(first, second)
 
 
@@ -176,7 +176,7 @@ def test_any_residual_unit():
         return nn.Sequential(nn.GroupNorm(1, channels), nn.Conv2d(channels, channels, 1), nn.Tanh())
 
     net = small_net(residual=unit, basis=PiecewiseLinear(2), method="heun", steps=2)
-    assert net.blocks[1].weights.get_parameter("residual.1.weight").shape == (3, 6, 6, 1, 1)
+    assert net.blocks[1].weights.stacks.get_parameter("residual.1.weight").shape == (3, 6, 6, 1, 1)
     assert net(images(1, 2, 5, 5)).shape == (1, 3)
 
 
@@ -219,7 +219,7 @@ def test_the_state_keeps_full_precision_under_autocast():
         ({"channels": (4, 0)}, ValueError, r"channels: \(4, 0\) is not allowed"),
         ({"channels": 16}, TypeError, "channels: 16 is not allowed; give one number for each"),
         ({"steps": 0}, ValueError, "steps: 0 is not allowed"),
-        ({"method": "rk5"}, ValueError, "method: 'rk5' is not one of"),
+        ({"method": "rk5"}, ValueError, "method: 'rk5' is not allowed; it must be one of"),
         ({"basis": 8}, TypeError, "basis: 8 is not allowed"),
     ],
 )
@@ -242,11 +242,13 @@ def test_the_scalars_gradient_is_the_step_times_the_residual():
     assert torch.equal(y, x)
     named = dict(block.named_parameters())
     grads = dict(zip(named, torch.autograd.grad((weight * y).sum(), named.values()), strict=True))
-    w, b = named["weights.residual.weight"], named["weights.residual.bias"]
+    w, b = named["weights.stacks.residual.weight"], named["weights.stacks.residual.bias"]
     expected = [1.5 / 4 * (weight * (x @ w[n].T + b[n])).sum() for n in range(4)]
-    torch.testing.assert_close(grads["weights.skip"], torch.stack(expected), rtol=1e-12, atol=0)
-    assert not grads["weights.residual.weight"].any()
-    assert not grads["weights.residual.bias"].any()
+    torch.testing.assert_close(
+        grads["weights.stacks.skip"], torch.stack(expected), rtol=1e-12, atol=0
+    )
+    assert not grads["weights.stacks.residual.weight"].any()
+    assert not grads["weights.stacks.residual.bias"].any()
 
 
 def test_skip_init_passes_the_time_on():
@@ -255,7 +257,7 @@ def test_skip_init_passes_the_time_on():
             return t * torch.ones_like(x)
 
     block = OdeBlock(SkipInit(Field()), method="midpoint", steps=3, time=True)
-    block.weights.get_parameter("skip").data.fill_(4.0)
+    block.weights.stacks.get_parameter("skip").data.fill_(4.0)
     torch.testing.assert_close(block(torch.zeros(2)), torch.full((2,), 2.0))
 
 
@@ -310,15 +312,15 @@ def test_a_norm_belongs_to_its_cell(basis):
     """Affine values and statistics are one a cell in every basis; a step reads its own cell's."""
     with seeded(0):
         block = OdeBlock(lambda: pre_activation_unit(2), basis, steps=4)
-    assert block.weights.get_parameter("conv1.weight").shape[0] == basis.size
-    assert block.weights.get_parameter("norm1.weight").shape == (2, 2)
+    assert block.weights.stacks.get_parameter("conv1.weight").shape[0] == basis.size
+    assert block.weights.stacks.get_parameter("norm1.weight").shape == (2, 2)
     block(torch.randn(4, 2, 5, 5))
-    first, second = block.weights.get_buffer("norm1.running_mean")
+    first, second = block.weights.stacks.get_buffer("norm1.running_mean")
     assert not torch.equal(first, second)
     fresh = OdeBlock(lambda: pre_activation_unit(2), basis, steps=1)
     fresh(torch.randn(4, 2, 5, 5))  # one step, which starts in the first cell
-    assert fresh.weights.get_buffer("norm1.num_batches_tracked").tolist() == [1, 0]
-    assert fresh.weights.get_buffer("norm1.running_mean")[1].tolist() == [0, 0]
+    assert fresh.weights.stacks.get_buffer("norm1.num_batches_tracked").tolist() == [1, 0]
+    assert fresh.weights.stacks.get_buffer("norm1.running_mean")[1].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("method", SCHEMES)
@@ -328,11 +330,11 @@ def test_statistics_are_updated_once_a_call_and_part_after_a_split(method):
         x = torch.randn(4, 2, 5, 5)
     with count_nfe(block) as nfe:
         block(x)
-    counts = block.weights.get_buffer("norm2.num_batches_tracked")
+    counts = block.weights.stacks.get_buffer("norm2.num_batches_tracked")
     assert counts.tolist() == [nfe.total // 2] * 2
     block.refine(steps=False)
-    means = block.weights.get_buffer("norm2.running_mean")
+    means = block.weights.stacks.get_buffer("norm2.running_mean")
     assert torch.equal(means[::2], means[1::2])
     block(x)
-    means = block.weights.get_buffer("norm2.running_mean")
+    means = block.weights.stacks.get_buffer("norm2.running_mean")
     assert all(not torch.equal(means[2 * k], means[2 * k + 1]) for k in range(2))

@@ -54,9 +54,9 @@ def test_a_view_shares_every_parameter_and_statistic():
     view.refine()
     assert {b.weights.basis for b in ode_blocks(model)} == {PiecewiseConstant(4)}
     assert {b.steps for b in ode_blocks(model)} == {2}  # steps belong to the graph
-    before = model.blocks[0].weights.get_buffer("norm1.running_mean").clone()
+    before = model.blocks[0].weights.stacks.get_buffer("norm1.running_mean").clone()
     view(images())
-    assert not torch.equal(model.blocks[0].weights.get_buffer("norm1.running_mean"), before)
+    assert not torch.equal(model.blocks[0].weights.stacks.get_buffer("norm1.running_mean"), before)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -130,7 +130,9 @@ def test_the_summary_prints_depths_and_cells(method, steps):
 def test_the_cells_it_prints_are_those_that_get_a_gradient(method):
     block = OdeBlock(nn.Linear(2, 2), PiecewiseConstant(8), method=method, steps=3)
     block(torch.ones(1, 2)).sum().backward()
-    used = {cell for cell in range(8) if block.weights.get_parameter("bias").grad[cell].any()}
+    used = {
+        cell for cell in range(8) if block.weights.stacks.get_parameter("bias").grad[cell].any()
+    }
     assert used == {cell for _, cells in lines_of_steps(block) for cell in cells}
 
 

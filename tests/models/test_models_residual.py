@@ -92,7 +92,7 @@ def write_conv_net(model, x, sets, step, heun):
     x = torch.relu(net.norm(net.conv(x, "stem.0", stride=stride), "stem.1"))
 
     def f(x, k):
-        return net.branch(torch.relu(x), "block.weights", "basic", sets[k])
+        return net.branch(torch.relu(x), "block.weights.stacks", "basic", sets[k])
 
     for n in range(len(sets) - heun):
         if heun:
@@ -155,7 +155,7 @@ def test_the_paper_s_sizes():
 
 def test_every_layer_is_drawn_anew_and_starts_as_the_identity():
     net = ResidualConvNet(3, images="digits").eval()
-    conv = net.get_parameter("block.weights.conv1.weight")
+    conv = net.get_parameter("block.weights.stacks.conv1.weight")
     assert len({row.sum().item() for row in conv}) == 3
     assert conv.std().item() == pytest.approx((2 / (16 * 9)) ** 0.5, rel=0.05)
     state = net.stem(torch.randn(2, 1, 8, 8))
@@ -190,7 +190,7 @@ def test_heun_s_statistics_belong_to_the_parameters_that_made_them():
     for basis in (layer_weights(layers, "heun"), PiecewiseLinear(layers)):
         with seeded(0):
             block = OdeBlock(lambda: pre_activation(basic_branch(4, 4)), basis, "heun", layers)
-        nn.init.ones_(block.get_parameter("weights.norm2.weight"))
+        nn.init.ones_(block.get_parameter("weights.stacks.norm2.weight"))
         with torch.no_grad():
             for _ in range(60):
                 in_training = block(x)
@@ -263,7 +263,7 @@ def write_resnet(model, x, kind, layers, rule, stem, sets=None):
         for n in range(count - 1):
             row = n if sets is None else sets[n]
             entry = x if rule == "original" else torch.relu(x)
-            f = net.branch(entry, f"{stage}.block.weights", kind, row)
+            f = net.branch(entry, f"{stage}.block.weights.stacks", kind, row)
             if rule == "original":
                 x = torch.relu(x + f)
             else:
@@ -318,10 +318,10 @@ def test_known_depths():
         ({"classes": 0}, "classes: 0 is not allowed"),
         ({"classes": -1}, "classes: -1 is not allowed"),
         ({"inputs": 0}, "inputs: 0 is not allowed"),
-        ({"kind": ["basic"]}, r"kind: \['basic'\] is not one of basic, bottleneck"),
-        ({"kind": "wide"}, "kind: 'wide' is not one of basic, bottleneck"),
-        ({"stem": "mnist"}, "stem: 'mnist' is not one of cifar, imagenet"),
-        ({"rule": "plain"}, "rule: 'plain' is not one of scaled, classic, original"),
+        ({"kind": ["basic"]}, r"kind: \['basic'\] .* one of basic, bottleneck"),
+        ({"kind": "wide"}, "kind: 'wide' is not allowed; it must be one of basic, bottleneck"),
+        ({"stem": "mnist"}, "stem: 'mnist' is not allowed; it must be one of cifar, imagenet"),
+        ({"rule": "plain"}, r"rule: 'plain' .* one of scaled, classic, original"),
         ({"rule": "original", "method": "heun"}, "'original' with method='heun' is not allowed"),
         (
             {"rule": "original", "gradient": "reconstruct"},
@@ -335,9 +335,9 @@ def test_bad_resnets(options, message):
 
 
 def test_other_bad_arguments():
-    with pytest.raises(ValueError, match="depth: 20 is not one of 18, 34, 50, 101, 152"):
+    with pytest.raises(ValueError, match=r"depth: 20 .* one of 18, 34, 50, 101, 152"):
         resnet(20)
-    with pytest.raises(ValueError, match="images: 'mnist' is not one of cifar, digits"):
+    with pytest.raises(ValueError, match=r"images: 'mnist' .* one of cifar, digits"):
         ResidualConvNet(2, images="mnist")
     for layers in (0, True, 2.0):
         with pytest.raises(ValueError, match=f"layers: {layers!r} is not allowed"):
@@ -486,13 +486,13 @@ def test_untied_layers_learn_apart_and_count_their_own_batches():
     net = scrambled(ResidualConvNet(4, images="digits", channels=4, tied=True))
     free = untie(net)
     functional.cross_entropy(free(images(6, 1, 8, 8)), torch.arange(6)).backward()
-    gradient = free.get_parameter("block.weights.conv1.weight").grad
+    gradient = free.get_parameter("block.weights.stacks.conv1.weight").grad
     assert not torch.equal(gradient[0], gradient[3])
     functional.cross_entropy(net(images(6, 1, 8, 8)), torch.arange(6)).backward()
-    tied = net.get_parameter("block.weights.conv1.weight").grad
+    tied = net.get_parameter("block.weights.stacks.conv1.weight").grad
     torch.testing.assert_close(gradient.sum(0), tied[0], rtol=0, atol=1e-12)
-    assert free.get_buffer("block.weights.norm1.num_batches_tracked").tolist() == [1] * 4
-    assert net.get_buffer("block.weights.norm1.num_batches_tracked").tolist() == [4]
+    assert free.get_buffer("block.weights.stacks.norm1.num_batches_tracked").tolist() == [1] * 4
+    assert net.get_buffer("block.weights.stacks.norm1.num_batches_tracked").tolist() == [4]
 
 
 def test_a_perceptron_can_be_deepened_and_untied():

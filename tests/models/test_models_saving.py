@@ -17,10 +17,11 @@ from companion import (
 )
 from companion.files import load_checkpoint, save_checkpoint
 from companion.gradients import Adjoint, Reconstruct
+from companion.methods import get_solver
 from companion.models import ContinuousMLP, ContinuousNet, ResNet, load, ode_blocks, save
 from companion.train import seeded
 
-KNOBS = ("method", "steps", "gradient", "scale", "rtol", "atol")
+KNOBS = ("solver", "gradient", "scale")
 
 
 def own_unit(channels):
@@ -66,10 +67,8 @@ def several_changes():
 
 
 def adaptive():
-    model = net(basis=DiscontinuousLinear(2)).with_graph(method="dopri5")
-    for block in ode_blocks(model):
-        block.rtol, block.atol = 1e-1, 1e-2
-    return model
+    model = net(basis=DiscontinuousLinear(2))
+    return model.with_graph(method="dopri5", rtol=1e-1, atol=1e-2)
 
 
 def tied():
@@ -169,7 +168,7 @@ def test_other_models_take_over_what_a_file_holds(make, tmp_path):
         model = make().double().eval()
     for part in ode_blocks(model):
         part.refine()
-        part.method = "rk4"
+        part.solver = get_solver("rk4", part.steps)
     save(model, tmp_path / "model.pt")
     with pytest.raises(TypeError, match=r"model: None is not allowed; .* load\(path, model\)"):
         load(tmp_path / "model.pt")
@@ -198,8 +197,9 @@ def test_a_file_of_another_model_is_refused(tmp_path):
 
 def test_a_gradient_with_tensors_is_refused(tmp_path):
     extra = torch.ones(1, requires_grad=True)
-    model = as_made().with_graph(gradient=Adjoint(params=[extra]))
-    with pytest.raises(ValueError, match=r"the gradient Adjoint\(.* of block 0 .*with_graph"):
+    model = as_made()
+    model.blocks[1].params = (extra,)
+    with pytest.raises(ValueError, match=r"block 1 has params=.*set block.params after loading"):
         save(model, tmp_path / "net.pt")
 
 

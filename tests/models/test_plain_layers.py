@@ -40,6 +40,12 @@ def unit():
     return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 3)).double()
 
 
+def stack(block, name):
+    """The stack of a parameter or a buffer, wherever a block keeps it."""
+    named = [*block.named_parameters(), *block.named_buffers()]
+    return next(tensor for own, tensor in named if own.endswith(name))
+
+
 def drawing(seed):
     """Return a function that gives a layer values from one stream: no two layers the same."""
     generator = torch.Generator().manual_seed(seed)
@@ -91,7 +97,7 @@ def test_a_function_that_only_looks_sees_the_values_at_the_nodes_and_changes_no_
 def test_every_cell_is_shown_by_the_layer_that_it_takes_changes_from(basis):
     """Buffers of all cells change by what the layers change, none is lost."""
     block = OdeBlock(unit(), basis)
-    mean = dict(block.weights.named_buffers())["1.running_mean"]
+    mean = stack(block, "1.running_mean")
     mean.copy_(torch.arange(basis.cells).view(-1, 1).expand(-1, 3))
     apply_to_layers(block, lambda layer: layer[1].running_mean.add_(100))
     if basis.size >= basis.cells:
@@ -109,11 +115,11 @@ def test_xavier_by_rank_gives_the_spread_of_one_layer(cells):
                 nn.init.xavier_uniform_(p, generator=generator)
 
     generator = torch.Generator().manual_seed(0)
-    before = block.weights.bias.clone()
+    before = stack(block, "bias").clone()
     apply_to_layers(block, init)
-    assert block.weights.weight.std().item() == pytest.approx(0.125, rel=0.02)
-    assert block.weights.weight.abs().max() <= math.sqrt(6 / 128)
-    assert torch.equal(block.weights.bias, before)
+    assert stack(block, "weight").std().item() == pytest.approx(0.125, rel=0.02)
+    assert stack(block, "weight").abs().max() <= math.sqrt(6 / 128)
+    assert torch.equal(stack(block, "bias"), before)
 
 
 def test_orthogonal_layers_of_a_polynomial_are_orthogonal_at_its_nodes():
@@ -121,7 +127,7 @@ def test_orthogonal_layers_of_a_polynomial_are_orthogonal_at_its_nodes():
     generator = torch.Generator().manual_seed(0)
     apply_to_layers(block, lambda layer: nn.init.orthogonal_(layer.weight, generator=generator))
     nodes = torch.tensor([0.5 - 0.5 * math.cos(math.pi * (j + 0.5) / 3) for j in range(3)])
-    values = evaluate(Chebyshev(3), block.weights.weight.detach(), nodes.double())
+    values = evaluate(Chebyshev(3), stack(block, "weight").detach(), nodes.double())
     for value in values:
         torch.testing.assert_close(value @ value.T, torch.eye(4).double(), rtol=0, atol=1e-6)
 
@@ -170,8 +176,8 @@ def test_tied_layers_stay_tied_and_modes_are_shown():
 def test_freezing_reaches_the_stack():
     block = OdeBlock(nn.Linear(2, 2), PiecewiseConstant(2))
     apply_to_layers(block, lambda layer: layer.bias.requires_grad_(False))
-    assert not block.weights.bias.requires_grad
-    assert block.weights.weight.requires_grad
+    assert not stack(block, "bias").requires_grad
+    assert stack(block, "weight").requires_grad
     layers = iter(range(2))
     with pytest.raises(ValueError, match="fn: freezing weight in some layers"):
         apply_to_layers(block, lambda layer: layer.weight.requires_grad_(next(layers) == 0))

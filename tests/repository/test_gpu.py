@@ -62,11 +62,11 @@ def test_a_plain_net_has_the_layers_of_the_continuous_one():
     net = ContinuousNet(channels=(2, 3), basis=PiecewiseConstant(4), steps=4)
     plain = tables.PlainNet(net, 4)
     for stage, block in zip(plain.stages, net.blocks, strict=True):
-        stacks = block.weights.state_dict()
+        stacks = block.weights.stacks.state_dict()
         for n, unit in enumerate(stage):
             unit.load_state_dict({name: stack[n] for name, stack in stacks.items()})
             torch.nn.init.constant_(unit.skip, 0.5 + n)  # it starts at zero: no layer would count
-            block.weights.skip.data[n] = 0.5 + n
+            block.weights.stacks.skip.data[n] = 0.5 + n
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(plain(x), net(x))
 

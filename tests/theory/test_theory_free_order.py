@@ -13,6 +13,7 @@ from companion import Constant, OdeBlock, PiecewiseConstant, PiecewiseLinear
 from companion.analysis.reconstruction import gradient_error, reconstruction, trajectory
 from companion.gradients import Reconstruct
 from companion.observe import fit_slope
+from companion.schemes import SCHEMES
 
 F64 = torch.float64
 
@@ -110,8 +111,8 @@ def tanh_block(kind, layers, seed=0, dim=4, nodes=False, method="euler"):
     weight = depth_weights(kind, count, (dim, dim), dim**-0.5, seed)
     bias = depth_weights(kind, count, (dim,), 0.5, seed + 1)
     with torch.no_grad():
-        block.weights.get_parameter("W").copy_(weight)
-        block.weights.get_parameter("b").copy_(bias)
+        block.weights.stacks.get_parameter("W").copy_(weight)
+        block.weights.stacks.get_parameter("b").copy_(bias)
     phis = [lambda x, W=W, b=b: torch.tanh(x @ W.T + b) for W, b in zip(weight, bias, strict=True)]
     x = torch.randn(1, dim, generator=torch.Generator().manual_seed(seed + 2), dtype=F64)
     return block, phis, x, torch.linalg.matrix_norm(weight, 2).max().item()
@@ -162,8 +163,9 @@ def bound(rule, sweeps, u, amount, layers):
     return np.append(seen[:-1], 0), kept
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layers", [2, 8, 64])
+# Bounds fall with the layers, so that the ends of each axis decide.
+@pytest.mark.parametrize("kind", ["smooth", "iid"])
+@pytest.mark.parametrize("layers", [2, 64])
 @pytest.mark.parametrize(("rule", "sweeps"), RULES)
 def test_sweeps_stay_below_their_bounds(kind, layers, rule, sweeps):
     for seed in range(3):
@@ -201,7 +203,7 @@ def test_these_bounds_are_attained_at_every_layer(layers, rule, sweeps):
 def test_a_linear_layer_has_closed_forms(rate, layers):
     """k sweeps leave 1 - (-u)^(k+2) of a state, a layer; the corrected rule keeps 1 + u^3 of it."""
     block = OdeBlock(nn.Linear(1, 1, bias=False).double(), Constant(), steps=layers)
-    block.weights.get_parameter("weight").data.fill_(rate)
+    block.weights.stacks.get_parameter("weight").data.fill_(rate)
     u = rate / layers
     x = torch.tensor([0.8], dtype=F64)
     with torch.no_grad():
@@ -243,7 +245,11 @@ def test_gradients_stay_below_their_bound(kind, layers, rule):
 
 def phis_of(block):
     return list(
-        zip(block.weights.get_parameter("W"), block.weights.get_parameter("b"), strict=True)
+        zip(
+            block.weights.stacks.get_parameter("W"),
+            block.weights.stacks.get_parameter("b"),
+            strict=True,
+        )
     )
 
 
@@ -263,7 +269,7 @@ def layer_gradients(weights, x, target):
 def memory_free_gradients(block, x, target, gradient):
     y = block.with_graph(gradient=gradient)(x)
     loss = (y - target).square().sum() / 2
-    grads = torch.autograd.grad(loss, [block.weights.get_parameter(n) for n in ("W", "b")])
+    grads = torch.autograd.grad(loss, [block.weights.stacks.get_parameter(n) for n in ("W", "b")])
     return list(zip(*grads, strict=True))
 
 
@@ -317,9 +323,8 @@ def test_a_prediction_extrapolates_the_kept_states(order):
         torch.testing.assert_close(got.seen[n], expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layers", [64, 256])
-@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(("kind", "layers"), [("smooth", 64), ("zigzag", 256), ("iid", 64)])
+@pytest.mark.parametrize("order", [1, 3])
 @pytest.mark.parametrize("safe", [False, True])
 def test_predictions_stay_below_their_bound(kind, layers, order, safe):
     """Only differences of the true states enter, and u: no smoothness is assumed."""
@@ -344,9 +349,9 @@ def test_predictions_stay_below_their_bound(kind, layers, order, safe):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layers", [8, 32, 128])
-@pytest.mark.parametrize("order", [1, 2, 4])
-@pytest.mark.parametrize("sweeps", [0, 1, 2])
+@pytest.mark.parametrize("layers", [8, 128])
+@pytest.mark.parametrize("order", [1, 4])
+@pytest.mark.parametrize("sweeps", [0, 2])
 def test_the_switch_bounds_a_prediction_for_any_weights(kind, layers, order, sweeps):
     block, phis, x, lipschitz = tanh_block(kind, layers)
     states = forward(phis, x)
@@ -430,18 +435,19 @@ def test_a_careless_start_costs_an_order():
 
 # Every explicit scheme
 
-ROUND_TRIPS = {"euler": 1, "midpoint": 3, "heun": 3, "kutta3": 3, "rk4": 5, "rk4_38": 5}
 
-
-@pytest.mark.parametrize("method", ROUND_TRIPS)
+@pytest.mark.parametrize("method", SCHEMES)
 def test_correction_gains_an_order_for_every_scheme(method):
-    """The relative gradient error: the order of the round trip, and one more."""
-    depths = [32, 64, 128]
+    """The relative gradient error: the order of the round trip, and one more.
+
+    Forward and back, the leading error terms of a scheme of even order cancel.
+    """
+    depths, order = [32, 64, 128], SCHEMES[method].order
+    round_trip = order + 1 if order % 2 == 0 else order
     for rule, gain in (("reverse", 0), ("corrected", 1)):
         graph = {"method": method, "nodes": method != "euler"}
         errors = [relative("smooth", n, Reconstruct(rule), **graph) for n in depths]
-        order = ROUND_TRIPS[method] + gain
-        assert fit_slope(depths, errors).value == pytest.approx(-order, abs=0.15)
+        assert fit_slope(depths, errors).value == pytest.approx(-(round_trip + gain), abs=0.15)
 
 
 def test_a_step_inside_one_cell_needs_no_smoothness():
@@ -462,7 +468,7 @@ def test_a_step_inside_one_cell_needs_no_smoothness():
 def test_sweeps_multiply_an_error_by_the_slope(u):
     """One layer x + u x: the guess is off by u^2 x, and every sweep multiplies by -u."""
     block = OdeBlock(nn.Linear(1, 1, bias=False).double())
-    block.weights.get_parameter("weight").data.fill_(u)
+    block.weights.stacks.get_parameter("weight").data.fill_(u)
     x = torch.tensor([0.8], dtype=F64)
     for k in range(6):
         with torch.no_grad():
@@ -482,7 +488,7 @@ def test_leapfrog_grows_where_the_field_contracts():
     """x' = -rate x: the two roots are sqrt(1 + w^2) - w and -(sqrt(1 + w^2) + w), w = rate / N."""
     rate, layers = 20.0, 64
     block = OdeBlock(nn.Linear(1, 1, bias=False).double(), method="async_leapfrog", steps=layers)
-    block.weights.get_parameter("weight").data.fill_(-rate)
+    block.weights.stacks.get_parameter("weight").data.fill_(-rate)
     w, h = rate / layers, 1 / layers
     step = np.array([[1 - w, -w * h / 2], [-2 * w / h, -(1 + w)]])
     expected = np.linalg.matrix_power(step, layers) @ [1.0, -rate]

@@ -160,7 +160,7 @@ def test_short_steps_are_bi_lipschitz_and_invertible(seed, product):
 @pytest.mark.parametrize(("product", "factor"), [(0.4, 0.6), (1.0, 0.0), (1.5, -0.5)])
 def test_the_step_bound_is_attained_and_reversal_starts_beyond_it(product, factor):
     block = OdeBlock(torch.nn.Linear(1, 1, bias=False).double(), Constant(), steps=1)
-    block.weights.get_parameter("weight").data.fill_(-product)
+    block.weights.stacks.get_parameter("weight").data.fill_(-product)
     x = torch.tensor([[-1.0], [2.0]], dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(block(x), factor * x, rtol=0, atol=1e-15)

@@ -116,6 +116,19 @@ def test_statistics_in_nested_blocks_are_estimated_anew():
         assert ours.numel() % 6 == 0
 
 
+def test_averages_with_buffers_take_their_mean_too():
+    with seeded(0):
+        model = OdeBlock(unit(), PiecewiseConstant(2), steps=2).double()
+    averaged, seen = AveragedModel(model, use_buffers=True), []
+    for x in batches():
+        model(x)
+        averaged.update_parameters(model)
+        seen.append([b.clone().double() for b in model.buffers()])
+    for buffer, values in zip(averaged.module.buffers(), zip(*seen, strict=True), strict=True):
+        if buffer.is_floating_point():
+            torch.testing.assert_close(buffer, torch.stack(values).mean(0), rtol=1e-12, atol=1e-12)
+
+
 def test_averaged_weights_of_a_block_are_the_means_of_its_coefficients():
     """torch's AveragedModel works on stacks as on any parameter; the statistics then follow."""
     with seeded(0):

@@ -419,18 +419,18 @@ def test_snapshots_keep_their_distance(tmp_path, monkeypatch):
     ("change", "error", "message"),
     [
         ({"epochs": 0}, ValueError, "epochs: 0 is not allowed; it must be at least 1"),
-        ({"epochs": 2.0}, TypeError, r"epochs must be of type int; got 2\.0"),
+        ({"epochs": 2.0}, TypeError, r"epochs: 2\.0 is not allowed; it must be of type int"),
         ({"batch_size": 0}, ValueError, "batch_size: 0 is not allowed; it must be at least 1"),
         ({"workers": -1}, ValueError, "workers: -1 is not allowed; it must be at least 0"),
         ({"workers": 2}, ValueError, "workers: 2 is not allowed; it must be 0 for tensors"),
-        ({"workers": 0.5}, TypeError, r"workers must be of type int; got 0\.5"),
+        ({"workers": 0.5}, TypeError, r"workers: 0\.5 is not allowed; it must be of type int"),
         (
             {"parallel": True},
             ValueError,
             "parallel: True is not allowed.*needs processes.*torchrun",
         ),
-        ({"batch_size": 2.0}, TypeError, r"batch_size must be of type int; got 2\.0"),
-        ({"batch_size": True}, TypeError, "batch_size must be of type int; got True"),
+        ({"batch_size": 2.0}, TypeError, r"batch_size: 2\.0 is not allowed; .* type int"),
+        ({"batch_size": True}, TypeError, r"batch_size: True is not allowed; .* type int"),
         ({"clip": -1.0}, ValueError, r"clip: -1\.0 is not allowed; it must be above 0, or None"),
         ({"clip": 0}, ValueError, "clip: 0 is not allowed; it must be above 0, or None"),
         (
@@ -438,8 +438,8 @@ def test_snapshots_keep_their_distance(tmp_path, monkeypatch):
             ValueError,
             "clip: nan is not allowed; it must be above 0, or None",
         ),
-        ({"clip": "1"}, TypeError, "clip must be of type int or float or None; got '1'"),
-        ({"generator": None}, TypeError, "generator must be of type Generator; got None"),
+        ({"clip": "1"}, TypeError, r"clip: '1' is not allowed; .* type int or float or None"),
+        ({"generator": None}, TypeError, r"generator: None is not allowed; .* type Generator"),
         (
             {"schedule": 0.5},
             TypeError,
@@ -454,7 +454,7 @@ def test_snapshots_keep_their_distance(tmp_path, monkeypatch):
             "batch_size: 21 .* drop_last.* 20 rows",
         ),
         ({"report": "x"}, TypeError, "report: 'x' is not allowed; it must be a function or None"),
-        ({"snapshot": "x"}, TypeError, "snapshot must be of type Snapshot or None; got 'x'"),
+        ({"snapshot": "x"}, TypeError, r"snapshot: 'x' is not allowed; .* type Snapshot or None"),
     ],
 )
 def test_bad_options(change, error, message):
@@ -490,9 +490,9 @@ def test_bad_snapshots(tmp_path):
             ValueError, match=f"every: {every} is not allowed; it must be at least 0"
         ):
             Snapshot(tmp_path / "last.pt", every=every)
-    with pytest.raises(TypeError, match="every must be of type int or float; got '3'"):
+    with pytest.raises(TypeError, match=r"every: '3' is not allowed; .* type int or float"):
         Snapshot(tmp_path / "last.pt", every="3")
-    with pytest.raises(TypeError, match=r"path must be of type Path; got 'last\.pt'"):
+    with pytest.raises(TypeError, match=r"path: 'last\.pt' is not allowed; .* type Path"):
         Snapshot("last.pt")
 
 
@@ -744,6 +744,12 @@ def test_scores_of_another_shape_are_refused(shape):
 def test_data_that_are_not_samples_and_labels(data, error, message):
     with pytest.raises(error, match=message):
         error_rate(nn.Identity(), data)
+
+
+def test_scores_and_labels_are_tensors():
+    for pair, name in (((None, torch.arange(3)), "scores"), ((torch.eye(3), [0, 1, 2]), "labels")):
+        with pytest.raises(TypeError, match=rf"{name}: a \w+ is not allowed; give a tensor"):
+            misclassified(*pair)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "workers"])

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from companion import odeint
+from companion.experiments import Part, Run, experiment, grid, seeds
 from companion.experiments.adjoint.random_field import TanhField, relative_error
-from companion.experiments.grid import grid, seeds
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.results import Findings
 
 _TIMES = (0.2, 0.7, 1.1, 1.5)

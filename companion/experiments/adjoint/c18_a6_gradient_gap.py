@@ -7,10 +7,8 @@ steps. Both tend to the true gradient; at a finite number of steps they are two 
 import torch
 
 from companion import odeint
+from companion.experiments import Part, Run, experiment, grid, seeds
 from companion.experiments.adjoint.random_field import TanhField, relative_error
-from companion.experiments.grid import grid, seeds
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.observe import fit_slope
 from companion.results import Findings
 

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 
 from companion import odeint
+from companion.experiments import Part, Run, experiment, grid
 from companion.experiments.adjoint.random_field import TanhField
-from companion.experiments.grid import grid
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.gradients import Checkpoint, get_gradient
 from companion.observe import saved_bytes
 from companion.results import Claim, Findings
@@ -30,12 +28,9 @@ METHODS = ("backprop", "checkpoint", "adjoint")
     claims=("CL06", "CL65"),
 )
 def c18_a7(
-    run: Run,
-    *,
-    steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512),
-    outputs: tuple[int, ...] = (2, 5, 10, 20, 50, 100),
-    batch: int = 32,
-) -> Findings:
+    run: Run, *, steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512),
+    outputs: tuple[int, ...] = (2, 5, 10, 20, 50, 100), batch: int = 32,
+) -> Findings:  # fmt: skip
     """Count for rk4 with several numbers of steps, then with several numbers of output times.
 
     Curves: ``steps`` and ``outputs``; ``bytes_METHOD`` over steps and ``output_bytes_METHOD`` over
@@ -63,7 +58,7 @@ def c18_a7(
     state, parameters = x0.nbytes, sum(p.nbytes for p in field.parameters())
     scalars: dict[str, float] = {"state_bytes": state, "parameter_bytes": parameters}
     for method in METHODS:
-        kept = curves[f"bytes_{method}"]
+        kept = curves[f"bytes_{method}"].tolist()
         scalars[f"growth_{method}"] = kept[-1] / kept[0]
         scalars[f"megabytes_{method}"] = kept[-1] / 1e6
     over_output = max(curves["output_bytes_adjoint"] / (np.array(outputs) * state))

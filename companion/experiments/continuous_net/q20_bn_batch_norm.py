@@ -15,10 +15,17 @@ from companion.block import OdeBlock, ode_blocks
 from companion.data import load_digits
 from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments import seeds as own_seeds
-from companion.experiments.recipes import deviation, digits_recipe, error_of, scores, splits, train
+from companion.experiments.recipes import (
+    SIX_SCHEMES,
+    deviation,
+    digits_recipe,
+    error_of,
+    scores,
+    splits,
+    train,
+)
 from companion.models import ContinuousNet, pre_activation_unit
 from companion.observe import count_nfe
-from companion.schemes import SCHEMES
 from companion.train import seeded
 
 CELLS = 4
@@ -87,7 +94,7 @@ def q20_bn(
     harm = {m: scalars[f"mean_shared_{m}"] - scalars[f"mean_own_{m}"] for m in TRAINED}
     scalars |= {f"harm_{method}": value for method, value in harm.items()}
     scalars |= {name: found.pick(k).values.max() for name, k in (("split", 4), ("equal", 5))}
-    scalars["miscounted"] = sum(_miscounted(scheme, run) for scheme in SCHEMES)
+    scalars["miscounted"] = sum(_miscounted(scheme, run) for scheme in SIX_SCHEMES)
     return Findings(scalars, curves, data=data.provenance)
 
 
@@ -109,7 +116,7 @@ def _equal_halves(split: ContinuousNet, x: Tensor) -> int:
     return sum(
         torch.equal(left, right)
         for block in ode_blocks(split)
-        for name, means in block.weights.named_buffers()
+        for name, means in block.weights.stacks.named_buffers()
         if name.endswith("running_mean")
         for left, right in zip(means[::2], means[1::2], strict=True)
     )
@@ -125,5 +132,5 @@ def _miscounted(scheme: str, run: Run) -> int:
         x = torch.randn(3, 2, 4, 4).to(run.device)
     with count_nfe(block) as nfe:
         block(x)
-    counts = block.weights.get_buffer("norm1.num_batches_tracked").tolist()
+    counts = block.weights.stacks.get_buffer("norm1.num_batches_tracked").tolist()
     return sum(count != nfe.total // CELLS for count in counts)

@@ -19,9 +19,9 @@ from companion.basis import (
 from companion.block import OdeBlock
 from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments import seeds as own_seeds
+from companion.experiments.recipes import SIX_SCHEMES
 from companion.models import ContinuousNet, SkipInit, Stitch, pre_activation_unit
 from companion.models.layers import basic_branch, pre_activation
-from companion.schemes import SCHEMES
 from companion.train import seeded
 
 BASES: tuple[Basis, ...] = (
@@ -70,7 +70,7 @@ def q20_sk(run: Run, *, seeds: int = 2, steps: int = 4, channels: int = 4) -> Fi
             )  # fmt: skip
         nothing = max(_sizes(_gradients(silent.to(run.device), x)))
         found = torch.tensor(
-            [_block(basis, scheme, steps, seed, x) for basis in BASES for scheme in SCHEMES],
+            [_block(basis, scheme, steps, seed, x) for basis in BASES for scheme in SIX_SCHEMES],
             dtype=torch.float64,
         )
         moved, others, size, awake = found.T
@@ -91,11 +91,11 @@ def _block(basis: Basis, scheme: str, steps: int, seed: int, x: Tensor) -> list[
         ).to(x.device)
     moved = float((block(x) - x).detach().abs().max())
     gradients = _gradients(block, x)
-    skip = gradients.pop("weights.skip")
+    skip = gradients.pop("weights.stacks.skip")
     with torch.no_grad():
-        block.weights.get_parameter("skip").sub_(0.1 * skip / skip.norm())
+        block.weights.stacks.get_parameter("skip").sub_(0.1 * skip / skip.norm())
     after = _gradients(block, x)
-    after.pop("weights.skip")
+    after.pop("weights.stacks.skip")
     awake = sum(bool(g.any()) for g in after.values()) / len(after)
     return [moved, max(_sizes(gradients)), float(skip.norm()), awake]
 

@@ -10,11 +10,12 @@ tier is the same code on the small images of scikit-learn's digits.
 
 from dataclasses import replace
 
+from companion.experiments import Run, experiment
 from companion.experiments.images import load_images
 from companion.experiments.many_graphs.image_nets import Settings, Study, study
-from companion.experiments.registry import experiment
-from companion.experiments.running import Run
 from companion.results import Claim, Findings
+
+NETWORKS = ("resnet", "euler", "rk4", "rk4_deep")
 
 MARGINS = {"digits": 0.02, "cifar10": 0.015}
 """Largest difference of the errors of two networks."""
@@ -27,12 +28,19 @@ MARGINS = {"digits": 0.02, "cifar10": 0.015}
     claims=("CL36", "CL37", "CL38", "CL39", "CL41"),
     full={
         "dataset": "cifar10",
-        "networks": ("resnet", "euler", "rk4", "rk4_deep"),
+        "networks": NETWORKS,
         "channels": (16, 32, 64),
         "refine_at": (8, 15, 22),
         "epochs": 60,
         "autocast": True,
     },
+    tiny={
+        "networks": NETWORKS,
+        "channels": (2, 3),
+        "refine_at": (1,),
+        "epochs": 2,
+    },
+    timed=tuple(f"images_per_second_{name}" for name in ("resnet", "euler", "rk4", "rk4_deep")),
 )
 def q20_t1a(
     run: Run,

@@ -7,22 +7,25 @@ are compared with backprop's on random networks, with weights that vary with dep
 zigzag, or at random.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from companion.analysis.reconstruction import reconstruction, trajectory
-from companion.experiments.free_order.networks import KINDS, RULES, Task, draw_task, measure_cost
-from companion.experiments.registry import experiment
-from companion.experiments.running import Run
+from companion.experiments import Findings, Run, experiment
+from companion.experiments.free_order.networks import (
+    KINDS,
+    RULES,
+    draw_task,
+    measure_cost,
+    state_error,
+)
 from companion.gradients import Gradient, Reconstruct
 from companion.gradients.reverse_sweep import TRUST
-from companion.observe import fit_slope
-from companion.results import Claim, Findings
+from companion.observe import fit_slope, geometric_mean
 from companion.train import seeded
 
 _NETWORKS = ("mlp", "conv", "tokens")
@@ -36,17 +39,66 @@ Curve = NDArray[np.float64]
     "FW8",
     "Gradient errors of memory-free rules against depth and cost",
     paper="beyond Sander et al. 2022, section 4",
-    claims=("FW8",),
+    claims=(
+        ("FW8", "over_reverse_corrected", None, 1 / 20,
+         "relative gradient error over that of reverse, corrected, smooth weights, {fitted} layers,"
+         " mean over networks"),
+        ("FW8", "over_reverse_predicted_2", None, 1 / 30,
+         "relative gradient error over that of reverse, predicted_2, smooth weights, {fitted} "
+         "layers, mean over networks"),
+        ("FW8", "relative_reversible_fitted", None, 1e-12,
+         "relative gradient error, reversible, smooth weights, {fitted} layers, mean over "
+         "networks"),
+        *(
+            ("FW8", f"{measure}_slope_{rule}", low, high,
+             f"slope of the {measure} gradient error, {rule}, smooth weights")
+            for measure, rule, low, high in (
+                ("relative", "reverse", -1.15, -0.85),
+                ("relative", "sweeps", -3.15, -2.85),
+                ("relative", "corrected", None, -1.85),
+                ("relative", "predicted", None, -1.85),
+                ("relative", "predicted_2", None, -2.5),
+                ("relative", "predicted_2_swept", None, -3.5),
+                ("absolute", "heun_reverse", None, -3.7),
+                ("absolute", "heun_corrected", None, -4.7),
+            )
+        ),
+        ("FW8", "rough_slope_corrected", None, -1.7,
+         "slope of the relative gradient error, corrected, rough weights, flattest of all "
+         "networks"),
+        *(
+            ("FW8", f"over_corrected_{rule}_{cause}", None, TRUST,
+             "relative gradient error over that of corrected, largest over networks and depths, "
+             f"{rule}, {text}")
+            for rule in ("predicted", "predicted_2")
+            for cause, text in (("weights", "rough weights"), ("dropout", "dropout"))
+        ),
+        *(
+            ("FW8", f"units_a_layer_{rule}", units, units + 0.05,
+             f"units of work a layer, smooth weights, deepest network, {rule}")
+            for rule, units in (
+                ("reverse", 5.0), ("corrected", 5.0), ("predicted_2", 4.0),
+                ("predicted_2_swept", 5.0),
+            )
+        ),
+    ),
     full={"depths": (16, 64, 256), "fine": (4, 8, 16, 32, 64, 128, 256, 512, 1024), "networks": 4},
-)
+    tiny={"depths": (1, 2), "fine": (2, 4), "fitted": 2, "networks": 1},
+    timed=(
+        *(f"seconds_{rule}" for rule in _COSTED),
+        # No times, but what rounding leaves: other numbers on every processor.
+        "relative_reversible_fitted",
+        *(
+            f"{measure}_{label}reversible"
+            for measure in ("relative", "absolute")
+            for label in ("", "relu_smooth_", *(f"{n}_{k}_" for n in _NETWORKS for k in KINDS))
+        ),
+    ),
+)  # fmt: skip
 def fw8(
-    run: Run,
-    *,
-    depths: tuple[int, ...] = (16, 64),
-    fine: tuple[int, ...] = (16, 32, 64, 128, 256),
-    fitted: int = 64,
-    networks: int = 2,
-) -> Findings:
+    run: Run, *, depths: tuple[int, ...] = (16, 64),
+    fine: tuple[int, ...] = (16, 32, 64, 128, 256), fitted: int = 64, networks: int = 2,
+) -> Findings:  # fmt: skip
     r"""Measure every rule on every kind of network.
 
     Curves: ``depths``; for each measure (``relative`` and ``absolute`` error of the gradient,
@@ -55,43 +107,39 @@ def fw8(
     ``conv`` with kinks, smooth weights only; ``relative_dropout_RULE``; all of one network.
     ``fine``; for smooth perceptrons ``MEASURE_RULE`` of shape ``(fine, networks)``,
     ``units_RULE`` and ``seconds_RULE``. Scalars: ``relative_slope_RULE`` and
-    ``absolute_slope_RULE``, fitted from ``fitted`` layers on.
+    ``absolute_slope_RULE``, fitted from ``fitted`` layers on; with so many, ``over_reverse_RULE``,
+    the relative error over that of ``reverse``, and ``relative_reversible_fitted``;
+    ``rough_slope_corrected``, the flattest slope between the ends of ``depths`` on rough weights;
+    ``over_corrected_RULE_CAUSE``, the largest relative error over that of ``corrected``, where
+    ``weights`` or ``dropout`` make the network rough; ``units_a_layer_RULE`` of the deepest one.
     """
     seeds = range(run.seed, run.seed + networks)
-    groups = {
-        f"{network}_{kind}_": Group(errors_of_rules, (network, kind), depths, seeds[:1])
-        for network in _NETWORKS
-        for kind in KINDS
-    }
-    groups |= {"relu_smooth_": Group(errors_of_rules, ("relu", "smooth"), depths, seeds[:1])}
-    groups |= {"dropout_": Group(errors_with_dropout, (), depths, seeds[:1])}
-    groups |= {"": Group(errors_of_rules, ("mlp", "smooth"), fine, seeds)}
+    one, rules = seeds[:1], errors_of_rules
+    groups: dict[str, tuple[Callable[..., dict[str, float]], Any, Any, range]] = {
+        **{f"{n}_{k}_": (rules, (n, k), depths, one) for n in _NETWORKS for k in KINDS},
+        "relu_smooth_": (rules, ("relu", "smooth"), depths, one),
+        "dropout_": (errors_with_dropout, (), depths, one),
+        "": (rules, ("mlp", "smooth"), fine, seeds),
+        "cost ": (costs, (), fine, one),
+    }  # the label of networks: what to measure on them, of which kind, depths and seeds
     parts = {
-        f"{label}{depth}_{seed}": (group.measure, *group.arguments, depth, seed, run.device)
-        for label, group in groups.items()
-        for depth in group.layers
-        for seed in group.seeds
+        f"{label}{depth}_{seed}": (measure, *kind, depth, seed, run.device)
+        for label, (measure, kind, layers, own) in groups.items()
+        for depth in layers
+        for seed in own
     }
-    parts |= {f"cost_{depth}": (costs, depth, run.seed, run.device) for depth in fine}
     found = run.map(lambda part, measure, *arguments: measure(*arguments), parts)
-    curves = {"depths": np.array(depths), "fine": np.array(fine)}
-    for label, group in groups.items():
-        rows = [found[f"{label}{n}_{seed}"] for n in group.layers for seed in group.seeds]
-        shape = (len(fine), networks) if not label else (len(depths),)
-        curves |= _stacked(rows, label, shape)
-    curves |= _stacked([found[f"cost_{depth}"] for depth in fine], "", (len(fine),))
-    scalars = _slopes(curves, fitted)
-    claims = [*_bars(curves, scalars, fitted), *_rough(curves), *_cost_claims(curves)]
-    return Findings(scalars, curves, claims)
-
-
-class Group(NamedTuple):
-    """Networks of one kind: what to measure on them, for which depths and seeds."""
-
-    measure: Callable[..., dict[str, float]]
-    arguments: tuple[str, ...]
-    layers: tuple[int, ...]
-    seeds: range
+    curves: dict[str, Curve] = {}
+    for label, (_, _, layers, own) in groups.items():
+        rows = [found[f"{label}{depth}_{seed}"] for depth in layers for seed in own]
+        shape = (len(layers), len(own)) if not label else (len(layers),)
+        for name in rows[0]:
+            named = name if label == "cost " else name.replace("_", f"_{label}", 1)
+            curves[named] = np.array([row[name] for row in rows]).reshape(shape)
+    scalars = _smooth(curves, fine, fitted) | _rough(curves, depths)
+    for rule in ("reverse", "corrected", "predicted_2", "predicted_2_swept"):
+        scalars[f"units_a_layer_{rule}"] = curves[f"units_{rule}"][-1] / fine[-1]
+    return Findings(scalars, {"depths": depths, "fine": fine, **curves})
 
 
 def errors_of_rules(
@@ -107,7 +155,7 @@ def errors_of_rules(
                 relative, absolute = _distance(task.gradients(rule.gradient), true)
                 errors |= {f"relative_{name}": relative, f"absolute_{name}": absolute}
                 if isinstance(rule.gradient, Reconstruct):
-                    errors[f"state_{name}"] = _state_error(task, rule.gradient)
+                    errors[f"state_{name}"] = state_error(task, rule.gradient)
     return errors
 
 
@@ -145,98 +193,30 @@ def _distance(found: Sequence[Tensor], true: Sequence[Tensor]) -> tuple[float, f
     return (float(layers.sum()) / size) ** 0.5, float(layers.max()) ** 0.5
 
 
-def _state_error(task: Task, gradient: Reconstruct) -> float:
-    states = trajectory(task.block, task.x)
-    seen = reconstruction(task.block, states[-1], gradient)
-    return float((seen - states).flatten(1).norm(dim=1).max())
-
-
-def _stacked(
-    rows: Sequence[Mapping[str, float]], label: str, shape: tuple[int, ...]
-) -> dict[str, Curve]:
-    """Return a curve for each ``MEASURE_RULE`` of the rows, called ``MEASURE_LABELRULE``."""
-    return {
-        name.replace("_", f"_{label}", 1): np.array([row[name] for row in rows]).reshape(shape)
-        for name in rows[0]
-    }
-
-
-def _slopes(curves: Mapping[str, Curve], fitted: int) -> dict[str, float]:
+def _smooth(curves: Mapping[str, Curve], fine: tuple[int, ...], fitted: int) -> dict[str, float]:
     """Fit the geometric means over networks of smooth perceptrons' gradient errors."""
-    deep = curves["fine"] >= fitted
-    layers = curves["fine"][deep].tolist()
-    return {
-        f"{measure}_slope_{rule}": fit_slope(
-            layers, _middle(curves[f"{measure}_{rule}"][deep])
-        ).value
-        for measure in ("relative", "absolute")
-        for rule in RULES
-        if rule != "reversible"  # its errors are rounding
-    }
+    start, scalars = fine.index(fitted), {}
+    for rule in (rule for rule in RULES if rule != "reversible"):  # its errors are rounding
+        for measure in ("relative", "absolute"):
+            means = geometric_mean(curves[f"{measure}_{rule}"][start:], 1).tolist()
+            scalars[f"{measure}_slope_{rule}"] = fit_slope(fine[start:], means).value
+    at = {rule: geometric_mean(curves[f"relative_{rule}"][[start]], 1).item() for rule in RULES}
+    for rule in ("corrected", "predicted_2"):
+        scalars[f"over_reverse_{rule}"] = at[rule] / at["reverse"]
+    return scalars | {"relative_reversible_fitted": at["reversible"]}
 
 
-def _middle(errors: Curve) -> list[float]:
-    means: list[float] = np.exp(np.log(errors).mean(axis=1)).tolist()
-    return means
+def _rough(curves: Mapping[str, Curve], depths: tuple[int, ...]) -> dict[str, float]:
+    """Compare errors on weights that jump with depth, and with dropout."""
 
+    def rough(rule: str) -> Curve:
+        return np.array([curves[f"relative_{n}_{k}_{rule}"] for n in _NETWORKS for k in KINDS[1:]])
 
-def _bars(curves: Mapping[str, Curve], slopes: Mapping[str, float], fitted: int) -> list[Claim]:
-    """Decide the claims on smooth perceptrons."""
-    row = curves["fine"].tolist().index(fitted)
-    at = {rule: _middle(curves[f"relative_{rule}"][[row]])[0] for rule in RULES}
-    text, where = "relative gradient error", f"smooth weights, {fitted} layers, mean over networks"
-    claims = [
-        Claim("FW8", f"{text} over that of reverse, {rule}, {where}", at[rule] / at["reverse"],
-              high=1 / factor)
-        for rule, factor in (("corrected", 20), ("predicted_2", 30))
-    ]  # fmt: skip
-    claims.append(Claim("FW8", f"{text}, reversible, {where}", at["reversible"], high=1e-12))
-    ranges: list[tuple[str, str, float | None, float]] = [
-        ("relative", "reverse", -1.15, -0.85),
-        ("relative", "sweeps", -3.15, -2.85),
-        ("relative", "corrected", None, -1.85),
-        ("relative", "predicted", None, -1.85),
-        ("relative", "predicted_2", None, -2.5),
-        ("relative", "predicted_2_swept", None, -3.5),
-        ("absolute", "heun_reverse", None, -3.7),
-        ("absolute", "heun_corrected", None, -4.7),
-    ]
-    claims += [
-        Claim("FW8", f"slope of the {measure} gradient error, {rule}, smooth weights",
-              slopes[f"{measure}_slope_{rule}"], low=low, high=high)
-        for measure, rule, low, high in ranges
-    ]  # fmt: skip
-    return claims
-
-
-def _rough(curves: Mapping[str, Curve]) -> list[Claim]:
-    """Decide the claims on weights that jump with depth, and on dropout."""
-    ends = curves["depths"][[0, -1]].tolist()
-
-    def rough(rule: str) -> Iterable[Curve]:
-        return (curves[f"relative_{n}_{k}_{rule}"] for n in _NETWORKS for k in KINDS[1:])
-
-    slope = max(fit_slope(ends, errors[[0, -1]].tolist()).value for errors in rough("corrected"))
-    claims = [
-        Claim("FW8", "slope of the relative gradient error, corrected, rough weights, flattest of "
-              "all networks", slope, high=-1.7)
-    ]  # fmt: skip
-    text = "relative gradient error over that of corrected, largest over networks and depths"
+    ends, corrected = (depths[0], depths[-1]), rough("corrected")
+    slopes = [fit_slope(ends, errors[[0, -1]].tolist()).value for errors in corrected]
+    scalars: dict[str, Any] = {"rough_slope_corrected": max(slopes)}
     for rule in ("predicted", "predicted_2"):
-        pairs = zip(rough(rule), rough("corrected"), strict=True)
-        by_weights = max(float((p / c).max()) for p, c in pairs)
         by_chance = curves[f"relative_dropout_{rule}"] / curves["relative_dropout_corrected"]
-        claims.append(Claim("FW8", f"{text}, {rule}, rough weights", by_weights, high=TRUST))
-        claims.append(Claim("FW8", f"{text}, {rule}, dropout", float(by_chance.max()), high=TRUST))
-    return claims
-
-
-def _cost_claims(curves: Mapping[str, Curve]) -> list[Claim]:
-    """Decide the claims on the cost of a layer, evaluation 1 and vector-Jacobian product 2."""
-    text = "units of work a layer, smooth weights, deepest network"
-    expected = {"reverse": 5.0, "corrected": 5.0, "predicted_2": 4.0, "predicted_2_swept": 5.0}
-    return [
-        Claim("FW8", f"{text}, {rule}", float(curves[f"units_{rule}"][-1] / curves["fine"][-1]),
-              low=units, high=units + 0.05)
-        for rule, units in expected.items()
-    ]  # fmt: skip
+        scalars[f"over_corrected_{rule}_weights"] = (rough(rule) / corrected).max()
+        scalars[f"over_corrected_{rule}_dropout"] = by_chance.max()
+    return scalars

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from companion.analysis.reconstruction import trajectory
 from companion.data import load_digits
+from companion.experiments import Claim, Findings, Part, Run, experiment
 from companion.experiments.gradient_rules import (
     RULES,
     Study,
@@ -24,35 +25,39 @@ from companion.experiments.gradient_rules import (
     digits_net,
     train_all,
 )
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.gradients import Reconstruct
 from companion.models import ResidualMLP
-from companion.results import Claim, Findings
 
 _CLOSE = 0.02
 """A mean test error this much above backprop's counts as equal."""
+
+_SLOW = ("predicted_2", "heun_reverse")
+"""Rules that the ``smoke`` tier leaves out."""
 
 
 @experiment(
     "FW8-T",
     "Test error against depth for every gradient rule",
     paper="beyond Sander et al. 2022, Fig. 4",
-    claims=("FW7", "FW8-T"),
-    full={"rules": tuple(RULES), "depths": (2, 4, 8, 16, 32, 64), "seeds": 5, "epochs": 12},
-)
-def fw8_t(
-    run: Run,
-    *,
-    rules: tuple[str, ...] = tuple(
-        rule for rule in RULES if rule not in ("predicted_2", "heun_reverse")
+    claims=(
+        "FW7",
+        ("FW8-T", "excess_flat", None, _CLOSE,
+         "mean test error, memory-free minus backprop, largest over rules and depths, L/N < 1"),
+        ("FW8-T", "excess_steep", 0.1, None,
+         "mean test error, memory-free minus backprop, smallest over rules and depths, L/N >= 2"),
     ),
-    depths: tuple[int, ...] = (4, 8, 16),
-    seeds: int = 2,
-    epochs: int = 6,
-    rate: float = 0.02,
+    full={"rules": tuple(RULES), "depths": (2, 4, 8, 16, 32, 64), "seeds": 5, "epochs": 12},
+    tiny={
+        "rules": ("backprop", "sweeps", "reversible"), "depths": (2, 16), "seeds": 1, "epochs": 1,
+    },
+    tolerance=1e-2,  # trained in single precision
+)  # fmt: skip
+def fw8_t(
+    run: Run, *,
+    rules: tuple[str, ...] = tuple(rule for rule in RULES if rule not in _SLOW),
+    depths: tuple[int, ...] = (4, 8, 16), seeds: int = 2, epochs: int = 6, rate: float = 0.02,
     gain: float = 2.0,
-) -> Findings:
+) -> Findings:  # fmt: skip
     r"""Train a perceptron by every rule, at every depth, from every seed.
 
     Curves: ``depths``; for each rule ``error_RULE`` and ``diverged_RULE`` of shape
@@ -61,7 +66,10 @@ def fw8_t(
     ``median_RULE_DEPTH``, the means and medians over seeds; ``enough_RULE``, the shallowest depth
     whose mean is at most 0.02 above that of backprop with the same scheme (Euler's for
     ``reversible``), infinite if none is; ``enough_median_RULE``, the same with medians;
-    ``contraction_DEPTH``, the means over seeds.
+    ``contraction_DEPTH``, the means over seeds; ``excess_flat``, the largest of all memory-free
+    rules' mean test errors minus backprop's at depths with mean $L/N < 1$ (at the deepest, where
+    there are none), and ``excess_steep``, the smallest at depths with $L/N \ge 2$ (or the
+    shallowest).
     """
     data = load_digits(device=run.device)
 
@@ -71,30 +79,25 @@ def fw8_t(
 
     needed = ("backprop", "sweeps")
     study = train_all(run, train, rules=rules, depths=depths, seeds=seeds, needed=needed)
-    contraction = np.array(
+    contraction = np.array([
         [
-            [
-                steepest(digits_net("backprop", depth, run.seed + seed, gain), data.x_test.cpu())
-                for seed in range(seeds)
-            ]
-            for depth in depths
+            steepest(digits_net("backprop", depth, run.seed + k, gain), data.x_test.cpu())
+            for k in range(seeds)
         ]
-    )
-    curves = study.curves() | {"contraction": contraction}
-    scalars = _scalars(study, contraction)
-    return Findings(scalars, curves, _claims(study, contraction.mean(axis=1)), data.provenance)
-
-
-def _scalars(study: Study, contraction: NDArray[np.float64]) -> dict[str, float]:
+        for depth in depths
+    ])  # fmt: skip
     scalars = study.scalars()
-    for rule, errors in study.errors.items():
+    for rule in rules:
         scalars[f"enough_{rule}"] = enough(study, rule, np.mean)
         scalars[f"enough_median_{rule}"] = enough(study, rule, np.median)
-        for depth, row in zip(study.depths, errors, strict=True):
-            scalars[f"median_{at_depth(rule, depth)}"] = float(np.median(row))
-    for depth, row in zip(study.depths, contraction, strict=True):
-        scalars[f"contraction_{depth}"] = float(row.mean())
-    return scalars
+        for depth in depths:
+            median = np.median(study.errors.at(rule=rule, depth=depth).values)
+            scalars[f"median_{at_depth(rule, depth)}"] = float(median)
+    means = contraction.mean(axis=1)
+    scalars |= {f"contraction_{n}": x for n, x in zip(depths, means, strict=True)}
+    scalars["excess_flat"], scalars["excess_steep"] = _excess(study, means)
+    claim, curves = _further_sweeps(study, means), study.curves() | {"contraction": contraction}
+    return Findings(scalars, curves, [claim], data.provenance)
 
 
 @torch.no_grad()
@@ -121,43 +124,36 @@ def steepest(net: ResidualMLP, x: Tensor) -> float:
 
 def enough(study: Study, rule: str, average: Callable[[NDArray[np.float64]], np.float64]) -> float:
     """Return the shallowest depth at which a rule does as well as backprop, by some average."""
-    own, reference = study.errors[rule], study.errors[RULES[rule].reference]
-    for depth, errors, others in sorted(zip(study.depths, own, reference, strict=True)):
-        if average(errors) - average(others) < _CLOSE + 1e-9:
+    for depth in sorted(study.depths):
+        own, reference = (
+            average(study.errors.at(rule=name, depth=depth).values)
+            for name in (rule, RULES[rule].reference)
+        )
+        if own - reference < _CLOSE + 1e-9:
             return float(depth)
     return math.inf
 
 
-def _claims(study: Study, contraction: NDArray[np.float64]) -> list[Claim]:
-    """Decide the claims on errors averaged over seeds."""
+def _excess(study: Study, contraction: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the largest excess of a memory-free rule where L/N < 1, the smallest from 2 on."""
+    rules = [r for r in study.errors.axes["rule"] if isinstance(RULES[r].gradient, Reconstruct)]
+    pairs = list(zip(study.depths, contraction, strict=True))
+    flat = [depth for depth, x in pairs if x < 1] or [max(study.depths)]
+    steep = [depth for depth, x in pairs if x >= 2] or [min(study.depths)]
+    return (
+        max(study.excess(rule, depth) for rule in rules for depth in flat),
+        min(study.excess(rule, depth) for rule in rules for depth in steep),
+    )
+
+
+def _further_sweeps(study: Study, contraction: NDArray[np.float64]) -> Claim:
+    """Decide the claim on two more sweeps, at the depth nearest to 8."""
     eight = study.nearest(8)
-    ratio = contraction[study.depths.index(eight)]
-    deep = [d for d, x in zip(study.depths, contraction, strict=True) if x < 1]
-    shallow = [d for d, x in zip(study.depths, contraction, strict=True) if x >= 2]
-    rules = [rule for rule in study.errors if isinstance(RULES[rule].gradient, Reconstruct)]
-
-    def excess(depths: list[int]) -> list[float]:
-        return [study.excess(rule, depth) for rule in rules for depth in depths]
-
-    return [
-        Claim(
-            "FW7",
-            f"mean test error, two more sweeps minus backprop, {eight} layers",
-            study.excess("sweeps", eight),
-            high=_CLOSE,
-            note=f"L/N starts at {ratio:.2f} on average; where it is above 1, further sweeps need "
-            "not come closer to a layer's input.",
-        ),
-        Claim(
-            "FW8-T",
-            "mean test error, memory-free minus backprop, largest over rules and depths, L/N < 1",
-            max(excess(deep or [max(study.depths)])),
-            high=_CLOSE,
-        ),
-        Claim(
-            "FW8-T",
-            "mean test error, memory-free minus backprop, smallest over rules and depths, L/N >= 2",
-            min(excess(shallow or [min(study.depths)])),
-            low=0.1,
-        ),
-    ]
+    return Claim(
+        "FW7",
+        f"mean test error, two more sweeps minus backprop, {eight} layers",
+        study.excess("sweeps", eight),
+        high=_CLOSE,
+        note=f"L/N starts at {contraction[study.depths.index(eight)]:.2f} on average; where it is "
+        "above 1, further sweeps need not come closer to a layer's input.",
+    )

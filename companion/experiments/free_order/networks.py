@@ -9,11 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from companion.analysis.reconstruction import reconstruction, trajectory
 from companion.block import OdeBlock
 from companion.gradients import (
     NAMED_RULES,
     Backprop,
     Gradient,
+    Reconstruct,
     Reversible,
     Rule,
     get_gradient,
@@ -39,14 +41,11 @@ def perceptron() -> nn.Sequential:
 
 def convolution(activation: type[nn.Module]) -> nn.Module:
     """Return a pre-activation unit of two convolutions and two batch norms, 4 channels."""
-    return nn.Sequential(
-        nn.BatchNorm2d(4),
-        activation(),
-        nn.Conv2d(4, 4, 3, padding=1, bias=False),
-        nn.BatchNorm2d(4),
-        activation(),
-        nn.Conv2d(4, 4, 3, padding=1, bias=False),
+    halves = (
+        (nn.BatchNorm2d(4), activation(), nn.Conv2d(4, 4, 3, padding=1, bias=False))
+        for _ in range(2)
     )
+    return nn.Sequential(*(part for half in halves for part in half))
 
 
 def dropping_perceptron() -> nn.Module:
@@ -126,6 +125,13 @@ def _over_depth(stack: Tensor, kind: str, depth: int, generator: torch.Generator
     moved = b * (1 - 2 * (n % 2)) if kind == "zigzag" else b * n / depth + c * wave
     result: Tensor = base + a + moved
     return result
+
+
+def state_error(task: Task, gradient: Reconstruct) -> float:
+    """Return the largest error of a state on the way back."""
+    states = trajectory(task.block, task.x)
+    seen = reconstruction(task.block, states[-1], gradient)
+    return float((seen - states).flatten(1).norm(dim=1).max())
 
 
 class Cost(NamedTuple):

@@ -1,13 +1,11 @@
 """Small networks trained on digits: what the experiments on the distance to an ODE share."""
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
-from companion.experiments.running import Part
+from companion.experiments import Part
+from companion.experiments.gradient_rules import layer_rates
+from companion.experiments.recipes import classification_loss
 from companion.models import ResidualMLP
 from companion.train import fit, seeded, step_decay
 
@@ -15,16 +13,9 @@ _RATE = 0.05
 
 
 def train_perceptron(
-    part: Part,
-    x: Tensor,
-    y: Tensor,
-    *,
-    layers: int,
-    scaled: bool,
-    equal: bool,
-    seed: int,
+    part: Part, x: Tensor, y: Tensor, *, layers: int, scaled: bool, equal: bool, seed: int,
     epochs: int,
-) -> ResidualMLP:
+) -> ResidualMLP:  # fmt: skip
     """Return a trained residual perceptron with a state of 8 and 16 hidden units in a layer.
 
     With the factor 1/N a layer's gradient is of size 1/N. Its learning rate has the factor N then,
@@ -48,30 +39,10 @@ def train_perceptron(
             for weight in net.block.parameters():
                 weight.copy_(weight[:1].expand_as(weight).clone())
     net = net.to(x.device)
-
-    def optimiser(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        groups: list[dict[str, Any]] = [
-            {"params": [*net.stem.parameters(), *net.head.parameters()]},
-            {"params": [*net.block.parameters()], "lr": _RATE * (layers if scaled else 1)},
-        ]
-        return torch.optim.SGD(groups, lr=_RATE, momentum=0.9)
-
     fit(
-        net,
-        lambda net, x, y: cross_entropy(net(x), y),
-        (x, y),
-        optimiser=optimiser,
-        epochs=epochs,
-        batch_size=64,
-        generator=torch.Generator().manual_seed(seed),
-        schedule=step_decay(0.7),
-        clip=5.0,
-        snapshot=part.snapshot,
-        report=part.report,
-    )
+        net, classification_loss, (x, y),
+        optimiser=layer_rates(net, _RATE, layers if scaled else 1), epochs=epochs, batch_size=64,
+        generator=torch.Generator().manual_seed(seed), schedule=step_decay(0.7), clip=5.0,
+        snapshot=part.snapshot, report=part.report,
+    )  # fmt: skip
     return net
-
-
-def error_of(logits: Tensor, y: Tensor) -> float:
-    """Return the fraction of rows whose largest logit is not that of the class."""
-    return (logits.argmax(1) != y).double().mean().item()

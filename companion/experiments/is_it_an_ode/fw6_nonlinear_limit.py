@@ -1,8 +1,8 @@
 r"""FW6: do the weights of trained *nonlinear* residual networks have a limit in depth?
 
 Sander et al. (2022) prove it for linear networks. Here the layers are
-:math:`x_{n+1} = x_n + \frac1N V_n \sigma(W_n x_n + b_n)`, trained by the same rescaled descent,
-:math:`\theta_n \leftarrow \theta_n - \eta N \nabla_n`. Four variants:
+$x_{n+1} = x_n + \frac1N V_n \sigma(W_n x_n + b_n)$, trained by the same rescaled descent,
+$\theta_n \leftarrow \theta_n - \eta N \nabla_n$. Four variants:
 
 - ``smooth``: tanh layers, weights smooth in depth at the start;
 - ``large``: the same with targets five times as large, which this network cannot fit;
@@ -12,18 +12,15 @@ Sander et al. (2022) prove it for linear networks. Here the layers are
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
-from companion.results import Claim, Findings
+from companion.experiments import Findings, Part, Run, experiment
 
 VARIANTS = ("smooth", "large", "rough", "relu")
 
@@ -34,24 +31,28 @@ _WIDTH, _HIDDEN, _POINTS = 2, 6, 40
     "FW6",
     "Trained nonlinear residual networks of growing depth: is there a limit?",
     paper="Sander et al. 2022, future work",
-    claims=("FW6",),
+    claims=(
+        ("FW6", "ratio_smooth", 1.7, 2.3, "ratio of the last two distances, smooth start"),
+        ("FW6", "most_growth_smooth", None, 1.1, "growth of the roughness, smooth start"),
+        ("FW6", "early_large", 1.7, 2.3, "ratio of the last two distances, large loss, early"),
+        ("FW6", "ratio_rough", 0.9, 1.1, "ratio of the last two distances, rough start"),
+        ("FW6", "least_growth_rough", 1.9, 2.1, "growth of the roughness, rough start"),
+        ("FW6", "parity_rough_ratio", 1.7, 2.3, "the same by parity, rough start"),
+        ("FW6", "growth_relu", 1.5, None, "median growth of the roughness, ReLU"),
+    ),
     full={"depths": (8, 16, 32, 64, 128, 256, 512), "starts": 8, "steps": 150},
+    tiny={"depths": (8, 16, 32), "starts": 2, "steps": 5, "early": 3},
 )
 def fw6(
-    run: Run,
-    *,
-    depths: tuple[int, ...] = (8, 16, 32, 64, 128),
-    starts: int = 3,
-    step: float = 0.1,
-    steps: int = 100,
-    early: int = 20,
-) -> Findings:
+    run: Run, *, depths: tuple[int, ...] = (8, 16, 32, 64, 128), starts: int = 3,
+    step: float = 0.1, steps: int = 100, early: int = 20,
+) -> Findings:  # fmt: skip
     r"""Train networks of all depths side by side; ``starts`` random starts of every variant.
 
     A distance is the largest Euclidean one over layers: ``doubling`` compares
-    :math:`\theta^N_n` with :math:`\theta^{2N}_{2n}`, ``parity`` with
-    :math:`\theta^{2N}_{2n - n \bmod 2}`, so that even layers meet even ones and odd ones odd ones.
-    ``roughness`` is :math:`\max_n N \lVert\theta_{n+1} - \theta_n\rVert`.
+    $\theta^N_n$ with $\theta^{2N}_{2n}$, ``parity`` with
+    $\theta^{2N}_{2n - n \bmod 2}$, so that even layers meet even ones and odd ones odd ones.
+    ``roughness`` is $\max_n N \lVert\theta_{n+1} - \theta_n\rVert$.
 
     Curves: ``depths``; for each variant ``doubling_VARIANT``, ``parity_VARIANT``,
     ``roughness_VARIANT`` and ``loss_VARIANT``, of shape ``(iterations, depths, starts)``, where the
@@ -79,6 +80,9 @@ def fw6(
         problem = _problem(starts, run.seed, run.device, activation)
         return _train(part, problem, depths, step, steps)
 
+    def farthest(ratios: NDArray[np.float64]) -> float:
+        return float(ratios[np.abs(ratios - 2).argmax()])
+
     parts = run.map(train, {activation: (activation,) for activation in ("tanh", "relu")})
     scalars: dict[str, float] = {}
     curves: dict[str, Any] = {"depths": depths}
@@ -88,18 +92,17 @@ def fw6(
             curves |= {f"{name}_{variant}": values for name, values in found.items()}
             growth = _last_pair(found["roughness"])
             scalars |= {
-                f"ratio_{variant}": _farthest(1 / _last_pair(found["doubling"][:, :-1])),
-                f"early_{variant}": _farthest(1 / _last_pair(found["doubling"][: early + 1, :-1])),
-                f"parity_{variant}_ratio": _farthest(1 / _last_pair(found["parity"][:, :-1])),
+                f"ratio_{variant}": farthest(1 / _last_pair(found["doubling"][:, :-1])),
+                f"early_{variant}": farthest(1 / _last_pair(found["doubling"][: early + 1, :-1])),
+                f"parity_{variant}_ratio": farthest(1 / _last_pair(found["parity"][:, :-1])),
                 f"growth_{variant}": float(np.median(growth)),
                 f"least_growth_{variant}": growth.min(),
                 f"most_growth_{variant}": growth.max(),
             }
-    return Findings(scalars, curves, _claims(scalars))
+    return Findings(scalars, curves)
 
 
-@dataclass(frozen=True)
-class _Problem:
+class _Problem(NamedTuple):
     """Starts, ``base`` and ``wave`` of shape ``(starts, numbers)``, data, and variants of both."""
 
     variants: tuple[str, ...]
@@ -169,19 +172,19 @@ def _train(
 ) -> dict[str, Any]:
     """Return, by name, numbers of shape (variants, iterations, depths, starts); and profiles."""
     nets = [_descend(problem, depth, step, steps) for depth in depths]
-    seen: dict[str, list[Tensor]] = {
-        name: [] for name in ("loss", "roughness", "doubling", "parity")
-    }
-    for k, stages in enumerate(zip(*nets, strict=True)):
-        weights = [stage[0] for stage in stages]
+    seen: list[dict[str, Tensor]] = []
+    for stages in zip(*nets, strict=True):
+        weights, losses = zip(*stages, strict=True)
         pairs = list(pairwise(weights))
         gaps = [weight.diff(dim=2).norm(dim=-1).amax(2) * weight.shape[2] for weight in weights]
-        seen["loss"].append(torch.stack([stage[1] for stage in stages], 1))
-        seen["roughness"].append(torch.stack(gaps, 1))
-        seen["doubling"].append(_distances(pairs, parity=False))
-        seen["parity"].append(_distances(pairs, parity=True))
-        part.report((k + 1) / (steps + 1))
-    found: dict[str, Any] = {name: torch.stack(rows, 1).tolist() for name, rows in seen.items()}
+        seen.append({
+            "loss": torch.stack(losses, 1), "roughness": torch.stack(gaps, 1),
+            "doubling": _distances(pairs, parity=False), "parity": _distances(pairs, parity=True),
+        })  # fmt: skip
+        part.report(len(seen) / (steps + 1))
+    found: dict[str, Any] = {
+        name: torch.stack([row[name] for row in seen], 1).tolist() for name in seen[0]
+    }
     start, end = problem.start(depths[-1])[:, 0], weights[-1][:, 0]
     chosen = end.diff(dim=1).abs().amax(1).argmax(-1)
     rows = torch.arange(len(chosen))
@@ -205,23 +208,3 @@ def _last_pair(values: NDArray[np.float64]) -> NDArray[np.float64]:
     largest = values.max(0)
     ratio: NDArray[np.float64] = largest[-1] / largest[-2]
     return ratio
-
-
-def _farthest(ratios: NDArray[np.float64]) -> float:
-    """Return the ratio farthest from 2."""
-    return float(ratios[np.abs(ratios - 2).argmax()])
-
-
-def _claims(scalars: dict[str, float]) -> list[Claim]:
-    return [
-        Claim("FW6", text, scalars[name], low, high)
-        for text, name, low, high in (
-            ("ratio of the last two distances, smooth start", "ratio_smooth", 1.7, 2.3),
-            ("growth of the roughness, smooth start", "most_growth_smooth", None, 1.1),
-            ("ratio of the last two distances, large loss, early", "early_large", 1.7, 2.3),
-            ("ratio of the last two distances, rough start", "ratio_rough", 0.9, 1.1),
-            ("growth of the roughness, rough start", "least_growth_rough", 1.9, 2.1),
-            ("the same by parity, rough start", "parity_rough_ratio", 1.7, 2.3),
-            ("median growth of the roughness, ReLU", "growth_relu", 1.5, None),
-        )
-    ]

@@ -1,7 +1,7 @@
 r"""Starts and targets for the experiments on linear residual networks.
 
-A start is :math:`\theta_n = A_0 + A_1 w_n` with operator norms :math:`\lVert A_0\rVert = 0.2` and
-:math:`\lVert A_1\rVert = 0.05`, so that :math:`\lVert\theta_n\rVert \le \frac14`.
+A start is $\theta_n = A_0 + A_1 w_n$ with operator norms $\lVert A_0\rVert = 0.2$ and
+$\lVert A_1\rVert = 0.05$, so that $\lVert\theta_n\rVert \le \frac14$.
 """
 
 import math
@@ -36,8 +36,8 @@ class LinearProblem:
         r"""Return the weights at the start, shape ``(starts, layers, d, d)``.
 
         Args:
-            kind: ``"smooth"`` for :math:`w_n = \sin 2\pi n/N`, ``"rough"`` for
-                :math:`w_n = (-1)^n`.
+            kind: ``"smooth"`` for $w_n = \sin 2\pi n/N$, ``"rough"`` for
+                $w_n = (-1)^n$.
             layers: the number of layers.
         """
         n = torch.arange(layers, dtype=self.base.dtype, device=self.base.device)

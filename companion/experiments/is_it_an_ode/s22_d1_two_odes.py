@@ -3,7 +3,7 @@ r"""S22-D1: two ODEs through the same layers, for random and for trained network
 Sander et al. (2022, Definition 1) interpolate a network's residuals or its weights. Their Section
 3.1 shows that either ODE can stay away from the network. Here both distances are measured
 
-- for random layers :math:`\tanh(Wx + b)` whose weights are ``smooth`` in depth, a ``zigzag``
+- for random layers $\tanh(Wx + b)$ whose weights are ``smooth`` in depth, a ``zigzag``
   between two sets, or independent (``iid``);
 - for networks trained on scikit-learn's digits, in both tiers, with layers that are drawn
   independently at the start, or all start ``equal``.
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from companion.analysis.interpolation import (
@@ -28,15 +27,14 @@ from companion.analysis.interpolation import (
     solution,
     speed,
     weight_interpolation,
-)
+)  # fmt: skip
 from companion.analysis.smoothness import smoothness
 from companion.data import load_digits
-from companion.experiments.is_it_an_ode.digits_nets import error_of, train_perceptron
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Findings, Part, Run, experiment, grid
+from companion.experiments.is_it_an_ode.digits_nets import train_perceptron
 from companion.models import ResidualMLP
 from companion.observe import fit_slope
-from companion.results import Claim, Findings
+from companion.train import error_rate
 
 FAMILIES = ("smooth", "zigzag", "iid")
 STARTS = ("equal", "independent")
@@ -48,24 +46,42 @@ _MEASURES = ("slope", "variation", "moved", *KINDS, "error", "error_residual", "
     "S22-D1",
     "The distance of random and trained networks to two ODEs through their layers",
     paper="Sander et al. 2022, Definition 1 and Section 3.1",
-    claims=("CL49", "S22-X4"),
+    claims=(
+        ("S22-X4", "ratio", None, 1.0, "largest residual distance over its bound"),
+        *(
+            ("S22-X4", f"rate_{name}_residual", -1.2, -0.8,
+             f"slope in N of the distance to the residual ODE, random, {name}")
+            for name in FAMILIES
+        ),
+        *(
+            ("S22-X4", f"rate_{start}_residual", None, -0.7,
+             f"slope in N of the distance to the residual ODE, trained, {start} start")
+            for start in STARTS
+        ),
+        *(
+            ("CL49", f"rate_{name}_weight", -0.3, None,
+             f"slope in N of the distance to the weight ODE, {what}")
+            for name, what in (
+                ("zigzag", "random, zigzag"), ("iid", "random, iid"),
+                ("independent", "trained, independent start"),
+            )
+        ),
+    ),
     full={
-        "depths": (8, 16, 32, 64, 128, 256, 512, 1024),
-        "copies": 50,
-        "trained_depths": (4, 8, 16, 32, 64, 128),
-        "seeds": 10,
+        "depths": (8, 16, 32, 64, 128, 256, 512, 1024), "copies": 50,
+        "trained_depths": (4, 8, 16, 32, 64, 128), "seeds": 10,
     },
-)
+    tiny={
+        "depths": (4, 8), "copies": 2, "dimension": 3, "trained_depths": (2, 3), "seeds": 1,
+        "epochs": 1,
+    },
+    tolerance=1e-2,  # the networks are trained in single precision
+)  # fmt: skip
 def s22_d1(
-    run: Run,
-    *,
-    depths: tuple[int, ...] = (8, 16, 32, 64, 128),
-    copies: int = 20,
-    dimension: int = 8,
-    trained_depths: tuple[int, ...] = (4, 8, 16, 32),
-    seeds: int = 3,
+    run: Run, *, depths: tuple[int, ...] = (8, 16, 32, 64, 128), copies: int = 20,
+    dimension: int = 8, trained_depths: tuple[int, ...] = (4, 8, 16, 32), seeds: int = 3,
     epochs: int = 6,
-) -> Findings:
+) -> Findings:  # fmt: skip
     """Measure random and trained networks.
 
     Random networks: ``depths``, and for each family and kind ``random_FAMILY_KIND``, the largest
@@ -75,39 +91,47 @@ def s22_d1(
     (smoothness of the weights), ``moved_START`` (mean distance from the first state to the last),
     ``residual_START`` and ``weight_START`` (mean largest distance over ``moved``), and the test
     errors ``error_START``, ``error_residual_START`` and ``error_weight_START`` of the network and
-    of its two ODEs.
+    of its two ODEs. Scalars: ``ratio``, the largest; ``rate_FAMILY_KIND`` and ``rate_START_KIND``,
+    slopes in N of the medians over copies and seeds; ``deepest_NAME_START``, the medians of the
+    deepest networks.
     """
     data = load_digits(device=run.device)
+    x, y = data.x_test.double(), data.y_test
 
-    def measure(part: Part, what: str, depth: int, seed: int) -> dict[str, Any]:
-        if what in FAMILIES:
-            return _random(what, depth, copies, dimension, seed, run.device)
+    def draw(part: Part, family: str, depth: int) -> list[list[float]]:
+        return list(_random(family, depth, copies, dimension, run.seed, run.device).values())
+
+    def train(part: Part, start: str, depth: int, seed: int) -> list[float]:
         net = train_perceptron(
             part, data.x_train, data.y_train,
-            layers=depth, scaled=True, equal=what == "equal", seed=seed, epochs=epochs,
+            layers=depth, scaled=True, equal=start == "equal", seed=seed, epochs=epochs,
         )  # fmt: skip
-        return _describe(net.double(), data.x_test.double(), data.y_test)
+        found = _describe(net.double(), x, y)
+        return [found[name] for name in _MEASURES]
 
-    parts = {f"{name}, {n} layers": (name, n, run.seed) for name in FAMILIES for n in depths}
-    parts |= {
-        f"{start}, {n} layers, seed {seed}": (start, n, run.seed + seed)
-        for start in STARTS
-        for n in trained_depths
-        for seed in range(seeds)
-    }
-    found = run.map(measure, parts)
+    random = grid(run, draw, family=FAMILIES, depth=depths)
+    trained = grid(
+        run, train, start=STARTS, depth=trained_depths, seed=range(run.seed, run.seed + seeds)
+    )
+
+    def rate(values: Any, grid: tuple[int, ...]) -> float:
+        medians = np.median(values, axis=1).tolist()
+        return fit_slope(grid, medians).value if len(grid) > 1 else math.nan
+
     curves: dict[str, Any] = {"depths": depths, "trained_depths": trained_depths}
-    for name in FAMILIES:
-        rows = [found[f"{name}, {n} layers"] for n in depths]
-        curves |= {f"random_{name}_{kind}": [row[kind] for row in rows] for kind in KINDS}
-        curves[f"ratio_{name}"] = [row["ratio"] for row in rows]
+    scalars = {"ratio": random.values[:, :, 2].max()}
+    for family in FAMILIES:
+        names = (*(f"random_{family}_{kind}" for kind in KINDS), f"ratio_{family}")
+        curves |= {name: random.at(family=family).values[:, k] for k, name in enumerate(names)}
+        for kind in KINDS:
+            scalars[f"rate_{family}_{kind}"] = rate(curves[f"random_{family}_{kind}"], depths)
     for start in STARTS:
-        names = [[f"{start}, {n} layers, seed {s}" for s in range(seeds)] for n in trained_depths]
-        for measure_name in _MEASURES:
-            table = [[found[name][measure_name] for name in row] for row in names]
-            curves[f"{measure_name}_{start}"] = table
-    scalars = _scalars(curves, depths, trained_depths)
-    return Findings(scalars, curves, _claims(scalars), data.sha256)
+        for k, name in enumerate(_MEASURES):
+            values = curves[f"{name}_{start}"] = trained.at(start=start).pick(k).values
+            scalars[f"deepest_{name}_{start}"] = np.median(values[-1])
+        for kind in KINDS:
+            scalars[f"rate_{start}_{kind}"] = rate(curves[f"{kind}_{start}"], trained_depths)
+    return Findings(scalars, curves, data=data.sha256)
 
 
 def _random(
@@ -166,53 +190,9 @@ def _describe(net: ResidualMLP, x: Tensor, y: Tensor) -> dict[str, float]:
     states = network(fields["residual"], first)
     moved = (states[-1] - first).norm(dim=1).mean().item()
     found = {"slope": smooth.slope, "variation": smooth.variation, "moved": moved}
-    found["error"] = error_of(net.head(states[-1]), y)
+    found["error"] = error_rate(net.head, (states[-1], y))
     for kind, field in fields.items():
         nodes = solution(field, first)
         found[kind] = (states - nodes).norm(dim=2).amax(0).mean().item() / moved
-        found[f"error_{kind}"] = error_of(net.head(nodes[-1]), y)
+        found[f"error_{kind}"] = error_rate(net.head, (nodes[-1], y))
     return found
-
-
-def _scalars(
-    curves: dict[str, Any], depths: tuple[int, ...], trained: tuple[int, ...]
-) -> dict[str, float]:
-    """Fit slopes to medians over copies and seeds; name the numbers of the deepest networks."""
-
-    def rate(values: Any, grid: tuple[int, ...]) -> float:
-        return fit_slope(grid, _median(values).tolist()).value if len(grid) > 1 else math.nan
-
-    scalars = {"ratio": max(float(np.max(curves[f"ratio_{name}"])) for name in FAMILIES)}
-    for kind in KINDS:
-        for name in FAMILIES:
-            scalars[f"rate_{name}_{kind}"] = rate(curves[f"random_{name}_{kind}"], depths)
-        for start in STARTS:
-            scalars[f"rate_{start}_{kind}"] = rate(curves[f"{kind}_{start}"], trained)
-    for start in STARTS:
-        for name in _MEASURES:
-            scalars[f"deepest_{name}_{start}"] = float(_median(curves[f"{name}_{start}"])[-1])
-    return scalars
-
-
-def _median(values: Any) -> NDArray[np.float64]:
-    medians: NDArray[np.float64] = np.median(np.asarray(values, dtype=np.float64), axis=1)
-    return medians
-
-
-def _claims(scalars: dict[str, float]) -> list[Claim]:
-    rate = "slope in N of the distance"
-    claims = [
-        Claim("S22-X4", "largest residual distance over its bound", scalars["ratio"], high=1.0)
-    ]
-    for name in FAMILIES:
-        text = f"{rate} to the residual ODE, random, {name}"
-        claims.append(Claim("S22-X4", text, scalars[f"rate_{name}_residual"], -1.2, -0.8))
-    for start in STARTS:
-        text = f"{rate} to the residual ODE, trained, {start} start"
-        claims.append(Claim("S22-X4", text, scalars[f"rate_{start}_residual"], high=-0.7))
-    for name in ("zigzag", "iid"):
-        text = f"{rate} to the weight ODE, random, {name}"
-        claims.append(Claim("CL49", text, scalars[f"rate_{name}_weight"], low=-0.3))
-    text = f"{rate} to the weight ODE, trained, independent start"
-    claims.append(Claim("CL49", text, scalars["rate_independent_weight"], low=-0.3))
-    return claims

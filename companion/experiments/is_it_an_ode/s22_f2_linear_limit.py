@@ -1,8 +1,8 @@
 r"""S22-F2: the weights of trained linear residual networks have a limit in depth.
 
-:math:`\psi_N(s, t)` is the weight of the layer at depth :math:`s` after the time :math:`t` of
-training, constant on each of the :math:`N` cells. Sander et al. (2022, Theorem 1) show that it
-converges at the rate :math:`1/N`. A very deep network stands for the limit.
+$\psi_N(s, t)$ is the weight of the layer at depth $s$ after the time $t$ of
+training, constant on each of the $N$ cells. Sander et al. (2022, Theorem 1) show that it
+converges at the rate $1/N$. A very deep network stands for the limit.
 """
 
 from itertools import pairwise
@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from companion.experiments import Findings, Part, Run, experiment
 from companion.experiments.is_it_an_ode.linear_tasks import LinearProblem, linear_problem
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.models.linear_resnet import descend, end_map, time_one_map
 from companion.observe import fit_slope
-from companion.results import Claim, Findings
 
 FACTORS = {"small": 0.9, "large": 50.0}
 """Initial loss over the threshold of the theory."""
@@ -33,38 +31,38 @@ DISTANCES = {
     "S22-F2",
     "Trained linear networks of growing depth approach one limit, at the rate 1/N",
     paper="Sander et al. 2022, Fig. 2, Theorem 1, Lemmas 2 and 3",
-    claims=("CL51",),
+    claims=tuple(
+        ("CL51", f"slope_{name}_{size}", -1.05, -0.95,
+         f"slope of the {text} against N, {size} loss")
+        for size in FACTORS
+        for name, text in DISTANCES.items()
+    ),
     full={
-        "depths": (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192),
-        "reference": 65536,
+        "depths": (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192), "reference": 65536,
         "steps": 60,
     },
-)
+    tiny={"depths": (8, 16, 32), "reference": 256, "starts": 2, "steps": 5},
+)  # fmt: skip
 def s22_f2(
-    run: Run,
-    *,
-    depths: tuple[int, ...] = (8, 16, 32, 64, 128, 256),
-    reference: int = 4096,
-    starts: int = 3,
-    step: float = 0.25,
-    steps: int = 40,
-) -> Findings:
+    run: Run, *, depths: tuple[int, ...] = (8, 16, 32, 64, 128, 256), reference: int = 4096,
+    starts: int = 3, step: float = 0.25, steps: int = 40,
+) -> Findings:  # fmt: skip
     r"""Train networks of all depths side by side with a reference and compare them on the way.
 
     Two sizes of the initial loss: ``small``, 0.9 times the threshold of the theory, and ``large``,
     50 times. Distances are Frobenius norms:
 
-    - ``weights``: :math:`\sup_s \lVert\psi_N(s, t) - \psi(s, t)\rVert_F`;
-    - ``doubling``: :math:`\max_n \lVert\theta^N_n - \theta^{2N}_{2n}\rVert_F`;
-    - ``map``: :math:`\lVert\Pi^N - U(1, 0)\rVert_F`, where :math:`U` is the flow of
-      :math:`\dot x = \psi(s, t) x`.
+    - ``weights``: $\sup_s \lVert\psi_N(s, t) - \psi(s, t)\rVert_F$;
+    - ``doubling``: $\max_n \lVert\theta^N_n - \theta^{2N}_{2n}\rVert_F$;
+    - ``map``: $\lVert\Pi^N - U(1, 0)\rVert_F$, where $U$ is the flow of
+      $\dot x = \psi(s, t) x$.
 
     Curves: ``depths``; for each size ``weights_SIZE``, ``doubling_SIZE`` and ``map_SIZE`` of shape
     ``(iterations, depths)``, the largest over starts, from iteration 0 on; and ``loss_SIZE``, the
     loss of the reference, of shape ``(iterations, starts)``. The last depth has no ``doubling``:
     NaN. Scalars: ``slope_DISTANCE_SIZE``, the slope of the distance's supremum over time against
-    :math:`N` that lies farthest from -1 among the starts; ``norm_SIZE``, the largest
-    :math:`\lVert\theta_n\rVert`, the reference apart.
+    $N$ that lies farthest from -1 among the starts; ``norm_SIZE``, the largest
+    $\lVert\theta_n\rVert$, the reference apart.
 
     Raises:
         ValueError: the depths do not double, or do not divide ``reference``.
@@ -93,17 +91,13 @@ def s22_f2(
             worst = values.max(0)[:known].T
             slopes = [fit_slope(depths[:known], row).value for row in worst]
             scalars[f"slope_{name}_{size}"] = max(slopes, key=lambda slope: abs(slope + 1))
-    return Findings(scalars, curves, _claims(scalars))
+    return Findings(scalars, curves)
 
 
 def _compare(
-    part: Part,
-    problem: LinearProblem,
-    factor: float,
-    depths: tuple[int, ...],
-    step: float,
+    part: Part, problem: LinearProblem, factor: float, depths: tuple[int, ...], step: float,
     steps: int,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Train all depths at once; the last is the reference. Distances are (time, depths, starts)."""
     task = problem.task("smooth", factor, step)
     nets = [descend(task, problem.start("smooth", depth), step, steps) for depth in depths]
@@ -113,13 +107,11 @@ def _compare(
         weights = [stage.weights for stage in stages]
         flow = time_one_map(weights[-1])
         found["weights"].append([_cell_distance(w, weights[-1]) for w in weights[:-1]])
-        found["doubling"].append(
-            [
-                (shallow - deep[:, ::2]).norm(dim=(-2, -1)).amax(-1).tolist()
-                for shallow, deep in pairwise(weights[:-1])
-            ]
-            + [[float("nan")] * len(flow)]
-        )
+        gaps = [
+            (shallow - deep[:, ::2]).norm(dim=(-2, -1)).amax(-1).tolist()
+            for shallow, deep in pairwise(weights[:-1])
+        ]
+        found["doubling"].append([*gaps, [float("nan")] * len(flow)])
         found["map"].append([(end_map(w) - flow).norm(dim=(-2, -1)).tolist() for w in weights[:-1]])
         found["loss"].append(stages[-1].loss.tolist())
         norms = [float(torch.linalg.matrix_norm(w, 2).max()) for w in weights[:-1]]
@@ -134,17 +126,3 @@ def _cell_distance(weights: Tensor, reference: Tensor) -> list[float]:
     fine = reference.view(starts, cells, -1, width, width)
     distance: list[float] = (fine - weights.unsqueeze(2)).norm(dim=(-2, -1)).amax((1, 2)).tolist()
     return distance
-
-
-def _claims(scalars: dict[str, float]) -> list[Claim]:
-    return [
-        Claim(
-            "CL51",
-            f"slope of the {text} against N, {size} loss",
-            scalars[f"slope_{name}_{size}"],
-            low=-1.05,
-            high=-0.95,
-        )
-        for size in FACTORS
-        for name, text in DISTANCES.items()
-    ]

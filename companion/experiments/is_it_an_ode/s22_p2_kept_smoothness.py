@@ -7,33 +7,45 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from companion.experiments import Findings, Part, Run, experiment
 from companion.experiments.is_it_an_ode.linear_tasks import LinearProblem, linear_problem
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.models.linear_resnet import descend, roughness
-from companion.results import Claim, Findings
 
 KINDS = ("smooth", "rough")
+_EXTREMES = {"upper": max, "norm": max, "travel": max, "drift": max, "lower": min}
+"""What is measured of all layers at an iteration, and which of all these numbers counts."""
 
 
 @experiment(
     "S22-P2",
     "Linear networks from smooth and from alternating weights: smoothness is kept, not made",
     paper="Sander et al. 2022, Proposition 2",
-    claims=("CL50",),
+    claims=(
+        *(
+            ("CL50", f"{name}_{kind}", low, high, f"{text}, {kind} start")
+            for kind in KINDS
+            for name, low, high, text in (
+                ("threshold", None, 1.0, "initial loss over the threshold"),
+                ("lower", 1.0, None, "smallest gradient over its bound"),
+                ("upper", None, 1.0, "largest gradient over its bound"),
+                ("rate", 1.0, None, "slowest decay of the loss over its bound"),
+                ("norm", None, 0.5, "largest norm of a layer's weights"),
+                ("travel", None, 0.25, "longest path of a layer's weights"),
+                ("drift", None, 0.25, "largest change of N times a difference"),
+                ("excess", None, 0.25, "largest N times a difference, minus C_0"),
+            )
+        ),
+        ("CL50", "left_rough", 0.95, None,
+         "roughness after training over roughness before, rough start"),
+    ),
     full={"depths": (16, 64, 256, 1024, 4096), "starts": 8, "width": 4},
-)
+    tiny={"depths": (8, 32), "starts": 2, "steps": 5},
+)  # fmt: skip
 def s22_p2(
-    run: Run,
-    *,
-    depths: tuple[int, ...] = (16, 64, 256),
-    starts: int = 5,
-    width: int = 3,
-    step: float = 0.1,
-    steps: int = 150,
-) -> Findings:
+    run: Run, *, depths: tuple[int, ...] = (16, 64, 256), starts: int = 5, width: int = 3,
+    step: float = 0.1, steps: int = 150,
+) -> Findings:  # fmt: skip
     r"""Train networks of every depth from smooth and from alternating weights.
 
     The initial loss is 0.9 times the threshold of the theory. Every bound is taken over all
@@ -41,18 +53,19 @@ def s22_p2(
 
     Curves: ``depths``; ``time``, the iterations times the step; for each kind of start (``smooth``
     or ``rough``) ``loss_KIND`` and ``roughness_KIND``, the discrete slope
-    :math:`\max_n N\lVert\theta_{n+1} - \theta_n\rVert_F`, both of shape ``(depths, iterations,
+    $\max_n N\lVert\theta_{n+1} - \theta_n\rVert_F$, both of shape ``(depths, iterations,
     starts)``; ``before_KIND`` and ``after_KIND``, one entry of the weights along depth, at the
     depth ``shown``, first start.
 
     Scalars, for each kind: ``threshold_KIND``, the largest initial loss over the threshold;
     ``lower_KIND`` and ``upper_KIND``, the extreme ratios of
-    :math:`N^2\lVert\nabla_n\rVert_F^2/\ell` to its two bounds; ``rate_KIND``, the slowest decay of
-    the loss over its bound; ``norm_KIND``, the largest :math:`\lVert\theta_n\rVert`;
+    $N^2\lVert\nabla_n\rVert_F^2/\ell$ to its two bounds; ``rate_KIND``, the slowest decay of
+    the loss over its bound; ``norm_KIND``, the largest $\lVert\theta_n\rVert$;
     ``travel_KIND``, the longest path of a layer; ``drift_KIND``, the largest change of
-    :math:`N(\theta_{n+1} - \theta_n)`. For each depth ``first_KIND_DEPTH`` and
-    ``largest_KIND_DEPTH``, the roughness at the start and its maximum over the iterations, both
-    the largest over starts. ``slowest`` is the bound of the rate, :math:`2m/e`.
+    $N(\theta_{n+1} - \theta_n)$; ``excess_KIND``, how much the roughness grows at most;
+    ``left_rough``, the least share of it that is left at the end. For each depth
+    ``first_KIND_DEPTH`` and ``largest_KIND_DEPTH``, the roughness at the start and its maximum over
+    the iterations, both the largest over starts. ``slowest`` is the bound of the rate, $2m/e$.
     """
     problem = linear_problem(starts, width, run.seed, run.device)
     threshold = problem.task("smooth", 0.9, step).loss_threshold(step)
@@ -72,13 +85,17 @@ def s22_p2(
         series = {name: np.array([row[name] for row in rows]) for name in ("loss", "roughness")}
         curves |= {f"{name}_{kind}": values for name, values in series.items()}
         curves |= {f"{name}_{kind}": rows[shown][name] for name in ("before", "after")}
-        scalars |= {f"{name}_{kind}": value for name, value in _extremes(rows).items()}
-        scalars[f"threshold_{kind}"] = series["loss"][:, 0].max() / threshold
-        scalars[f"rate_{kind}"] = _slowest_decay(series["loss"], step) / slowest
-        for depth, values in zip(depths, series["roughness"], strict=True):
+        for name, extreme in _EXTREMES.items():
+            scalars[f"{name}_{kind}"] = extreme(extreme(row[name]) for row in rows)
+        loss, rough = series["loss"], series["roughness"]
+        scalars[f"threshold_{kind}"] = loss[:, 0].max() / threshold
+        scalars[f"rate_{kind}"] = -np.diff(np.log(loss), axis=1).max() / step / slowest
+        scalars[f"excess_{kind}"] = (rough - rough[:, :1]).max()
+        for depth, values in zip(depths, rough, strict=True):
             scalars[f"first_{kind}_{depth}"] = values[0].max()
             scalars[f"largest_{kind}_{depth}"] = values.max()
-    return Findings(scalars, curves, _claims(scalars, curves))
+    scalars["left_rough"] = (rough[:, -1] / rough[:, 0]).min()
+    return Findings(scalars, curves)
 
 
 def _train(
@@ -92,51 +109,17 @@ def _train(
     for stage in descend(task, start, step, steps):
         lengths = stage.gradients.norm(dim=(-2, -1))
         ratios = lengths.square() / stage.loss.unsqueeze(-1)
-        seen.append(
-            {
-                "loss": stage.loss.tolist(),
-                "roughness": roughness(stage.weights).tolist(),
-                "lower": float(ratios.min()) / low,
-                "upper": float(ratios.max()) / high,
-                "norm": float(torch.linalg.matrix_norm(stage.weights, 2).max()),
-                "travel": float(path.max()),
-                "drift": float(roughness(stage.weights - start).max()),
-            }
-        )
+        seen.append({
+            "loss": stage.loss.tolist(),
+            "roughness": roughness(stage.weights).tolist(),
+            "lower": float(ratios.min()) / low,
+            "upper": float(ratios.max()) / high,
+            "norm": float(torch.linalg.matrix_norm(stage.weights, 2).max()),
+            "travel": float(path.max()),
+            "drift": float(roughness(stage.weights - start).max()),
+        })  # fmt: skip
         path = path + step * lengths
         part.report(len(seen) / (steps + 1))
     found: dict[str, Any] = {name: [row[name] for row in seen] for name in seen[0]}
     shown = {"before": start[0, :, 0, -1], "after": stage.weights[0, :, 0, -1]}
     return found | {name: values.tolist() for name, values in shown.items()}
-
-
-def _extremes(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Reduce what was seen at every depth and iteration to the value nearest its bound."""
-    largest = ("upper", "norm", "travel", "drift")
-    found = {name: max(max(row[name]) for row in rows) for name in largest}
-    return found | {"lower": min(min(row["lower"]) for row in rows)}
-
-
-def _slowest_decay(loss: NDArray[np.float64], step: float) -> float:
-    """Return the smallest rate of decay between two iterations; ``loss`` is (.., time, starts)."""
-    return float(-np.diff(np.log(loss), axis=-2).max() / step)
-
-
-def _claims(scalars: dict[str, float], curves: dict[str, Any]) -> list[Claim]:
-    claims = []
-    for kind in KINDS:
-        excess = curves[f"roughness_{kind}"] - curves[f"roughness_{kind}"][:, :1]
-        for text, value, low, high in (
-            ("initial loss over the threshold", scalars[f"threshold_{kind}"], None, 1.0),
-            ("smallest gradient over its bound", scalars[f"lower_{kind}"], 1.0, None),
-            ("largest gradient over its bound", scalars[f"upper_{kind}"], None, 1.0),
-            ("slowest decay of the loss over its bound", scalars[f"rate_{kind}"], 1.0, None),
-            ("largest norm of a layer's weights", scalars[f"norm_{kind}"], None, 0.5),
-            ("longest path of a layer's weights", scalars[f"travel_{kind}"], None, 0.25),
-            ("largest change of N times a difference", scalars[f"drift_{kind}"], None, 0.25),
-            ("largest N times a difference, minus C_0", float(excess.max()), None, 0.25),
-        ):
-            claims.append(Claim("CL50", f"{text}, {kind} start", value, low, high))
-    left = curves["roughness_rough"][:, -1] / curves["roughness_rough"][:, 0]
-    text = "roughness after training over roughness before, rough start"
-    return [*claims, Claim("CL50", text, float(left.min()), low=0.95)]

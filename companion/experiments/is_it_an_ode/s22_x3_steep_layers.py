@@ -1,7 +1,7 @@
 r"""S22-X3: only a steep layer can make trajectories cross.
 
-If the Lipschitz constant of :math:`f` is below N, the layer :math:`x + \frac1N f(x)` has an inverse
-and stretches distances by factors between :math:`1 \mp L/N`. S22-F1 shows trained networks on the
+If the Lipschitz constant of $f$ is below N, the layer $x + \frac1N f(x)$ has an inverse
+and stretches distances by factors between $1 \mp L/N$. S22-F1 shows trained networks on the
 line on both sides of the threshold. Here the threshold is approached in two other ways:
 
 - ``line``: random networks on the line whose layers all have the Lipschitz constant pN, for
@@ -23,13 +23,15 @@ from companion.analysis.interpolation import Interpolation, from_block
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
 from companion.data import load_digits
-from companion.experiments.is_it_an_ode.digits_nets import error_of, train_perceptron
-from companion.experiments.registry import experiment
+from companion.experiments import Findings, Part, Run, experiment
+from companion.experiments.is_it_an_ode.digits_nets import train_perceptron
 from companion.experiments.residual_steps.s22_f1_crossing_lines import crossings, euler_states
-from companion.experiments.running import Part, Run
 from companion.models import ResidualMLP
 from companion.models.scalar_field import ScalarField
-from companion.results import Claim, Findings
+from companion.train import error_rate
+
+NETWORKS = ("scaled", "plain")
+"""Networks trained on digits, with and without the factor 1/N."""
 
 _DTYPE = torch.float64
 
@@ -38,19 +40,29 @@ _DTYPE = torch.float64
     "S22-X3",
     "Random and trained layers below and above the injectivity threshold",
     paper="Sander et al. 2022, Fig. 1; the threshold is ours",
-    claims=("S22-X3",),
+    claims=(
+        ("S22-X3", "swaps_below", None, 0, "crossings, all random layers below N"),
+        ("S22-X3", "largest_excess", None, 1 + 1e-12, "largest |slope - 1| over L/N, on the line"),
+        ("S22-X3", "folding_above", 0.25, None, "share of layers just above N that fold"),
+        ("S22-X3", "largest_stretch", None, 1 + 1e-12,
+         "digits: largest |singular value - 1| over L/N"),
+        ("S22-X3", "folds_below", None, 0, "digits: layers below N that fold"),
+        ("S22-X3", "folds_all", 1, None, "digits: layers that fold, all networks"),
+        ("S22-X3", "largest_inverse", None, 1e-9, "digits: error of inputs recovered below N"),
+    ),
     full={"layers": 50, "copies": 20, "depths": (2, 4, 8, 16, 32, 64), "seeds": 5},
-)
+    tiny={
+        "factors": (0.5, 1.05), "layers": 3, "copies": 3, "depths": (2, 6), "seeds": 1, "epochs": 1,
+    },
+    tolerance=1e-2,  # the networks are trained in single precision
+    timed=("largest_inverse", "inverse_scaled", "inverse_plain"),  # not times: rounding alone
+)  # fmt: skip
 def s22_x3(
-    run: Run,
-    *,
+    run: Run, *,
     factors: tuple[float, ...] = (0.25, 0.5, 0.75, 0.95, 0.99, 1.05, 1.25, 1.5, 2.0, 3.0),
-    layers: int = 20,
-    copies: int = 10,
-    depths: tuple[int, ...] = (2, 4, 8, 16),
-    seeds: int = 2,
+    layers: int = 20, copies: int = 10, depths: tuple[int, ...] = (2, 4, 8, 16), seeds: int = 2,
     epochs: int = 6,
-) -> Findings:
+) -> Findings:  # fmt: skip
     """Look for layers that are not injective.
 
     Line: ``factors``; ``swaps``, crossings of neighbours in each network, of shape
@@ -64,30 +76,31 @@ def s22_x3(
     ``bound_NAME``, the Lipschitz bound times the step, and ``folds_NAME``, whether Jacobians of
     both orientations were seen; ``narrow_NAME`` and ``wide_NAME``, the smallest and largest
     singular values seen.
+
+    Scalars: ``swaps_below``, crossings in all networks with factors below 1; ``folding_above``, the
+    share of layers that fold at factors above 1 and up to 1.1, NaN without such factors; the
+    ``largest_excess``, ``largest_inverse`` and ``largest_stretch``, the distance of a singular
+    value from 1 over the bound; ``folds_all`` and ``folds_below``, layers that fold, and those of
+    them whose bound is below 1.
     """
     data = load_digits(device=run.device)
+    x, y = data.x_test.double(), data.y_test
 
     def measure(part: Part, name: str, size: float, seed: int) -> dict[str, Any]:
         if name == "line":
             return _line(size, layers, copies, seed)
         net = train_perceptron(
-            part,
-            data.x_train,
-            data.y_train,
-            layers=int(size),
-            scaled=name == "scaled",
-            equal=False,
-            seed=seed,
-            epochs=epochs,
-        )
-        return _digits_net(net.double(), data.x_test.double(), data.y_test)
+            part, data.x_train, data.y_train, layers=int(size), scaled=name == "scaled",
+            equal=False, seed=seed, epochs=epochs,
+        )  # fmt: skip
+        return _digits_net(net.double(), x, y)
 
     parts: dict[str, tuple[str, float, int]] = {
         f"line, {p} N": ("line", p, run.seed) for p in factors
     }
     parts |= {
         f"{name}, {depth} layers, seed {seed}": (name, depth, run.seed + seed)
-        for name in ("scaled", "plain")
+        for name in NETWORKS
         for depth in depths
         for seed in range(seeds)
     }
@@ -95,13 +108,33 @@ def s22_x3(
     line = [found[f"line, {p} N"] for p in factors]
     curves: dict[str, Any] = {"factors": factors, "depths": depths}
     curves |= {name: [row[name] for row in line] for name in line[0]}
-    for name in ("scaled", "plain"):
+    for name in NETWORKS:
         rows = [[found[f"{name}, {n} layers, seed {s}"] for s in range(seeds)] for n in depths]
         for key in ("error", "inverse"):
             curves[f"{key}_{name}"] = [[net[key] for net in row] for row in rows]
         for key in ("bound", "folds", "narrow", "wide"):
             curves[f"{key}_{name}"] = [v for row in rows for net in row for v in net[key]]
-    return Findings({}, curves, _claims(curves), data.sha256)
+    return Findings(_scalars(curves), curves, data=data.sha256)
+
+
+def _scalars(curves: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers that decide the claims."""
+    factors, swaps, down = (np.array(curves[k]) for k in ("factors", "swaps", "steepest_down"))
+    just = (factors > 1) & (factors <= 1.1)
+    bound, folds, narrow, wide = (
+        np.concatenate([curves[f"{key}_{name}"] for name in NETWORKS])
+        for key in ("bound", "folds", "narrow", "wide")
+    )
+    folds = folds.astype(bool)
+    return {
+        "swaps_below": swaps[factors < 1].sum(),
+        "largest_excess": max(curves["excess"]),
+        "folding_above": (down[just] < 0).mean() if just.any() else math.nan,
+        "largest_stretch": (np.maximum(1 - narrow, wide - 1) / bound).max(),
+        "folds_below": (folds & (bound < 1)).sum(),
+        "folds_all": folds.sum(),
+        "largest_inverse": np.nanmax(np.append(curves["inverse_scaled"], -np.inf)),
+    }
 
 
 def _line(factor: float, layers: int, copies: int, seed: int) -> dict[str, Any]:
@@ -113,7 +146,7 @@ def _line(factor: float, layers: int, copies: int, seed: int) -> dict[str, Any]:
     slopes = _slopes(block)
     with torch.no_grad():
         scale = factor * layers / slopes.abs().amax(1)
-        block.weights.get_parameter("outer").mul_(scale.unsqueeze(-1))
+        block.weights.stacks.get_parameter("outer").mul_(scale.unsqueeze(-1))
         slopes = 1 + slopes * scale.unsqueeze(1) / layers
     start = torch.linspace(-1, 1, 21, dtype=_DTYPE).unsqueeze(1).repeat(1, copies)
     return {
@@ -129,7 +162,7 @@ def _slopes(block: OdeBlock) -> Tensor:
     The grid reaches 200, far beyond the states, and is finest near 0: a unit that is steep far out
     would be missed otherwise, and a unit centred there is wide.
     """
-    stacks = dict(block.weights.named_parameters())
+    stacks = dict(block.weights.stacks.named_parameters())
     copies = stacks["inner"].shape[1]
     grid = torch.linspace(-6, 6, 6001, dtype=_DTYPE).sinh().unsqueeze(1).repeat(1, copies)
     grid.requires_grad_()
@@ -147,24 +180,22 @@ def _digits_net(net: ResidualMLP, x: Tensor, y: Tensor) -> dict[str, Any]:
     with torch.no_grad():
         first = net.stem(x)
         states = euler_states(block, first)
-        logits = net.head(states[-1])
     field, step = from_block(block, "weight"), 1 / block.steps
     bound = (block.scale * step * perceptron_lipschitz(block)).tolist()
-    folds, narrow, wide = [], [], []
+    folds, stretches = [], []
     for n, state in enumerate(states[:-1]):
         identity = torch.eye(state.shape[1], dtype=_DTYPE, device=state.device)
         jacobian = identity + step * jacobians(partial(field.piece, n, 0.0), state)
-        stretch = torch.linalg.svdvals(jacobian)
         signs = torch.linalg.det(jacobian).sign()
         folds.append(bool(signs.min() < 0 < signs.max()))
-        narrow.append(stretch.min().item())
-        wide.append(stretch.max().item())
-    inverse = float("nan")
+        stretches.append(torch.linalg.svdvals(jacobian))
+    inverse = math.nan
     if max(bound) < 1:
         inverse = (_recover(field, max(bound), states[-1]) - first).abs().max().item()
     return {
-        "error": error_of(logits, y), "inverse": inverse, "bound": bound,
-        "folds": folds, "narrow": narrow, "wide": wide,
+        "error": error_rate(net.head, (states[-1], y)), "inverse": inverse, "bound": bound,
+        "folds": folds, "narrow": [stretch.min().item() for stretch in stretches],
+        "wide": [stretch.max().item() for stretch in stretches],
     }  # fmt: skip
 
 
@@ -181,13 +212,14 @@ def perceptron_lipschitz(block: OdeBlock) -> Tensor:
 
     Example:
         >>> block = OdeBlock(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh()))
-        >>> block.weights.get_parameter("0.weight").data[0] = torch.diag(torch.tensor([3.0, 1.0]))
+        >>> weight = block.weights.stacks.get_parameter("0.weight")
+        >>> weight.data[0] = torch.diag(torch.tensor([3.0, 1.0]))
         >>> perceptron_lipschitz(block)
         tensor([3.])
     """
     norms = [
         torch.linalg.matrix_norm(weight.detach(), 2)
-        for name, weight in block.weights.named_parameters()
+        for name, weight in block.weights.stacks.named_parameters()
         if name.endswith("weight")
     ]
     return torch.stack(norms).prod(dim=0)
@@ -222,41 +254,3 @@ def _recover(field: Interpolation, bound: float, x: Tensor) -> Tensor:
         for _ in range(iterations):
             x = after - field.piece(n, 0.0, x) / field.layers
     return x
-
-
-def _claims(curves: dict[str, Any]) -> list[Claim]:
-    factors, swaps = np.array(curves["factors"]), np.array(curves["swaps"])
-    down, excess = np.array(curves["steepest_down"]), max(curves["excess"])
-    claims = []
-    if (below := factors < 1).any():
-        claims.append(
-            Claim("S22-X3", "crossings, all random layers below N", int(swaps[below].sum()), high=0)
-        )
-    claims.append(
-        Claim(
-            "S22-X3",
-            "largest |slope - 1| over L/N, on the line",
-            excess,
-            high=1 + 1e-12,
-        )
-    )
-    if (just := (factors > 1) & (factors <= 1.1)).any():
-        share = float((down[just] < 0).mean())
-        claims.append(Claim("S22-X3", "share of layers just above N that fold", share, low=0.25))
-    bound = np.concatenate([curves[f"bound_{name}"] for name in ("scaled", "plain")])
-    folds = np.concatenate([curves[f"folds_{name}"] for name in ("scaled", "plain")]).astype(bool)
-    narrow, wide = (
-        np.concatenate([curves[f"{key}_{name}"] for name in ("scaled", "plain")])
-        for key in ("narrow", "wide")
-    )
-    stretch = float((np.maximum(1 - narrow, wide - 1) / bound).max())
-    inverse = float(np.nanmax(np.append(curves["inverse_scaled"], -np.inf)))
-    return [
-        *claims,
-        Claim("S22-X3", "digits: largest |singular value - 1| over L/N", stretch, high=1 + 1e-12),
-        Claim(
-            "S22-X3", "digits: layers below N that fold", int((folds & (bound < 1)).sum()), high=0
-        ),
-        Claim("S22-X3", "digits: layers that fold, all networks", int(folds.sum()), low=1),
-        Claim("S22-X3", "digits: error of inputs recovered below N", inverse, high=1e-9),
-    ]

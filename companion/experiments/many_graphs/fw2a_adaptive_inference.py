@@ -8,6 +8,7 @@ one solve goes across all knots and lets the step size control find them. Both t
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,21 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from companion.data import Samples, load_digits
+from companion.experiments import Run, experiment
 from companion.experiments.continuous_digits import (
     CELLS,
     Table,
     Variant,
-    deviation,
-    error_of,
-    logits,
     measure_digits,
-)
-from companion.experiments.registry import experiment
-from companion.experiments.running import Run
+    net_error,
+)  # fmt: skip
+from companion.experiments.recipes import deviation, error_of
 from companion.models import ContinuousMLP
 from companion.observe import count_nfe
 from companion.ode import odeint
-from companion.results import Claim, Findings
+from companion.results import Findings
 
 VARIANTS = (
     Variant("euler", scale=CELLS),
@@ -37,7 +36,10 @@ VARIANTS = (
     Variant("rk4", refined=True),
 )
 
-REFINED = VARIANTS[-1].name
+ROUGH, REFINED = VARIANTS[0].name, VARIANTS[-1].name
+
+WAYS = ("restart", "across")
+"""How the knots are treated: a new solve in every cell, or one solve across all."""
 
 OWN = 4 * CELLS
 """Evaluations of the graph that the RK4 networks were trained with."""
@@ -51,9 +53,16 @@ falls like that of a method of order 2."""
     "FW2a",
     "Trained perceptrons run by an adaptive solver, restarted at the knots or not",
     paper="beyond Queiruga et al. 2020, section 6",
-    claims=("FW2a",),
     full={"seeds": 10, "tolerances": (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)},
-)
+    tiny={"seeds": 1, "epochs": 2, "tolerances": (1e-1, 1e-2)},
+    claims=(
+        ("FW2a", "cheapest_share", None, 0.7,
+         "fewest evaluations of the refined net at its own error, in one solve, over its 32"),
+        ("FW2a", "across_over_restart", 1.0, None,
+         "evaluations in one solve over those with restarts, Euler-trained with epsilon = 8, "
+         "at a deviation of 0.001"),
+    ),
+)  # fmt: skip
 def fw2a(
     run: Run,
     *,
@@ -69,23 +78,32 @@ def fw2a(
     trained graph by seed. Scalars: ``cheapest_HOW``, the fewest evaluations at which the refined
     net keeps its error within 0.005; ``needed_VARIANT_HOW``, the fewest with a deviation of at most
     0.001. Both are means over seeds, and infinite where no tolerance gets there.
+    ``cheapest_share``: in one solve, over the evaluations of the trained graph;
+    ``across_over_restart``: what Euler's net needs in one solve, over what it needs with restarts.
     """
-    data = load_digits(device=run.device)
-    found = measure_digits(
+    data = load_digits(device=run.device, dtype=run.dtype)
+    tables = measure_digits(
         run, VARIANTS, seeds, data, lambda net: adaptive_table(net, data, tolerances), epochs=epochs
     )
     curves: dict[str, Any] = {"tolerances": tolerances}
-    for name, rows in found.items():
-        curves[f"fixed_{name}"] = [row["fixed"] for row in rows]
-        for how in ("restart", "across"):
-            table = np.array([row[how] for row in rows])
+    for name, table in tables.items():
+        curves[f"fixed_{name}"] = table["fixed"]
+        for how in WAYS:
             for k, key in enumerate(("nfe", "error", "deviation")):
-                curves[f"{key}_{name}_{how}"] = table[..., k]
-    ways = ("restart", "across")
-    scalars = {f"cheapest_{how}": cheapest(curves, how) for how in ways} | {
-        f"needed_{name}_{how}": needed(curves, name, how) for name in found for how in ways
-    }
-    return Findings(scalars, curves, _claims(scalars), data.sha256)
+                curves[f"{key}_{name}_{how}"] = table[how][..., k]
+    return Findings(costs(curves), curves, data=data.sha256)
+
+
+def costs(curves: Mapping[str, Any]) -> dict[str, float]:
+    """Return what the claims are about, from the curves."""
+    scalars = {f"cheapest_{how}": cheapest(curves, how) for how in WAYS}
+    for variant in VARIANTS:
+        for how in WAYS:
+            scalars[f"needed_{variant.name}_{how}"] = needed(curves, variant.name, how)
+    scalars["cheapest_share"] = scalars["cheapest_across"] / OWN
+    across, restart = (scalars[f"needed_{ROUGH}_{how}"] for how in ("across", "restart"))
+    scalars["across_over_restart"] = across / restart
+    return scalars
 
 
 @torch.no_grad()
@@ -93,14 +111,14 @@ def adaptive_table(
     net: ContinuousMLP, data: Samples, tolerances: tuple[float, ...]
 ) -> dict[str, Any]:
     """Return ``fixed`` and, for both ways, evaluations, error and deviation by tolerance."""
-    fixed = error_of(logits(net, data), data)
+    fixed = net_error(net, data)
     net, x = copy.deepcopy(net).double(), data.x_test.double()
     exact = net.with_graph(method="rk4", steps=_EXACT)(x)
 
     def row(view: nn.Module) -> list[float]:
         with count_nfe(net) as nfe:
             scores = view(x)
-        return [nfe.total, error_of(scores, data), deviation(scores, exact)]
+        return [nfe.total, error_of(scores, data.y_test), deviation(scores, exact)]
 
     return {
         "fixed": fixed,
@@ -111,9 +129,7 @@ def adaptive_table(
 
 def restarting(net: ContinuousMLP, tolerance: float) -> ContinuousMLP:
     """Return the network under dopri5, which starts anew in every cell."""
-    view = net.with_graph(method="dopri5")
-    view.block.rtol = view.block.atol = tolerance
-    return view
+    return net.with_graph(method="dopri5", rtol=tolerance, atol=tolerance)
 
 
 class Across(nn.Module):
@@ -131,7 +147,7 @@ class Across(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the scores."""
         block = self.net.block
-        stacks, cells = dict(block.weights.named_parameters()), block.weights.basis.cells
+        stacks, cells = dict(block.weights.stacks.named_parameters()), block.weights.basis.cells
 
         def field(t: Tensor, x: Tensor) -> Tensor:
             cell = min(int(float(t) * cells), cells - 1)
@@ -145,33 +161,14 @@ class Across(nn.Module):
         return scores
 
 
-def needed(curves: dict[str, Any], variant: str, how: str, accuracy: float = 1e-3) -> float:
+def needed(curves: Mapping[str, Any], variant: str, how: str, accuracy: float = 1e-3) -> float:
     """Return the fewest mean evaluations with a mean deviation of at most ``accuracy``."""
     reached = curves[f"deviation_{variant}_{how}"].mean(0) <= accuracy
     return float(np.where(reached, curves[f"nfe_{variant}_{how}"].mean(0), np.inf).min())
 
 
-def cheapest(curves: dict[str, Any], how: str, slack: float = 0.005) -> float:
+def cheapest(curves: Mapping[str, Any], how: str, slack: float = 0.005) -> float:
     """Return the fewest mean evaluations at which the refined net keeps its mean error."""
     error: Table = curves[f"error_{REFINED}_{how}"].mean(0)
     near = np.abs(error - np.mean(curves[f"fixed_{REFINED}"])) <= slack
     return float(np.where(near, curves[f"nfe_{REFINED}_{how}"].mean(0), np.inf).min())
-
-
-def _claims(scalars: dict[str, float]) -> list[Claim]:
-    rough = VARIANTS[0].name
-    return [
-        Claim(
-            "FW2a",
-            "fewest evaluations of the refined net at its own error, in one solve, over its 32",
-            scalars["cheapest_across"] / OWN,
-            high=0.7,
-        ),
-        Claim(
-            "FW2a",
-            "evaluations in one solve over those with restarts, Euler-trained with epsilon = 8, "
-            "at a deviation of 0.001",
-            scalars[f"needed_{rough}_across"] / scalars[f"needed_{rough}_restart"],
-            low=1.0,
-        ),
-    ]

@@ -9,15 +9,12 @@ seeds.
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from companion.analysis.compression import Report, report
 from companion.data import Samples, load_digits
-from companion.experiments.continuous_digits import CELLS, Table, Variant, measure_digits
-from companion.experiments.registry import experiment
-from companion.experiments.running import Run
+from companion.experiments import Run, experiment
+from companion.experiments.continuous_digits import CELLS, Table, Variant, measure_digits, named
 from companion.models import ContinuousMLP
-from companion.results import Claim, Findings
+from companion.results import Findings
 
 VARIANTS = (
     Variant("euler", scale=CELLS),
@@ -46,61 +43,51 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "FW3",
     "Trained perceptrons on fewer cells, with fewer bits, under shorter graphs",
     paper="beyond Queiruga et al. 2020, section 6",
-    claims=("FW3",),
     full={"seeds": 20},
-)
+    tiny={"seeds": 1, "epochs": 2},
+    timed=tuple(f"seconds_{name}" for name in (EULER, RK4, REFINED)),
+    claims=(
+        ("FW3", "rounding_ratio", None, 0.6,
+         "mean deviation of logits at 4 bits: RK4-refined over Euler-trained with epsilon = 8"),
+        ("FW3", "merging_change", None, 0.01,
+         "change of the mean test error on 2 cells, RK4-refined"),
+        ("FW3", f"merging_{EULER}", 0.01, None,
+         "rise of the mean test error on 2 cells, Euler-trained with epsilon = 8"),
+        ("FW3", f"merging_{RK4}", 0.01, None,
+         "rise of the mean test error on 2 cells, RK4-trained with epsilon = 8"),
+    ),
+)  # fmt: skip
 def fw3(run: Run, *, seeds: int = 4, epochs: int = 30) -> Findings:
     """Train three variants and compress each in every way.
 
     Curves, for each variant, of shape ``(seeds, ways)``, in the order of :data:`WAYS`:
     ``bytes_VARIANT``, ``nfe_VARIANT``, ``seconds_VARIANT``, ``error_VARIANT`` and
     ``deviation_VARIANT`` from the network as trained. Scalars: ``rounding_VARIANT``, the mean
-    deviation at 4 bits; ``merging_VARIANT``, the rise of the mean error on 2 cells.
+    deviation at 4 bits; ``merging_VARIANT``, the rise of the mean error on 2 cells;
+    ``rounding_ratio``, refined over Euler-trained; ``merging_change``, of the refined network.
     """
-    data = load_digits(device=run.device)
-    found = measure_digits(
+    data = load_digits(device=run.device, dtype=run.dtype)
+    tables = measure_digits(
         run, VARIANTS, seeds, data, lambda net: reports(net, data), epochs=epochs
     )
-    curves: dict[str, Table] = {}
-    for name, rows in found.items():
-        for k, key in enumerate(Report._fields):
-            curves[f"{key}_{name}"] = np.array(rows)[..., k]
+    curves = named(tables)
+    return Findings(losses(curves), curves, data=data.sha256)
+
+
+def reports(net: ContinuousMLP, data: Samples) -> dict[str, list[float]]:
+    """Return what every way to compress a network costs and loses, a list for each number."""
+    found = [report(net, data.x_test, data.y_test, **way) for way in WAYS.values()]
+    return {name: [getattr(one, name) for one in found] for name in Report._fields}
+
+
+def losses(curves: Mapping[str, Table]) -> dict[str, float]:
+    """Return what rounding and merging cost, from the curves."""
     four, two = (list(WAYS).index(way) for way in ("4 bits", "2 cells"))
-    rounding = {name: float(curves[f"deviation_{name}"][:, four].mean()) for name in found}
-    scalars = {f"rounding_{name}": value for name, value in rounding.items()} | {
-        f"merging_{name}": float((table[:, two] - table[:, 0]).mean())
-        for name, table in ((name, curves[f"error_{name}"]) for name in found)
-    }
-    return Findings(scalars, curves, compression_claims(scalars), data.sha256)
-
-
-def reports(net: ContinuousMLP, data: Samples) -> list[list[float]]:
-    """Return the report of every way to compress a network."""
-    return [list(report(net, data.x_test, data.y_test, **way)) for way in WAYS.values()]
-
-
-def compression_claims(scalars: Mapping[str, float]) -> list[Claim]:
-    """Decide the claims from ``rounding_VARIANT`` and ``merging_VARIANT``."""
-    return [
-        Claim(
-            "FW3",
-            "mean deviation of logits at 4 bits: RK4-refined over Euler-trained with epsilon = 8",
-            scalars[f"rounding_{REFINED}"] / scalars[f"rounding_{EULER}"],
-            high=0.6,
-        ),
-        Claim(
-            "FW3",
-            "change of the mean test error on 2 cells, RK4-refined",
-            abs(scalars[f"merging_{REFINED}"]),
-            high=0.01,
-        ),
-        *(
-            Claim(
-                "FW3",
-                f"rise of the mean test error on 2 cells, {words} with epsilon = 8",
-                scalars[f"merging_{name}"],
-                low=0.01,
-            )
-            for name, words in ((EULER, "Euler-trained"), (RK4, "RK4-trained"))
-        ),
-    ]
+    scalars: dict[str, float] = {}
+    for name in (EULER, RK4, REFINED):
+        error = curves[f"error_{name}"]
+        scalars[f"rounding_{name}"] = float(curves[f"deviation_{name}"][:, four].mean())
+        scalars[f"merging_{name}"] = float((error[:, two] - error[:, 0]).mean())
+    scalars["rounding_ratio"] = scalars[f"rounding_{REFINED}"] / scalars[f"rounding_{EULER}"]
+    scalars["merging_change"] = abs(scalars[f"merging_{REFINED}"])
+    return scalars

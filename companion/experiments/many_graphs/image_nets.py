@@ -6,31 +6,39 @@ images of scikit-learn's digits.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Optimizer
 
 from companion.analysis.smoothness import total_variation
 from companion.basis import PiecewiseConstant
 from companion.block import ode_blocks
+from companion.experiments import Part, Run
+from companion.experiments.continuous_digits import SCHEMES, Tables, named
+from companion.experiments.grid import seeds
 from companion.experiments.images import EVALUATION_BATCH, Images
-from companion.experiments.recipes import readers
-from companion.experiments.running import Part, Run
+from companion.experiments.recipes import (
+    bfloat16_loss,
+    classification_loss,
+    deviation,
+    error_of,
+    guessing,
+    scores,
+    sgd,
+    train,
+)
 from companion.models import ContinuousNet, Stitch
 from companion.models.continuous_net import pre_activation_unit
 from companion.models.layers import basic_branch, convolution
 from companion.results import Claim, Findings
-from companion.solve import NonFiniteError
-from companion.train import Refinement, error_rate, fit, seeded, step_decay
+from companion.train import Refinement, error_rate, seeded, step_decay
 
-METHODS = ("euler", "midpoint", "rk4", "rk4_38")
-"""The schemes that every trained network is run with."""
+RATE, DECAY = 0.1, 5e-4
+"""Learning rate and weight decay."""
 
 
 @dataclass(frozen=True)
@@ -138,39 +146,31 @@ class _Residual(nn.Module):
 
 def make_network(name: str, data: Images, settings: Settings, seed: int, full: bool) -> nn.Module:
     """Return a network before its training, or with ``full`` of the size it ends with."""
-    inputs = data.in_memory[0].shape[1]
-    with seeded(seed):
+    x, _ = data.in_memory
+    with seeded(seed, dtype=x.dtype):
         if name == "resnet":
-            return PlainResNet(data.classes, inputs, settings.channels, settings.cells)
-        kind = KINDS[name]
-        size = 1 if kind.refined and not full else settings.cells
-        return ContinuousNet(
-            data.classes, inputs=inputs, channels=settings.channels,
-            basis=PiecewiseConstant(size), method=kind.method, steps=size,
-            scale=1.0 if kind.refined else float(settings.cells),
-        )  # fmt: skip
+            net: nn.Module = PlainResNet(
+                data.classes, data.channels, settings.channels, settings.cells
+            )
+        else:
+            kind = KINDS[name]
+            size = 1 if kind.refined and not full else settings.cells
+            net = ContinuousNet(
+                data.classes, inputs=data.channels, channels=settings.channels,
+                basis=PiecewiseConstant(size), method=kind.method, steps=size,
+                scale=1.0 if kind.refined else float(settings.cells),
+            )  # fmt: skip
+    return net.to(x.device)
 
 
 def objective(net: nn.Module, settings: Settings) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
     """Return the mean cross-entropy of a batch, computed as the settings say."""
-    compiled = None
-    if settings.compiled:
-        torch.compiler.reset()  # past a number of networks it would fall back to eager silently
-        compiled = torch.compile(net)
-
-    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        if settings.autocast:  # convolutions in half precision read a pixel's channels together
-            x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.autocast):
-            logits = (net if compiled is None else compiled)(x)
-        return cross_entropy(logits.float(), y)
-
-    return loss
-
-
-def sgd(params: Iterable[nn.Parameter]) -> Optimizer:
-    """Return the optimiser."""
-    return SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4)
+    loss = bfloat16_loss if settings.autocast else classification_loss
+    if not settings.compiled:
+        return loss
+    torch.compiler.reset()  # past a number of networks it would fall back to eager silently
+    compiled: Any = torch.compile(net)
+    return lambda _, x, y: loss(compiled, x, y)
 
 
 def train_and_swap(
@@ -181,24 +181,20 @@ def train_and_swap(
     The learning rate falls to a tenth after 2/3 and 13/15 of the epochs. A network whose state
     stops being finite counts as guessing.
     """
-    net = make_network(name, data, settings, seed, full=False).to(data.in_memory[0].device)
+    net = make_network(name, data, settings, seed, full=False)
     refined = name != "resnet" and KINDS[name].refined
-    try:
-        history = fit(
-            net, objective(net, settings), data.train,
-            optimiser=sgd,
-            epochs=settings.epochs,
-            batch_size=data.batch_size,
-            generator=torch.Generator().manual_seed(seed),
-            schedule=step_decay(2 / 3, 13 / 15),
-            augment=data.augment,
-            refinement=Refinement(settings.refine_at) if refined else None,
-            workers=readers(data.train),
-            on_epoch=lambda: {"error": error_rate(net, data.test, batch_size=EVALUATION_BATCH)},
-            snapshot=part.snapshot,
-            report=part.report,
-        )  # fmt: skip
-    except NonFiniteError:
+    history = train(
+        part, net, data.train, seed,
+        loss=objective(net, settings),
+        optimiser=sgd(RATE, DECAY),
+        epochs=settings.epochs,
+        batch_size=data.batch_size,
+        schedule=step_decay(2 / 3, 13 / 15),
+        augment=data.augment,
+        refinement=Refinement(settings.refine_at) if refined else None,
+        on_epoch=lambda: {"error": error_rate(net, data.test, batch_size=EVALUATION_BATCH)},
+    )  # fmt: skip
+    if history is None:
         return _lost(name, data, settings)
     found: dict[str, Any] = {"error": history["error"], "loss": history["loss"]}
     if refined:
@@ -211,16 +207,13 @@ def train_and_swap(
 
 def _lost(name: str, data: Images, settings: Settings) -> dict[str, Any]:
     """Return what stands for a network whose state stopped being finite."""
-    guess = 1 - 1 / data.classes
-    found: dict[str, Any] = {
-        "error": [guess] * settings.epochs,
-        "loss": [math.nan] * settings.epochs,
-    }
+    guess, epochs = guessing(data.classes), settings.epochs
+    found: dict[str, Any] = {"error": [guess] * epochs, "loss": [math.nan] * epochs}
     if name == "resnet":
         return found
     if KINDS[name].refined:
         found["refined_error"] = [guess] * len(settings.refine_at)
-    shape = (len(METHODS), len(settings.steps))
+    shape = (len(SCHEMES), len(settings.steps))
     found["swap_error"] = np.full(shape, guess).tolist()
     found["deviation"] = np.full(shape, math.nan).tolist()
     found["variation"] = [math.nan] * len(settings.channels)
@@ -229,27 +222,17 @@ def _lost(name: str, data: Images, settings: Settings) -> dict[str, Any]:
 
 def _swapped(net: ContinuousNet, data: Images, settings: Settings) -> dict[str, Any]:
     """Return test error and logit deviation under every scheme with every number of steps."""
-    own = scores(net, data.in_memory[0])
-    error, deviation = [], []
-    for method in METHODS:
-        graphs = [net.with_graph(method=method, steps=steps) for steps in settings.steps]
-        tables = [scores(graph, data.in_memory[0]) for graph in graphs]
-        error.append([float((t.argmax(1) != data.in_memory[1]).double().mean()) for t in tables])
-        deviation.append([float((t - own).norm() / own.norm()) for t in tables])
-    return {"swap_error": error, "deviation": deviation}
-
-
-@torch.no_grad()
-def scores(net: nn.Module, x: Tensor) -> Tensor:
-    """Return the logits of all samples, in evaluation mode; not finite where a graph fails."""
-    training = net.training
-    net.eval()
-    try:
-        return torch.cat([net(batch) for batch in torch.split(x, EVALUATION_BATCH)])
-    except NonFiniteError:
-        return torch.full((len(x), 1), math.nan, device=x.device)
-    finally:
-        net.train(training)
+    x, y = data.in_memory
+    own = scores(net, x, EVALUATION_BATCH)
+    tables = [
+        [scores(net.with_graph(method=method, steps=n), x, EVALUATION_BATCH)
+         for n in settings.steps]
+        for method in SCHEMES
+    ]  # fmt: skip
+    return {
+        "swap_error": [[error_of(table, y) for table in row] for row in tables],
+        "deviation": [[deviation(table, own) for table in row] for row in tables],
+    }
 
 
 def images_per_second(
@@ -257,9 +240,9 @@ def images_per_second(
 ) -> dict[str, float]:
     """Return how fast each network trains at full size: the best of several rounds, in turn."""
     x, y = (tensor[: data.batch_size] for tensor in data.in_memory)
-    nets = {name: make_network(name, data, settings, 0, full=True).to(x.device) for name in names}
+    nets = {name: make_network(name, data, settings, 0, full=True) for name in names}
     losses = {name: objective(net, settings) for name, net in nets.items()}
-    optimisers = {name: sgd(net.parameters()) for name, net in nets.items()}
+    optimisers = {name: sgd(RATE, DECAY)(net.parameters()) for name, net in nets.items()}
     seconds = dict.fromkeys(names, math.inf)
     for k in range(rounds + 1):  # the first one warms up
         for name, net in nets.items():
@@ -285,28 +268,26 @@ class Study:
 
     Attributes:
         settings: what the trainings had in common.
-        found: for each network the results of :func:`train_and_swap`, one a seed.
+        tables: for each network what :func:`train_and_swap` found, one row a seed.
         findings: scalars and curves, without claims.
     """
 
     settings: Settings
-    found: dict[str, list[dict[str, Any]]]
+    tables: Tables
     findings: Findings
 
     def error(self, name: str) -> float:
         """Return the mean test error of a network over seeds."""
-        return float(np.mean([row["error"][-1] for row in self.found[name]]))
+        return float(self.tables[name]["error"][:, -1].mean())
 
     def rise(self, name: str, method: str, steps: int) -> float:
         """Return by how much the mean test error rises when a network gets another graph."""
-        i, j = METHODS.index(method), self.settings.steps.index(steps)
-        rows = self.found[name]
-        return float(np.mean([row["swap_error"][i][j] for row in rows])) - self.error(name)
+        i, j = SCHEMES.index(method), self.settings.steps.index(steps)
+        return float(self.tables[name]["swap_error"][:, i, j].mean()) - self.error(name)
 
     def moved(self, name: str) -> float:
         """Return the mean logit deviation of a network under RK4 with the most steps."""
-        i = METHODS.index("rk4")
-        return float(np.mean([row["deviation"][i][-1] for row in self.found[name]]))
+        return float(self.tables[name]["deviation"][:, SCHEMES.index("rk4"), -1].mean())
 
     def broken(self, claim: str, dataset: str) -> Claim:
         """Decide whether RK4 breaks Euler's network; on digits the error has no room for it."""
@@ -319,7 +300,7 @@ class Study:
 
 
 def study(
-    run: Run, networks: Sequence[str], needed: Sequence[str], seeds: int, data: Images,
+    run: Run, networks: Sequence[str], needed: Sequence[str], count: int, data: Images,
     settings: Settings,
 ) -> Study:  # fmt: skip
     """Train every network from every seed, and measure how fast each trains.
@@ -330,32 +311,28 @@ def study(
     known = ("resnet", *KINDS)
     if not set(needed) <= set(networks) <= set(known):
         raise ValueError(
-            f"networks must be some of {', '.join(known)}, with {', '.join(needed)}; "
-            f"got {tuple(networks)}"
+            f"networks: {tuple(networks)} is not allowed; it must hold some of "
+            f"{', '.join(known)}, with {', '.join(needed)}"
         )
 
-    def train(part: Part, name: str, seed: int) -> dict[str, Any]:
+    def trained(part: Part, name: str, seed: int) -> dict[str, Any]:
         return train_and_swap(part, name, seed, data, settings)
 
     def speed(part: Part) -> dict[str, float]:
         return images_per_second(part, networks, data, settings, rounds=10)
 
-    pairs = [(name, run.seed + seed) for name in networks for seed in range(seeds)]
-    rows = list(
-        run.map(train, {f"{name}, seed {seed}": (name, seed) for name, seed in pairs}).values()
-    )
-    found = {name: rows[k * seeds : (k + 1) * seeds] for k, name in enumerate(networks)}
+    own = seeds(run, count)
+    parts = {f"{name}, seed {seed}": (name, seed) for name in networks for seed in own}
+    found = run.map(trained, parts)
     rates = run.map(speed, {"images per second": ()})["images per second"]
+    tables: Tables = {}
     scalars: dict[str, float] = {}
-    for name, own in found.items():
+    for name in networks:
+        rows = [found[f"{name}, seed {seed}"] for seed in own]
+        tables[name] = {what: np.array([row[what] for row in rows]) for what in rows[0]}
         net = make_network(name, data, settings, 0, full=True)
-        scalars[f"mean_error_{name}"] = float(np.mean([row["error"][-1] for row in own]))
+        scalars[f"mean_error_{name}"] = float(tables[name]["error"][:, -1].mean())
         scalars[f"parameters_{name}"] = sum(p.numel() for p in net.parameters())
         scalars[f"images_per_second_{name}"] = rates[name]
-    curves: dict[str, Any] = {
-        f"{what}_{name}": np.array([row[what] for row in own])
-        for name, own in found.items()
-        for what in own[0]
-    }
-    findings = Findings(scalars, {"steps": settings.steps, **curves}, data=data.provenance)
-    return Study(settings, found, findings)
+    curves = {"steps": settings.steps, **named(tables)}
+    return Study(settings, tables, Findings(scalars, curves, data=data.provenance))

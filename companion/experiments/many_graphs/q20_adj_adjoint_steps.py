@@ -1,28 +1,27 @@
 r"""Q20-ADJ: how many steps a cell the adjoint needs, with every gradient of the package beside it.
 
 Queiruga et al. 2020 (section 5.2) report that with the adjoint their networks converged to a high
-accuracy only with :math:`N_t \ge 3M` steps for :math:`M` cells.
+accuracy only with $N_t \ge 3M$ steps for $M$ cells.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
 from companion.data import Samples, load_digits
-from companion.experiments.depth_study import geometric_mean
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Grid, Part, Run, experiment, grid
+from companion.experiments.grid import seeds as seeds_of
+from companion.experiments.recipes import classification_loss, digits_recipe, splits
 from companion.gradients import Adjoint, Gradient, Reconstruct
 from companion.models import ContinuousMLP
-from companion.observe import fit_slope
-from companion.results import Claim, Findings
+from companion.observe import fit_slope, geometric_mean
+from companion.results import Findings
 from companion.schemes import get_scheme
-from companion.train import error_rate, fit, seeded, step_decay
+from companion.train import error_rate, fit, seeded
 
 CELLS = 4
 WIDTH = 8
@@ -37,6 +36,14 @@ GRADIENTS: dict[str, str | Gradient] = {
     "predicted": Reconstruct(rule="predicted"),
 }
 
+PAIRS: dict[str, tuple[str, str | Gradient]] = {
+    **{f"{name}_{scheme}": (scheme, gradient) for name, gradient in GRADIENTS.items()
+       for scheme in SCHEMES},
+    "adjoint_async_leapfrog": ("async_leapfrog", Adjoint(method="midpoint")),
+    "reversible_async_leapfrog": ("async_leapfrog", "reversible"),
+}  # fmt: skip
+"""The scheme and the gradient of what is compared, by name."""
+
 
 class Task(NamedTuple):
     """A block with rough weights, inputs and targets."""
@@ -50,14 +57,24 @@ class Task(NamedTuple):
     "Q20-ADJ",
     "Gradients and training of blocks with 4 cells against the steps in a cell",
     paper="Queiruga et al. 2020, section 5.2",
-    claims=("CL44",),
     full={
-        "seeds": 32,
-        "ratios": (1, 2, 3, 4, 6, 8, 12, 16),
-        "nets": 5,
-        "train_ratios": (1, 2, 3, 4, 6, 8),
+        "seeds": 32, "ratios": (1, 2, 3, 4, 6, 8, 12, 16),
+        "nets": 5, "train_ratios": (1, 2, 3, 4, 6, 8),
     },
-)
+    tiny={"seeds": 1, "ratios": (1, 3), "nets": 1, "epochs": 1},
+    claims=(
+        ("CL44", "gain_euler", None, 0.5, "Euler's error at 3 steps a cell over that at 1"),
+        *(
+            ("CL44", f"slope_{name}", -get_scheme(name).order - 0.4, -get_scheme(name).order + 0.4,
+             f"slope of the adjoint's error against steps a cell, {name}")
+            for name in SCHEMES
+        ),
+        ("CL44", "harm_at_one", 0.1, None,
+         "test error that training with the adjoint adds, 1 step a cell"),
+        ("CL44", "harm_ratio", None, 0.5,
+         "test error that training with the adjoint adds, 3 steps a cell over 1 step"),
+    ),
+)  # fmt: skip
 def q20_adj(
     run: Run,
     *,
@@ -75,116 +92,65 @@ def q20_adj(
     backprop's gradient, and the cosine between the two. ``GRADIENT`` is ``adjoint``,
     ``checkpoint``, a rule of the memory-free ``reverse``, ``corrected`` and ``predicted``, or
     ``reversible``, which has a scheme of its own. Scalars: ``slope_SCHEME`` of the adjoint's error,
-    ``at_one_SCHEME`` and ``at_three_SCHEME``, its geometric means at 1 and 3 steps a cell.
+    ``at_one_SCHEME`` and ``at_three_SCHEME``, its geometric means at 1 and 3 steps a cell, and
+    ``gain_euler``, the second over the first.
 
     Perceptrons with 4 cells and Euler's scheme, scale 4, train with ``train_ratios`` steps a cell:
     ``test_error_GRADIENT`` and ``loss_GRADIENT`` of shape ``(nets, train_ratios)`` for ``adjoint``
     and ``backprop``. Scalars ``harm_at_one`` and ``harm_at_three``: the mean test error that the
-    adjoint adds.
+    adjoint adds; ``harm_ratio``, the second over the first, infinite if that is not above 0.
     """
-    errors, cosines = _compared(run, seeds, ratios, gain)
+
+    def compare(part: Part, seed: int) -> list[list[tuple[float, float]]]:
+        task = _task(seed, gain, run.device)
+        return [
+            [_error_and_cosine(task, method, CELLS * ratio, gradient) for ratio in ratios]
+            for method, gradient in PAIRS.values()
+        ]
+
+    table = grid(run, compare, seed=seeds_of(run, seeds)).values
+    curves: dict[str, Any] = {
+        f"{what}_{name}": table[:, k, :, i]
+        for i, what in enumerate(("error", "cosine"))
+        for k, name in enumerate(PAIRS)
+    }
     scalars: dict[str, float] = {}
     for scheme in SCHEMES:
-        means = geometric_mean(errors[f"adjoint_{scheme}"].tolist())
+        means = geometric_mean(curves[f"error_adjoint_{scheme}"]).tolist()
         scalars[f"slope_{scheme}"] = fit_slope(ratios, means).value
         scalars[f"at_one_{scheme}"] = means[ratios.index(1)]
         scalars[f"at_three_{scheme}"] = means[ratios.index(3)]
-    data = load_digits(device=run.device)
+    scalars["gain_euler"] = scalars["at_three_euler"] / scalars["at_one_euler"]
+    data = load_digits(device=run.device, dtype=run.dtype)
     trained = _trained(run, data, nets, train_ratios, epochs)
-    harm = (trained["test_error_adjoint"] - trained["test_error_backprop"]).mean(0)
-    scalars["harm_at_one"] = float(harm[train_ratios.index(1)])
-    scalars["harm_at_three"] = float(harm[train_ratios.index(3)])
-    curves = {"ratios": ratios, "train_ratios": train_ratios, **trained}
-    curves |= {f"error_{name}": table for name, table in errors.items()}
-    curves |= {f"cosine_{name}": table for name, table in cosines.items()}
-    return Findings(scalars, curves, _claims(scalars), data.provenance)
+    errors = trained.pick(0)
+    harm = errors.at(kind="adjoint").values - errors.at(kind="backprop").values
+    one, three = (float(harm.mean(0)[train_ratios.index(k)]) for k in (1, 3))
+    scalars |= {"harm_at_one": one, "harm_at_three": three}
+    scalars["harm_ratio"] = three / one if one > 0 else math.inf
+    curves |= errors.named("test_error", "kind") | trained.pick(1).named("loss", "kind")
+    curves |= {"ratios": ratios, "train_ratios": train_ratios}
+    return Findings(scalars, curves, data=data.provenance)
 
 
-def _compared(
-    run: Run, seeds: int, ratios: tuple[int, ...], gain: float
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return relative errors and cosines by gradient and scheme, of shape ``(seeds, ratios)``."""
-    pairs = {
-        f"{name}_{scheme}": (scheme, gradient)
-        for name, gradient in GRADIENTS.items()
-        for scheme in SCHEMES
-    }
-    pairs["adjoint_async_leapfrog"] = ("async_leapfrog", Adjoint(method="midpoint"))
-    pairs["reversible_async_leapfrog"] = ("async_leapfrog", "reversible")
+def _trained(run: Run, data: Samples, nets: int, ratios: tuple[int, ...], epochs: int) -> Grid:
+    """Return test errors and losses of the last epoch, by gradient, seed and steps a cell."""
+    x = data.x_train
 
-    def compare(part: Part, seed: int) -> dict[str, list[tuple[float, float]]]:
-        task = _task(seed, gain, run.device)
-        return {
-            name: [_error_and_cosine(task, method, CELLS * ratio, gradient) for ratio in ratios]
-            for name, (method, gradient) in pairs.items()
-        }
-
-    found = run.map(compare, {f"seed {k}": (run.seed + k,) for k in range(seeds)}).values()
-    tables = {
-        name: torch.tensor([part[name] for part in found], dtype=torch.float64) for name in pairs
-    }
-    return (
-        {name: table[..., 0] for name, table in tables.items()},
-        {name: table[..., 1] for name, table in tables.items()},
-    )
-
-
-def _claims(scalars: dict[str, float]) -> list[Claim]:
-    gain = scalars["at_three_euler"] / scalars["at_one_euler"]
-    claims = [Claim("CL44", "Euler's error at 3 steps a cell over that at 1", gain, high=0.5)]
-    for scheme in SCHEMES:
-        order = get_scheme(scheme).order
-        text = f"slope of the adjoint's error against steps a cell, {scheme}"
-        slope = scalars[f"slope_{scheme}"]
-        claims.append(Claim("CL44", text, slope, low=-order - 0.4, high=-order + 0.4))
-    one, three = scalars["harm_at_one"], scalars["harm_at_three"]
-    text = "test error that training with the adjoint adds"
-    return [
-        *claims,
-        Claim("CL44", f"{text}, 1 step a cell", one, low=0.1),
-        Claim(
-            "CL44",
-            f"{text}, 3 steps a cell over 1 step",
-            three / one if one > 0 else math.inf,
-            high=0.5,
-        ),
-    ]
-
-
-def _trained(
-    run: Run, data: Samples, nets: int, ratios: tuple[int, ...], epochs: int
-) -> dict[str, Tensor]:
-    """Return test errors and losses of the last epoch, of shape ``(nets, ratios)``."""
-
-    def train(part: Part, seed: int, ratio: int, gradient: str) -> tuple[float, float]:
-        with seeded(seed):
+    def train(part: Part, kind: str, seed: int, ratio: int) -> tuple[float, float]:
+        with seeded(seed, dtype=x.dtype):
             net = ContinuousMLP(
                 64, 10, basis=PiecewiseConstant(CELLS), steps=CELLS * ratio, scale=float(CELLS),
-                gradient=gradient,
-            ).to(run.device)  # fmt: skip
+                gradient=kind,
+            )  # fmt: skip
         history = fit(
-            net, lambda net, x, y: F.cross_entropy(net(x), y), (data.x_train, data.y_train),
-            optimiser=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4),
-            epochs=epochs, batch_size=64, generator=torch.Generator().manual_seed(seed),
-            schedule=step_decay(2 / 3, 13 / 15), clip=2.0, snapshot=part.snapshot,
-            report=part.report,
+            net.to(x.device), classification_loss, splits(data)[0],
+            generator=torch.Generator().manual_seed(seed),
+            snapshot=part.snapshot, report=part.report, **digits_recipe(epochs),
         )  # fmt: skip
-        return error_rate(net, (data.x_test, data.y_test)), history["loss"][-1]
+        return error_rate(net, splits(data)[1]), history["loss"][-1]
 
-    kinds = ("adjoint", "backprop")
-    parts = {
-        f"{kind}, {ratio} steps a cell, net {k}": (run.seed + k, ratio, kind)
-        for kind in kinds
-        for k in range(nets)
-        for ratio in ratios
-    }
-    found = torch.tensor(list(run.map(train, parts).values()), dtype=torch.float64)
-    tables = found.reshape(len(kinds), nets, len(ratios), 2)
-    return {
-        f"{name}_{kind}": tables[i, ..., j]
-        for i, kind in enumerate(kinds)
-        for j, name in enumerate(("test_error", "loss"))
-    }
+    return grid(run, train, kind=("adjoint", "backprop"), seed=seeds_of(run, nets), ratio=ratios)
 
 
 def _task(seed: int, gain: float, device: torch.device) -> Task:

@@ -11,10 +11,9 @@ small images of scikit-learn's digits.
 
 from dataclasses import replace
 
+from companion.experiments import Run, experiment
 from companion.experiments.images import load_images
 from companion.experiments.many_graphs.image_nets import Settings, Study, study
-from companion.experiments.registry import experiment
-from companion.experiments.running import Run
 from companion.results import Claim, Findings
 
 
@@ -30,6 +29,8 @@ from companion.results import Claim, Findings
         "epochs": 160,
         "autocast": True,
     },
+    tiny={"channels": (2,), "refine_at": (1,), "epochs": 2},
+    timed=tuple(f"images_per_second_{name}" for name in ("euler", "midpoint")),
 )
 def q20_f10_t(
     run: Run,

@@ -6,24 +6,36 @@ tanh networks, with weights smooth in depth and with independent layers, in both
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.memory_free.tanh_networks import DEEP, Draw, draw_networks, fit_rate
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.gradients import Reconstruct
-from companion.results import Claim, Findings
-
-Curve = NDArray[np.float64]
 
 
 @experiment(
     "S22-F3c",
     "Relative error of each weight matrix's gradient, Euler against Heun",
     paper="Sander et al. 2022, Fig. 3c",
-    claims=("S22-F3c",),
+    claims=(
+        *(
+            ("S22-F3c", f"slope_{method}_{family}", low, high,
+             f"slope of the relative gradient error, {method}, {family} weights")
+            for method, family, low, high in (
+                ("euler", "smooth", -1.15, -0.85),
+                ("euler", "iid", -1.15, -0.85),
+                ("heun", "smooth", None, -1.8),
+                ("heun", "iid", None, -0.95),  # the paper promises independent layers order 1 only
+            )
+        ),
+        *(
+            ("S22-F3c", f"heun_over_euler_{family}", None, 1.0,
+             f"largest relative gradient error of Heun over Euler's, {family} weights")
+            for family in ("smooth", "iid")
+        ),
+    ),
     full={"steps": (2, 4, 8, 16, 32, 64, 128, 256, 512), "networks": 32, "dim": 16},
-)
+    tiny={"steps": (4, 16, 32), "networks": 2, "dim": 3},
+)  # fmt: skip
 def s22_f3c(
     run: Run, *, steps: tuple[int, ...] = (4, 16, 32, 64, 128), networks: int = 8, dim: int = 6
 ) -> Findings:
@@ -43,43 +55,14 @@ def s22_f3c(
         squared: list[float] = (errors / sizes).mean(dim=0).tolist()
         return squared
 
-    kinds = [(method, family) for method in ("euler", "heun") for family in ("smooth", "iid")]
-    parts = {
-        f"{method}, {family}, {n} layers": (method, family, n)
-        for method, family in kinds
-        for n in steps
-    }
-    table = np.array(list(run.map(compare, parts).values()))
-    table = table.reshape(len(kinds), len(steps), networks)
-    curves = {"_".join(kind): rows for kind, rows in zip(kinds, table, strict=True)}
+    found = grid(run, compare, method=("euler", "heun"), family=("smooth", "iid"), n=steps)
+    curves = found.named("squared", "method", "family")
     deep = tuple(n for n in steps if n >= DEEP)
     scalars = {
-        f"slope_{name}": fit_rate(deep, np.sqrt(rows[-len(deep) :])).value
+        name.replace("squared", "slope"): fit_rate(deep, np.sqrt(rows[-len(deep) :])).value
         for name, rows in curves.items()
     }
     for family in ("smooth", "iid"):
-        logs = np.log(curves[f"heun_{family}"]) - np.log(curves[f"euler_{family}"])
+        logs = np.log(curves[f"squared_heun_{family}"]) - np.log(curves[f"squared_euler_{family}"])
         scalars[f"heun_over_euler_{family}"] = float(np.exp(logs.mean(axis=1) / 2).max())
-    squared = {f"squared_{name}": rows for name, rows in curves.items()}
-    return Findings(scalars, {"steps": steps, **squared}, _claims(scalars))
-
-
-def _claims(scalars: dict[str, float]) -> list[Claim]:
-    """Decide on slopes and ratios; the paper promises independent layers order 1 only."""
-
-    def slope(method: str, family: str, low: float | None, high: float) -> Claim:
-        text = f"slope of the relative gradient error, {method}, {family} weights"
-        return Claim("S22-F3c", text, scalars[f"slope_{method}_{family}"], low=low, high=high)
-
-    def ratio(family: str) -> Claim:
-        text = f"largest relative gradient error of Heun over Euler's, {family} weights"
-        return Claim("S22-F3c", text, scalars[f"heun_over_euler_{family}"], high=1.0)
-
-    return [
-        slope("euler", "smooth", -1.15, -0.85),
-        slope("euler", "iid", -1.15, -0.85),
-        slope("heun", "smooth", None, -1.8),
-        slope("heun", "iid", None, -0.95),
-        ratio("smooth"),
-        ratio("iid"),
-    ]
+    return Findings(scalars, {"steps": steps, **curves})

@@ -8,17 +8,16 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from companion import OdeBlock, PiecewiseConstant
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Claim, Findings, Part, Run, experiment, grid
 from companion.gradients import NAMED_RULES, Gradient, get_gradient
 from companion.models.layers import basic_branch
 from companion.observe import peak_memory, saved_bytes
-from companion.results import Claim, Findings
 from companion.train import seeded
 
 GRADIENTS: dict[str, Gradient] = {
@@ -40,23 +39,15 @@ TIMES = {"reverse": 1.40, "corrected": 1.42, "predicted_1": 1.15, "predicted_2":
     paper="Sander et al. 2022, section 4",
     claims=("CL65", "S22-MEM"),
     full={
-        "depths": (8, 16, 32, 64, 128, 256, 512, 1024),
-        "channels": 64,
-        "size": 16,
-        "batch": 256,
+        "depths": (8, 16, 32, 64, 128, 256, 512, 1024), "channels": 64, "size": 16, "batch": 256,
         "repeats": 5,
     },
-)
+    tiny={"depths": (2, 3), "size": 4, "batch": 4, "counted": 2},
+)  # fmt: skip
 def s22_mem(
-    run: Run,
-    *,
-    depths: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256),
-    channels: int = 4,
-    size: int = 8,
-    batch: int = 32,
-    counted: int = 4,
-    repeats: int = 3,
-) -> Findings:
+    run: Run, *, depths: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256), channels: int = 4,
+    size: int = 8, batch: int = 32, counted: int = 4, repeats: int = 3,
+) -> Findings:  # fmt: skip
     """Measure residual networks of ReLU, convolution and batch norm, twice a layer.
 
     All layers have equal weights: the smoothest network, in which ``predicted`` needs one
@@ -68,18 +59,17 @@ def s22_mem(
     """
     measured = _counts_memory(run.device)
 
-    def measure(part: Part, name: str, layers: int) -> dict[str, float]:
+    def measure(part: Part, name: str, layers: int) -> list[float]:
         problem = _Problem(layers, channels, size, run)
-        found = {"saved": float(problem.saved(name, counted))}
-        return found | (problem.step(name, batch, repeats) if measured else {})
+        return [
+            problem.saved(name, counted),
+            *(problem.step(name, batch, repeats) if measured else ()),
+        ]
 
-    parts = {f"{name}, {n} layers": (name, n) for name in GRADIENTS for n in depths}
-    found = run.map(measure, parts)
-    curves = {
-        f"{kind}_{name}": [found[f"{name}, {n} layers"][kind] for n in depths]
-        for kind in ("saved", "peak", "seconds")[: 3 if measured else 1]
-        for name in GRADIENTS
-    }
+    found = grid(run, measure, name=GRADIENTS, layers=depths)
+    curves: dict[str, Any] = {}
+    for k, kind in enumerate(("saved", "peak", "seconds")[: 3 if measured else 1]):
+        curves |= found.pick(k).named(kind, "name")
     growth = {name: curves[f"saved_{name}"][-1] / curves[f"saved_{name}"][0] for name in GRADIENTS}
     shallow = _Problem(depths[0], channels, size, run)
     ratio = shallow.saved("backprop", batch) / shallow.parameter_bytes
@@ -118,16 +108,16 @@ class _Problem:
             block(x)
         return saved.total
 
-    def step(self, name: str, batch: int, repeats: int) -> dict[str, float]:
+    def step(self, name: str, batch: int, repeats: int) -> list[float]:
         """Return peak memory and time of a step, NaN if it does not fit the device's memory."""
         try:
             return self._step(self._graph(name), self._images(batch), repeats)
         except torch.cuda.OutOfMemoryError:
             pass  # and drop the traceback, which holds on to what did fit
         torch.cuda.empty_cache()
-        return {"peak": math.nan, "seconds": math.nan}
+        return [math.nan, math.nan]
 
-    def _step(self, block: OdeBlock, x: Tensor, repeats: int) -> dict[str, float]:
+    def _step(self, block: OdeBlock, x: Tensor, repeats: int) -> list[float]:
         def step() -> None:
             self.block.zero_grad()
             block(x).square().mean().backward()
@@ -143,7 +133,7 @@ class _Problem:
             step()
             torch.cuda.synchronize(self.device)
             seconds.append(time.perf_counter() - start)
-        return {"peak": float(peak.total - self.parameter_bytes), "seconds": median(seconds)}
+        return [float(peak.total - self.parameter_bytes), median(seconds)]
 
     def _graph(self, name: str) -> OdeBlock:
         method = "async_leapfrog" if name == "reversible" else "euler"
@@ -155,14 +145,15 @@ class _Problem:
 
 
 def _of_steps(depths: Sequence[int], curves: Mapping[str, Sequence[float]]) -> Iterator[Claim]:
-    """Yield what the measured steps decide."""
-    peaks = {name: curves[f"peak_{name}"] for name in CONSTANT}
-    worst = max(_at_worst(value / values[0]) for values in peaks.values() for value in values)
+    """Yield what the measured steps decide; a peak that is NaN counts as infinite."""
+    growths = (
+        value / peak[0] for peak in (curves[f"peak_{n}"] for n in CONSTANT) for value in peak
+    )
     yield Claim(
         "S22-MEM",
         f"peak of a step without parameters and gradients, {depths[0]} to {depths[-1]} layers: "
         "largest growth of a memory-free gradient",
-        worst,
+        max(math.inf if math.isnan(growth) else growth for growth in growths),
         high=1.05,
     )
     base = curves["seconds_backprop"]
@@ -176,8 +167,3 @@ def _of_steps(depths: Sequence[int], curves: Mapping[str, Sequence[float]]) -> I
             note="the backward half of a step does about twice the work of the forward half, so "
             "each further evaluation of all layers adds about a third",
         )
-
-
-def _at_worst(value: float) -> float:
-    """Return infinity for NaN, which the largest of several numbers would pass over."""
-    return math.inf if math.isnan(value) else value

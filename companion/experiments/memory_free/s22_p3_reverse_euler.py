@@ -11,25 +11,23 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from companion.analysis.bounds import euler_bounds, tanh_constants
 from companion.analysis.reconstruction import reconstruction
-from companion.basis import Constant
-from companion.block import OdeBlock
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.memory_free.tanh_networks import (
     DEEP,
     FAMILIES,
+    MEASURES,
     Draw,
     draw_networks,
     fit_rate,
     measure,
+    round_trip,
 )
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.gradients import Reconstruct
 from companion.ode import odeint
-from companion.results import Claim, Findings
 
 Curve = NDArray[np.float64]
 
@@ -38,16 +36,39 @@ Curve = NDArray[np.float64]
     "S22-P3",
     "Reverse Euler's states and gradients against explicit bounds",
     paper="Sander et al. 2022, propositions 3 and 4",
-    claims=("CL52", "CL53", "CL54", "S22-P3", "S22-P4"),
+    claims=(
+        *(
+            (id, f"slope_{name}_{family}", round(rate - margin, 6), round(rate + margin, 6),
+             f"slope of {name} against layers, {family.replace('_', ' ')} weights")
+            for id, name, family, rate, margin in (
+                ("CL52", "states", "smooth", -1, 0.03),
+                ("CL53", "gradients", "smooth", -2, 0.05),
+                ("CL53", "relative", "smooth", -1, 0.05),
+                *(
+                    ("CL54", name, family, rate, margin + 0.07 * (family == "iid"))
+                    for family in FAMILIES  # fresh weights at every depth scatter more
+                    for name, rate, margin in (("states", -1, 0.03), ("gradients", -2, 0.05))
+                    if family != "smooth"
+                ),
+            )
+        ),
+        ("S22-P3", "state_ratio", None, 1.0,
+         "largest state error over its bound, all weights, depths, layers"),
+        ("S22-P3", "identity", None, 1e-12,
+         "deviation of a linear round trip from (1 - rate^2/N^2)^N"),
+        ("S22-P3", "slope_limit", -1.1, -0.9,
+         "slope of the distance of scaled errors to their limit"),
+        ("S22-P4", "gradient_ratio", None, 1.0,
+         "largest gradient error over its bound, all weights, depths, layers"),
+    ),
     full={"steps": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024), "networks": 32, "dim": 16},
-)
+    tiny={"steps": (1, 16, 32), "networks": 2, "dim": 3},
+    timed=("identity",),  # not a time: what rounding leaves, another number on every processor
+)  # fmt: skip
 def s22_p3(
-    run: Run,
-    *,
-    steps: tuple[int, ...] = (1, 4, 16, 32, 64, 128, 256),
-    networks: int = 8,
+    run: Run, *, steps: tuple[int, ...] = (1, 4, 16, 32, 64, 128, 256), networks: int = 8,
     dim: int = 6,
-) -> Findings:
+) -> Findings:  # fmt: skip
     """Measure every family of weights at every depth.
 
     Curves: ``steps``; for each family of weights ``states_FAMILY`` and ``gradients_FAMILY``, the
@@ -58,87 +79,36 @@ def s22_p3(
     ``profile_limit``: scaled errors, bound and limit, layer by layer, of the smooth network nearest
     its bound at the largest depth.
     Scalars: ``slope_states_FAMILY``, ``slope_gradients_FAMILY``, ``slope_relative_FAMILY``,
-    ``slope_limit``, ``identity``.
+    ``slope_limit``, ``identity``; ``state_ratio`` and ``gradient_ratio``, the largest of all.
     """
     drawn = Draw(networks, dim, run.seed, run.device)
-    names = ("states", "gradients", "relative", "state_ratio", "gradient_ratio")
 
     def sweep(part: Part, family: str, n: int) -> list[list[float]]:
-        errors = measure(draw_networks(family, "euler", n, drawn))
-        return [
-            errors.states.amax(0).tolist(),
-            errors.gradients.amax(0).tolist(),
-            errors.relative.tolist(),
-            errors.state_ratio,
-            errors.gradient_ratio,
-        ]
+        return measure(draw_networks(family, "euler", n, drawn)).largest()
 
-    parts = {f"{family}, {n} layers": (family, n) for family in FAMILIES for n in steps}
-    table = np.array(list(run.map(sweep, parts).values()))
-    table = table.reshape(len(FAMILIES), len(steps), len(names), networks)
+    table = grid(run, sweep, family=FAMILIES, n=steps)
     curves: dict[str, Curve] = {
-        f"{name}_{family}": table[i, :, j]
-        for i, family in enumerate(FAMILIES)
-        for j, name in enumerate(names)
+        f"{name}_{family}": table.at(family=family).values[:, j]
+        for family in FAMILIES
+        for j, name in enumerate(MEASURES)
     }
-    profiles = [_profile(n, drawn) for n in steps]
-    gaps = np.array([gap for gap, *_ in profiles])
-    _, error, bound, limit = profiles[-1]
-    curves |= {"limit_gap": gaps, "profile_error": error, "profile_bound": bound}
-    curves |= {"profile_limit": limit}
     deep = tuple(n for n in steps if n >= DEEP)
-    scalars = {"identity": max(_identity(rate, n) for rate in (1.7, -0.9) for n in steps)}
-    for key in (f"{name}_{family}" for family in FAMILIES for name in names[:3]):
+    trips = {(rate, n): round_trip("euler", rate, n) for rate in (1.7, -0.9) for n in steps}
+    scalars = {
+        "identity": max(abs(x / (1 - (rate / n) ** 2) ** n - 1) for (rate, n), x in trips.items()),
+        "state_ratio": table.values[:, :, 3].max(),
+        "gradient_ratio": table.values[:, :, 4].max(),
+    }
+    for key in (f"{name}_{family}" for family in FAMILIES for name in MEASURES[:3]):
         slope = fit_rate(deep, curves[key][-len(deep) :])
         scalars |= {f"slope_{key}": slope.value, f"slope_error_{key}": slope.error}
+    profiles = [_profile(n, drawn) for n in steps]
+    gaps = np.array([gap for gap, *_ in profiles])
     scalars["slope_limit"] = fit_rate(deep, gaps[-len(deep) :, None]).value
-    return Findings(scalars, {"steps": steps, **curves}, _claims(scalars, curves))
-
-
-def _claims(scalars: dict[str, float], curves: dict[str, Curve]) -> list[Claim]:
-    """Decide the claims on slopes of means over networks, and on the worst ratio."""
-
-    def slope(id: str, name: str, family: str, rate: float, margin: float) -> Claim:
-        text = f"slope of {name} against layers, {family.replace('_', ' ')} weights"
-        observed = scalars[f"slope_{name}_{family}"]
-        low, high = round(rate - margin, 6), round(rate + margin, 6)
-        return Claim(id, text, observed, low=low, high=high)
-
-    def worst(id: str, kind: str) -> Claim:
-        ratio = max(curves[f"{kind}_ratio_{family}"].max() for family in FAMILIES)
-        text = f"largest {kind} error over its bound, all weights, depths, layers"
-        return Claim(id, text, float(ratio), high=1.0)
-
-    claims = [
-        slope("CL52", "states", "smooth", -1, 0.03),
-        slope("CL53", "gradients", "smooth", -2, 0.05),
-        slope("CL53", "relative", "smooth", -1, 0.05),
-    ]
-    for family in FAMILIES:
-        if family != "smooth":
-            wide = 0.07 if family == "iid" else 0.0  # fresh weights at every depth scatter more
-            claims.append(slope("CL54", "states", family, -1, 0.03 + wide))
-            claims.append(slope("CL54", "gradients", family, -2, 0.05 + wide))
-    return [
-        *claims,
-        worst("S22-P3", "state"),
-        Claim("S22-P3", "deviation of a linear round trip from (1 - rate^2/N^2)^N",
-              scalars["identity"], high=1e-12),
-        Claim("S22-P3", "slope of the distance of scaled errors to their limit",
-              scalars["slope_limit"], low=-1.1, high=-0.9),
-        worst("S22-P4", "gradient"),
-    ]  # fmt: skip
-
-
-def _identity(rate: float, steps: int) -> float:
-    """Return how far a linear network's round trip is from its closed form, relatively."""
-    layer = nn.Linear(1, 1, bias=False, dtype=torch.float64)
-    nn.init.constant_(layer.weight, rate)
-    block = OdeBlock(layer, Constant(), steps=steps)
-    x0 = torch.ones(1, 1, dtype=torch.float64)
-    with torch.no_grad():
-        back = reconstruction(block, block(x0), Reconstruct())[0]
-    return abs(back.item() / (1 - (rate / steps) ** 2) ** steps - 1)
+    curves["limit_gap"] = gaps
+    for name, curve in zip(("error", "bound", "limit"), profiles[-1][1:], strict=True):
+        curves[f"profile_{name}"] = curve
+    return Findings(scalars, {"steps": steps, **curves})
 
 
 def _profile(steps: int, drawn: Draw) -> tuple[float, Curve, Curve, Curve]:

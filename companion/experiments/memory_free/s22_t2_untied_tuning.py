@@ -7,26 +7,25 @@ layers and is tuned. The ``smoke`` tier does the same with perceptrons on scikit
 """
 
 import copy
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.optim import SGD
 
 from companion.data import Samples, crop_and_flip, load_cifar10, load_digits
-from companion.experiments.gradient_rules import CHANCE, RULES, classification_loss
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Claim, Findings, Part, Run, experiment
+from companion.experiments.gradient_rules import RULES
+from companion.experiments.recipes import classification_loss, guessing, sgd
 from companion.models import ResidualMLP, ResNet, deepen, train_only, untie
 from companion.observe import saved_bytes
-from companion.results import Claim, Findings
 from companion.solve import NonFiniteError
-from companion.train import cosine, error_rate, fit, seeded, step_decay
+from companion.train import cosine, error_rate, evaluating, fit, seeded, step_decay
 
 _RULES = ("backprop", "reverse", "corrected", "predicted")
 
@@ -35,87 +34,69 @@ _RULES = ("backprop", "reverse", "corrected", "predicted")
     "S22-T2",
     "Tied weights carried over to a deeper network, untied and tuned memory-free",
     paper="Sander et al. 2022, Table 2",
-    claims=("CL62", "CL63"),
+    claims=(
+        "CL62",
+        ("CL63", "largest_change", None, 0.015,
+         "change of the test error when tied layers are added, largest over depths and seeds"),
+    ),
     full={"dataset": "cifar10", "epochs": 200, "rate": 0.1, "tuning_rate": 0.001},
-)
+    tiny={"depths": (2, 3), "seeds": 1, "epochs": 1, "tuning_epochs": 1},
+    tolerance=1e-2,  # trained in single precision
+)  # fmt: skip
 def s22_t2(
-    run: Run,
-    *,
-    dataset: str = "digits",
-    depths: tuple[int, ...] = (4, 8, 16, 64),
-    rules: tuple[str, ...] = _RULES,
-    seeds: int = 3,
-    epochs: int = 15,
-    rate: float = 0.05,
-    tuning_epochs: int = 5,
-    tuning_rate: float = 0.02,
-) -> Findings:
+    run: Run, *, dataset: str = "digits", depths: tuple[int, ...] = (4, 8, 16, 64),
+    rules: tuple[str, ...] = _RULES, seeds: int = 3, epochs: int = 15, rate: float = 0.05,
+    tuning_epochs: int = 5, tuning_rate: float = 0.02,
+) -> Findings:  # fmt: skip
     """Train tied networks of the first depth; tune the deepest ones by every rule.
 
     Curves: ``depths``; ``transfer_error`` and ``transfer_loss`` of shape ``(depths, seeds)``, test
     error and training loss of the tied weights at every depth; for each rule ``error_RULE`` and
     ``loss_RULE`` of shape ``(seeds,)``, after tuning the deepest network. Scalars: ``bytes_RULE``,
-    what one tuning step keeps for the backward pass; ``mean_error_RULE``, ``mean_loss_RULE``.
+    what one tuning step keeps for the backward pass; ``mean_error_RULE``, ``mean_loss_RULE``;
+    ``largest_change``, of the test error of the tied weights from the first depth to any other.
     """
     _check(dataset, depths, rules)
     made = _digits if dataset == "digits" else _cifar
-    task = made(run, depths, epochs, rate, tuning_epochs, tuning_rate)
+    task = made(run, depths, (rate, epochs), (tuning_rate, tuning_epochs))
 
-    def train(part: Part, seed: int) -> dict[str, Any]:
+    def follow(part: Part, seed: int) -> dict[str, Any]:
         return _follow(part, task, depths, rules, seed)
 
-    parts = {f"seed {seed}": (run.seed + seed,) for seed in range(seeds)}
-    found = list(run.map(train, parts).values())
+    found = list(run.map(follow, {f"seed {k}": (run.seed + k,) for k in range(seeds)}).values())
     transfer = np.array([result["transfer"] for result in found])
     tuned = {rule: np.array([result["tuned"][rule] for result in found]) for rule in rules}
-    curves = {
-        "depths": depths,
-        "transfer_error": transfer[:, :, 0].T,
-        "transfer_loss": transfer[:, :, 1].T,
-        **{f"error_{rule}": values[:, 0] for rule, values in tuned.items()},
-        **{f"loss_{rule}": values[:, 1] for rule, values in tuned.items()},
-    }
-    scalars = {f"bytes_{rule}": found[0]["bytes"][rule] for rule in rules}
-    scalars |= {f"mean_error_{rule}": values[:, 0].mean() for rule, values in tuned.items()}
-    scalars |= {f"mean_loss_{rule}": values[:, 1].mean() for rule, values in tuned.items()}
-    claims = _claims(transfer, tuned["reverse"], dataset)
-    return Findings(scalars, curves, claims, task.data.provenance)
+    change = np.abs(transfer[:, 1:, 0] - transfer[:, :1, 0]).max()
+    scalars, curves = {"largest_change": change}, {"depths": np.array(depths)}
+    for k, name in enumerate(("error", "loss")):
+        curves[f"transfer_{name}"] = transfer[:, :, k].T
+        curves |= {f"{name}_{rule}": values[:, k] for rule, values in tuned.items()}
+        scalars |= {f"mean_{name}_{rule}": v[:, k].mean() for rule, v in tuned.items()}
+    scalars |= {f"bytes_{rule}": found[0]["bytes"][rule] for rule in rules}
+    claim = _helps(transfer[:, -1], tuned["reverse"], dataset)
+    return Findings(scalars, curves, [claim], task.data.provenance)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What differs between the data sets.
-
-    Attributes:
-        data: what to train and test on.
-        tied: makes the shallow network.
-        deeper: returns a copy of a tied network with its deepened block at another depth.
-        untied: returns a copy with that block untied.
-        owner: the module whose attribute ``block`` is the deepened block.
-        tuned: the module that is tuned.
-        training: options of ``fit`` for the tied network.
-        tuning: options of ``fit`` for the deep one.
-    """
+class _Task(NamedTuple):
+    """What differs between the data sets."""
 
     data: Samples
-    tied: Callable[[], nn.Module]
-    deeper: Callable[[Any, int], nn.Module]
-    untied: Callable[[Any], nn.Module]
-    owner: Callable[[Any], Any]
-    tuned: Callable[[Any], nn.Module]
-    training: dict[str, Any]
-    tuning: dict[str, Any]
+    tied: Callable[[], nn.Module]  # makes the shallow network
+    deeper: Callable[[Any, int], nn.Module]  # a copy, its deepened block at another depth
+    untied: Callable[[Any], nn.Module]  # a copy, that block untied
+    owner: Callable[[Any], Any]  # the module whose attribute `block` that is
+    tuned: Callable[[Any], nn.Module]  # the module that is tuned
+    training: dict[str, Any]  # options of `fit` for the tied network
+    tuning: dict[str, Any]  # the same for the deep one
 
 
-def _digits(
-    run: Run,
-    depths: tuple[int, ...],
-    epochs: int,
-    rate: float,
-    tuning_epochs: int,
-    tuning_rate: float,
-) -> _Task:
-    """Perceptrons; a layer's gradients are of size 1/N, so its rate is N times ``tuning_rate``."""
+Pace = tuple[float, int]
+"""A learning rate and a number of epochs."""
+
+
+def _digits(run: Run, depths: tuple[int, ...], training: Pace, tuning: Pace) -> _Task:
+    """Perceptrons; a layer's gradients are of size 1/N, so its tuning rate has the factor N."""
+    (rate, epochs), (tuning_rate, tuning_epochs) = training, tuning
     return _Task(
         data=load_digits(device=run.device),
         tied=lambda: ResidualMLP(
@@ -126,48 +107,34 @@ def _digits(
         owner=lambda net: net,
         tuned=lambda net: net.block,
         training={
-            "optimiser": lambda parameters: SGD(parameters, lr=rate, momentum=0.9),
-            "epochs": epochs,
-            "batch_size": 64,
-            "schedule": step_decay(0.7),
-            "clip": 5.0,
+            "optimiser": sgd(rate), "epochs": epochs, "batch_size": 64,
+            "schedule": step_decay(0.7), "clip": 5.0,
         },
         tuning={
-            "optimiser": lambda parameters: SGD(
-                parameters, lr=tuning_rate * depths[-1], momentum=0.9
-            ),
-            "epochs": tuning_epochs,
-            "batch_size": 64,
+            "optimiser": sgd(tuning_rate * depths[-1]), "epochs": tuning_epochs, "batch_size": 64,
             "clip": 1.0,
         },
-    )
+    )  # fmt: skip
 
 
-def _cifar(
-    run: Run,
-    depths: tuple[int, ...],
-    epochs: int,
-    rate: float,
-    tuning_epochs: int,
-    tuning_rate: float,
-) -> _Task:
+def _cifar(run: Run, depths: tuple[int, ...], training: Pace, tuning: Pace) -> _Task:
     """The paper's networks and recipes; of a stage of B layers, the first is not tied."""
     data = load_cifar10(run.data, device=run.device)
     usual = depths[0] - 1
-
-    def sgd(rate: float) -> Callable[..., SGD]:
-        return lambda parameters: SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4)
-
     shared = {"batch_size": 128, "augment": partial(crop_and_flip, fill=data.black)}
+    recipes = (
+        shared | {"optimiser": sgd(rate, 5e-4), "epochs": epochs}
+        for rate, epochs in (training, tuning)
+    )
     return _Task(
-        data=data,
-        tied=lambda: ResNet((depths[0],) * 4, "bottleneck", tied=True),
-        deeper=lambda net, depth: deepen(net, (usual, usual, depth - 1, usual)),
-        untied=lambda net: untie(net, which=[2]),
-        owner=lambda net: net.stages[2],
-        tuned=lambda net: net.stages[2],
-        training=shared | {"optimiser": sgd(rate), "epochs": epochs, "schedule": cosine},
-        tuning=shared | {"optimiser": sgd(tuning_rate), "epochs": tuning_epochs},
+        data,
+        lambda: ResNet((depths[0],) * 4, "bottleneck", tied=True),
+        lambda net, depth: deepen(net, (usual, usual, depth - 1, usual)),
+        lambda net: untie(net, which=[2]),
+        lambda net: net.stages[2],
+        lambda net: net.stages[2],
+        next(recipes) | {"schedule": cosine},
+        next(recipes),
     )
 
 
@@ -192,20 +159,16 @@ def _follow(
             _train(_stage(part, k, stages, rule), task, net, task.tuning, seed)
             tuned[rule] = _measure(net, task.data)
         except NonFiniteError:
-            tuned[rule] = [CHANCE, float("inf")]
+            tuned[rule] = [guessing(), math.inf]
     return {"transfer": transfer, "tuned": tuned, "bytes": kept}
 
 
 def _train(part: Part, task: _Task, net: nn.Module, options: dict[str, Any], seed: int) -> None:
     fit(
-        net,
-        classification_loss,
-        (task.data.x_train, task.data.y_train),
-        generator=torch.Generator().manual_seed(seed),
-        snapshot=part.snapshot,
-        report=part.report,
+        net, classification_loss, (task.data.x_train, task.data.y_train),
+        generator=torch.Generator().manual_seed(seed), snapshot=part.snapshot, report=part.report,
         **options,
-    )
+    )  # fmt: skip
 
 
 def _stage(part: Part, index: int, stages: int, name: str) -> Part:
@@ -224,14 +187,11 @@ def _stage(part: Part, index: int, stages: int, name: str) -> Part:
 @torch.no_grad()
 def _measure(net: nn.Module, data: Samples) -> list[float]:
     """Return the test error and the mean training loss, in evaluation mode."""
-    error = error_rate(net, (data.x_test, data.y_test))
-    net.eval()
-    loss = 0.0
-    for x, y in zip(
-        *(torch.split(part, 1000) for part in (data.x_train, data.y_train)), strict=True
-    ):
-        loss += classification_loss(net, x, y).item() * len(y)
-    net.train()
+    error, loss = error_rate(net, (data.x_test, data.y_test)), 0.0
+    with evaluating(net):
+        batches = (torch.split(part, 1000) for part in (data.x_train, data.y_train))
+        for x, y in zip(*batches, strict=True):
+            loss += classification_loss(net, x, y).item() * len(y)
     return [error, loss / len(data.y_train)]
 
 
@@ -254,21 +214,16 @@ def _check(dataset: str, depths: tuple[int, ...], rules: tuple[str, ...]) -> Non
         raise ValueError(f"rules must be some of {', '.join(known)}, and reverse; got {rules}")
 
 
-def _claims(transfer: NDArray[np.float64], tuned: NDArray[np.float64], dataset: str) -> list[Claim]:
-    """Decide the claims.
+def _helps(before: NDArray[np.float64], tuned: NDArray[np.float64], dataset: str) -> Claim:
+    """Decide whether tuning helps, by its loss on digits: their test error has no room.
 
     Args:
-        transfer: test error and training loss by seed and depth, shape ``(seeds, depths, 2)``.
-        tuned: the same after tuning by ``reverse``, shape ``(seeds, 2)``.
-        dataset: decides how fine-tuning has to help: on digits the test error has no room.
+        before: test error and training loss of the deep tied network, shape ``(seeds, 2)``.
+        tuned: the same after tuning by ``reverse``.
+        dataset: ``"digits"`` or ``"cifar10"``.
     """
-    change = np.abs(transfer[:, 1:, 0] - transfer[:, :1, 0]).max()
-    before = transfer[:, -1]
     if dataset == "digits":
         text = "training loss after memory-free tuning over that before, largest over seeds"
-        helps = Claim("CL62", text, float((tuned[:, 1] / before[:, 1]).max()), high=0.75)
-    else:
-        text = "test error, after memory-free tuning minus before, median over seeds"
-        helps = Claim("CL62", text, float(np.median(tuned[:, 0] - before[:, 0])), high=0.0)
-    text = "change of the test error when tied layers are added, largest over depths and seeds"
-    return [helps, Claim("CL63", text, float(change), high=0.015)]
+        return Claim("CL62", text, float((tuned[:, 1] / before[:, 1]).max()), high=0.75)
+    text = "test error, after memory-free tuning minus before, median over seeds"
+    return Claim("CL62", text, float(np.median(tuned[:, 0] - before[:, 0])), high=0.0)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from companion.analysis.bounds import Bounds, euler_bounds, heun_bounds, tanh_constants
 from companion.analysis.reconstruction import reconstruction
-from companion.basis import PiecewiseConstant, PiecewiseLinear
+from companion.basis import Constant, PiecewiseConstant, PiecewiseLinear
 from companion.block import OdeBlock
 from companion.gradients import Reconstruct
-from companion.observe import Slope, fit_slope
+from companion.observe import Slope, fit_slope, geometric_mean
 
 DEEP = 16
 """Rates are fitted from this number of layers on; fewer are not yet asymptotic."""
@@ -158,6 +158,16 @@ class Errors(NamedTuple):
     state_ratio: list[float]
     gradient_ratio: list[float]
 
+    def largest(self) -> list[list[float]]:
+        """Return the numbers that :data:`MEASURES` name, of every network."""
+        states, gradients = self.states.amax(0).tolist(), self.gradients.amax(0).tolist()
+        ratios = [self.state_ratio, self.gradient_ratio]
+        return [states, gradients, self.relative.tolist(), *ratios]
+
+
+MEASURES = ("states", "gradients", "relative", "state_ratio", "gradient_ratio")
+"""The largest error of a state and of a gradient, the relative one of all, and over bounds."""
+
 
 def measure(networks: Networks) -> Errors:
     """Sweep back by the paper's rule and compare with the truth and with the bounds."""
@@ -171,13 +181,11 @@ def measure(networks: Networks) -> Errors:
     size = torch.linalg.vector_norm(exact, dim=(0, 2, 3))
     relative = torch.linalg.vector_norm(got - exact, dim=(0, 2, 3)) / size
     bounds = _bounds(networks, states, rebuilt)
-    return Errors(
-        state_errors,
-        errors,
-        relative,
+    ratios = (
         [_ratio(e, b.states) for e, b in zip(state_errors.T, bounds, strict=True)],
         [_ratio(e, b.gradients) for e, b in zip(errors.T, bounds, strict=True)],
     )
+    return Errors(state_errors, errors, relative, *ratios)
 
 
 def _bounds(networks: Networks, states: list[Tensor], rebuilt: Tensor) -> list[Bounds]:
@@ -214,4 +222,13 @@ def _ratio(errors: Tensor, bound: NDArray[np.float64]) -> float:
 
 def fit_rate(steps: tuple[int, ...], errors: NDArray[np.float64]) -> Slope:
     """Fit the slope of the geometric mean over networks, ``errors`` of shape (steps, networks)."""
-    return fit_slope(steps, np.exp(np.log(errors).mean(axis=1)).tolist())
+    return fit_slope(steps, geometric_mean(errors, 1).tolist())
+
+
+@torch.no_grad()
+def round_trip(method: str, rate: float, steps: int) -> float:
+    """Return where a tied linear network on the line, swept back from its output, ends from 1."""
+    layer = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    nn.init.constant_(layer.weight, rate)
+    block = OdeBlock(layer, Constant(), method=method, steps=steps)
+    return reconstruction(block, block(torch.ones(1, 1).double()), Reconstruct())[0].item()

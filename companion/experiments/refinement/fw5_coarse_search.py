@@ -6,20 +6,20 @@ with every depth. Both are trained on a grid of rates and weight decays at sever
 ranks of the test losses are compared.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch.nn.functional import cross_entropy
 
 from companion.basis import PiecewiseConstant
-from companion.data import Samples, load_digits
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.data import load_digits
+from companion.experiments import Part, Run, experiment, grid
+from companion.experiments.continuous_digits import Table
+from companion.experiments.grid import seeds as seeds_of
+from companion.experiments.recipes import digits_recipe, scores
 from companion.experiments.side_by_side import fit_side_by_side
 from companion.models import ContinuousMLP
 from companion.results import Claim, Findings
@@ -31,15 +31,14 @@ FAMILIES = ("continuous", "resnet")
 
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
-Table = NDArray[np.float64]
-
 
 @experiment(
     "FW5",
     "Learning rates and weight decays, ranked on coarse nets and on fine ones",
     paper="none; Queiruga et al. 2020, section 6, names coarse nets for the search",
-    claims=("FW5",),
     full={"depths": (1, 2, 4, 8, 16), "decays": (0.0, 5e-4, 5e-3), "seeds": 6, "epochs": 10},
+    tiny={"depths": (1, 2), "decays": (0.0,), "seeds": 2, "epochs": 1},
+    claims=("FW5",),
 )
 def fw5(
     run: Run,
@@ -57,31 +56,34 @@ def fw5(
     deepest net. Scalars: ``rank_FAMILY_DEPTH``, means over seeds; ``same_best_FAMILY``, the number
     of seeds whose best cell of the grid is the same at all depths.
     """
-    data = load_digits(device=run.device)
+    data = load_digits(device=run.device, dtype=run.dtype)
+    own = seeds_of(run, seeds)
 
-    def train(part: Part, family: str, depth: int, rate: float, decay: float) -> list[float]:
-        own = range(run.seed, run.seed + seeds)
-        return _losses(part, family, depth, rate, decay, own, epochs, data)
+    def losses(part: Part, family: str, layers: int, rate: float, decay: float) -> list[float]:
+        nets = [_net(family, layers, seed, run.dtype).to(run.device) for seed in own]
+        recipe = digits_recipe(epochs, rate, decay) | {"schedule": None}
+        try:
+            fit_side_by_side(
+                nets, data.x_train, data.y_train, own,
+                snapshot=part.snapshot, report=part.report, **recipe,
+            )  # fmt: skip
+        except NonFiniteError:
+            return [float("inf")] * seeds
+        found = [float(cross_entropy(scores(net, data.x_test), data.y_test)) for net in nets]
+        return found if np.isfinite(found).all() else [float("inf")] * seeds
 
-    parts = {
-        f"{family}, {depth} layers, rate {rate:g}, decay {decay:g}": (family, depth, rate, decay)
-        for family in FAMILIES
-        for depth in depths
-        for rate in RATES
-        for decay in decays
-    }
-    table = np.array(list(run.map(train, parts).values()))
-    table = table.reshape(len(FAMILIES), len(depths), len(RATES), len(decays), seeds)
+    table = grid(run, losses, family=FAMILIES, layers=depths, rate=RATES, decay=decays)
     curves: dict[str, Any] = {"depths": depths, "rates": RATES, "decays": decays}
     scalars: dict[str, float] = {}
-    for family, losses in zip(FAMILIES, table, strict=True):
-        ranks = rank_correlations(losses)
-        curves |= {f"loss_{family}": losses, f"rank_{family}": ranks}
+    for family in FAMILIES:
+        values = table.at(family=family).values
+        ranks = rank_correlations(values)
+        curves |= {f"loss_{family}": values, f"rank_{family}": ranks}
         for depth, row in zip(depths, ranks, strict=True):
             scalars[f"rank_{family}_{depth}"] = float(row.mean())
-        best = losses.reshape(len(depths), -1, seeds).argmin(axis=1)
+        best = values.reshape(len(depths), -1, seeds).argmin(axis=1)
         scalars[f"same_best_{family}"] = int((best == best[0]).all(axis=0).sum())
-    return Findings(scalars, curves, _claims(scalars, depths), data.sha256)
+    return Findings(scalars, curves, rank_claims(scalars, depths), data.sha256)
 
 
 def rank_correlations(losses: Table) -> Table:
@@ -91,49 +93,22 @@ def rank_correlations(losses: Table) -> Table:
         ``(depths, rates, decays, seeds)`` to ``(depths, seeds)``.
     """
     flat = losses.reshape(len(losses), -1, losses.shape[-1])
-    return np.array(
-        [
-            [spearmanr(row[:, seed], flat[-1][:, seed])[0] for seed in range(losses.shape[-1])]
-            for row in flat
-        ]
-    )
+    pairs = [[(row[:, k], flat[-1][:, k]) for k in range(flat.shape[-1])] for row in flat]
+    return np.array([[spearmanr(one, deepest)[0] for one, deepest in row] for row in pairs])
 
 
-def _losses(
-    part: Part,
-    family: str,
-    depth: int,
-    rate: float,
-    decay: float,
-    seeds: range,
-    epochs: int,
-    data: Samples,
-) -> list[float]:
-    """Train one net from each seed and return the test losses."""
-    nets = [_net(family, depth, seed).to(data.x_train) for seed in seeds]
-    try:
-        fit_side_by_side(
-            nets, data.x_train, data.y_train, seeds,
-            optimiser=lambda p: torch.optim.SGD(p, lr=rate, momentum=0.9, weight_decay=decay),
-            clip=2.0, epochs=epochs, batch_size=64, snapshot=part.snapshot, report=part.report,
-        )  # fmt: skip
-        with torch.no_grad():
-            return [float(cross_entropy(net(data.x_test), data.y_test)) for net in nets]
-    except NonFiniteError:
-        return [float("inf")] * len(nets)
-
-
-def _net(family: str, depth: int, seed: int) -> ContinuousMLP:
-    method, scale = ("rk4", 1.0) if family == "continuous" else ("euler", float(depth))
-    weights = PiecewiseConstant(depth)
-    with seeded(seed):
-        return ContinuousMLP(64, 10, basis=weights, method=method, steps=depth, scale=scale)
-
-
-def _claims(scalars: dict[str, float], depths: tuple[int, ...]) -> list[Claim]:
+def rank_claims(scalars: Mapping[str, float], depths: Sequence[int]) -> list[Claim]:
+    """Decide that the ranks of the coarsest net are those of the deepest, in one family only."""
     shallow, deep = depths[0], depths[-1]
     text = f"rank correlation of test losses, {shallow} and {deep} layers"
     return [
         Claim("FW5", f"{text}, RK4 net", scalars[f"rank_continuous_{shallow}"], low=0.7),
         Claim("FW5", f"{text}, classic ResNet", scalars[f"rank_resnet_{shallow}"], high=0.5),
     ]
+
+
+def _net(family: str, depth: int, seed: int, dtype: torch.dtype = torch.float32) -> ContinuousMLP:
+    method, scale = ("rk4", 1.0) if family == "continuous" else ("euler", float(depth))
+    weights = PiecewiseConstant(depth)
+    with seeded(seed, dtype=dtype):
+        return ContinuousMLP(64, 10, basis=weights, method=method, steps=depth, scale=scale)

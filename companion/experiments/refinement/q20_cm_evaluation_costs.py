@@ -8,17 +8,14 @@ fitted with such a line. Both tiers do the same; ``full`` repeats the measuremen
 """
 
 import time
-from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from companion.basis import PiecewiseConstant
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment
 from companion.models import ContinuousMLP
-from companion.results import Claim, Findings
+from companion.observe import fit_line
+from companion.results import Findings
 from companion.schemes import SCHEMES
 from companion.train import seeded
 
@@ -39,13 +36,25 @@ INFERENCE = ((11, 32, 11.06, 32.55), (6, 32, 6.25, 32.55), (4, 8, 7.74, 14.56))
     "Q20-CM",
     "A cost model of two numbers, and inference time against evaluations",
     paper="Queiruga et al. 2020, section 5 and Table 1",
-    claims=("CL34", "CL40"),
     full={
         "methods": ("euler", "midpoint", "rk4", "rk4_38"),
         "steps": (2, 3, 4, 6, 8, 11, 16, 24, 32, 64),
         "repeats": 200,
     },
-)
+    tiny={"steps": (2, 3, 6), "repeats": 1},
+    timed=("r_squared", "overhead", "seconds"),
+    claims=(
+        ("CL34", "away_refined", None, 0.005,
+         "minutes of the paper's training, refined: relative difference of the model"),
+        ("CL34", "away_full", None, 0.005,
+         "minutes of the paper's training, full depth from the start: relative difference of the "
+         "model"),
+        ("CL40", "away_inference", None, 0.1,
+         "the paper's inference times over those of full depth, against the evaluations, largest "
+         "relative difference"),
+        ("CL40", "r_squared", 0.95, None, "CPU time against evaluations, R^2 of a line"),
+    ),
+)  # fmt: skip
 def q20_cm(
     run: Run,
     *,
@@ -56,53 +65,30 @@ def q20_cm(
     """Compare the model with the paper's minutes, and measure CPU seconds of a forward pass.
 
     Scalars: ``fixed`` and ``per_step``, the model's seconds an epoch; ``minutes_refined``,
-    ``minutes_full``; ``r_squared`` of the line through the measured times, ``overhead``, its value
-    at no evaluation over that at the most. Curves: ``evaluations`` and ``seconds``, one entry a
-    graph.
+    ``minutes_full``; ``away_refined``, ``away_full`` and ``away_inference``, the largest relative
+    differences from the paper's times; ``r_squared`` of the line through the measured times,
+    ``overhead``, its value at no evaluation over that at the most. Curves: ``evaluations`` and
+    ``seconds``, one entry a graph.
     """
-    fixed, per_step = line(list(EPOCH_SECONDS), list(EPOCH_SECONDS.values()))
+    fixed, per_step, _ = fit_line(list(EPOCH_SECONDS), list(EPOCH_SECONDS.values()))
     epochs = sum(SCHEDULE.values())
     minutes = {
         "refined": sum(n * (fixed + per_step * steps) for steps, n in SCHEDULE.items()) / 60,
         "full": epochs * (fixed + per_step * max(SCHEDULE)) / 60,
     }
-    found = run.map(_measure, {"forward passes": (methods, steps, repeats)})["forward passes"]
-    evaluations, seconds = found["evaluations"], found["seconds"]
-    start, slope = line(evaluations, seconds)
+    ratios = [(own / whole) / (few / many) for few, many, own, whole in INFERENCE]
+    curves = run.map(_measure, {"forward passes": (methods, steps, repeats)})["forward passes"]
+    line = fit_line(curves["evaluations"], curves["seconds"])
     scalars = {
         "fixed": fixed,
         "per_step": per_step,
         **{f"minutes_{name}": value for name, value in minutes.items()},
-        "r_squared": r_squared(evaluations, seconds),
-        "overhead": start / (start + slope * max(evaluations)),
+        **{f"away_{name}": abs(value / MINUTES[name] - 1) for name, value in minutes.items()},
+        "away_inference": max(abs(ratio - 1) for ratio in ratios),
+        "r_squared": line.r_squared,
+        "overhead": line.start / (line.start + line.slope * max(curves["evaluations"])),
     }
-    curves = {"evaluations": evaluations, "seconds": seconds}
-    return Findings(scalars, curves, _claims(minutes, scalars["r_squared"]))
-
-
-def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Return the least-squares line through points: its value at 0 and its slope.
-
-    Example:
-        >>> line([1.0, 3.0], [5.0, 9.0])
-        (3.0, 2.0)
-    """
-    u, v = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    slope = float((u - u.mean()) @ (v - v.mean()) / ((u - u.mean()) @ (u - u.mean())))
-    return float(v.mean()) - slope * float(u.mean()), slope
-
-
-def r_squared(x: Sequence[float], y: Sequence[float]) -> float:
-    """Return the share of the variance of ``y`` that the least-squares line explains.
-
-    Example:
-        >>> r_squared([0.0, 1.0, 2.0], [0.0, 1.0, 0.0])
-        0.0
-    """
-    start, slope = line(x, y)
-    v: NDArray[np.float64] = np.asarray(y, dtype=float)
-    rest = v - start - slope * np.asarray(x, dtype=float)
-    return float(1 - rest @ rest / ((v - v.mean()) @ (v - v.mean())))
+    return Findings(scalars, curves)
 
 
 @torch.no_grad()
@@ -124,21 +110,3 @@ def _measure(
         part.report((repeat + 1) / repeats)
     evaluations = [float(n * SCHEMES[method].stages) for method, n in graphs]
     return {"evaluations": evaluations, "seconds": seconds}
-
-
-def _claims(minutes: dict[str, float], fit: float) -> list[Claim]:
-    away = {name: abs(value / MINUTES[name] - 1) for name, value in minutes.items()}
-    text = "minutes of the paper's training, {}: relative difference of the model"
-    ratios = [(own / whole) / (few / many) for few, many, own, whole in INFERENCE]
-    return [
-        Claim("CL34", text.format("refined"), away["refined"], high=0.005),
-        Claim("CL34", text.format("full depth from the start"), away["full"], high=0.005),
-        Claim(
-            "CL40",
-            "the paper's inference times over those of full depth, against the evaluations, "
-            "largest relative difference",
-            max(abs(ratio - 1) for ratio in ratios),
-            high=0.1,
-        ),
-        Claim("CL40", "CPU time against evaluations, R^2 of a line", fit, low=0.95),
-    ]

@@ -8,32 +8,32 @@ single epochs at every size.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from companion.basis import PiecewiseConstant
 from companion.data import Samples, load_digits
+from companion.experiments import Part, Run, experiment
 from companion.experiments.continuous_digits import (
     CELLS,
     REFINEMENTS,
+    Table,
+    Tables,
     Variant,
     digits_net,
     digits_options,
-    error_of,
-    logits,
+    named,
+    net_error,
     train_digits,
 )
-from companion.experiments.gradient_rules import classification_loss
-from companion.experiments.refinement.q20_cm_evaluation_costs import line, r_squared
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
-from companion.models import ContinuousMLP
-from companion.results import Claim, Findings
+from companion.experiments.grid import seeds as seeds_of
+from companion.experiments.recipes import classification_loss, splits
+from companion.observe import fit_line
+from companion.results import Findings
 from companion.train import fit
 
 VARIANTS = {
@@ -48,9 +48,20 @@ VARIANTS = {
     "Q20-F7",
     "Refinement while training on digits: errors at the splits, evaluations and time",
     paper="Queiruga et al. 2020, Fig. 7 and section 5",
-    claims=("CL33", "CL34"),
     full={"variants": ("rk4", "euler", "rk4_drop"), "seeds": 12, "repeats": 20},
-)
+    tiny={"variants": ("rk4", "euler", "rk4_drop"), "seeds": 1, "epochs": 5, "repeats": 1},
+    timed=("seconds", "time_ratio", "r_squared", "fixed", "per_step"),
+    claims=(
+        ("CL33", "split_rk4", None, 0.005,
+         "change of the test error at a split, RK4, largest over seeds and splits"),
+        ("CL33", "split_euler", None, 0.02,
+         "change of the test error at a split, Euler, largest over seeds and splits"),
+        ("CL34", "evaluations_ratio", 0.575, 0.575,
+         "evaluations of refined training over those at full depth"),
+        ("CL34", "time_ratio", None, 0.85, "CPU time of them, in the same ratio"),
+        ("CL34", "r_squared", 0.9, None, "CPU time of an epoch, R^2 of a + b N"),
+    ),
+)  # fmt: skip
 def q20_f7(
     run: Run,
     *,
@@ -66,44 +77,48 @@ def q20_f7(
     ``(seeds, epochs)``, the test error after each epoch, ``before_VARIANT`` and ``after_VARIANT``
     of shape ``(seeds, splits)``; ``error_deep``, the final errors at full depth from the start;
     ``sizes`` and ``seconds``, CPU time of an RK4 epoch. Scalars: ``mean_error_VARIANT`` and
-    ``mean_error_deep``; ``evaluations_ratio``, ``time_ratio``, ``r_squared``, ``fixed``,
-    ``per_step``.
+    ``mean_error_deep``; ``split_VARIANT``, the largest change at a split; ``evaluations_ratio``,
+    ``time_ratio``, ``r_squared``, ``fixed``, ``per_step``.
     """
     if not {"rk4", "euler"} <= set(variants) <= set(VARIANTS):
         raise ValueError(
-            f"variants must be some of {', '.join(VARIANTS)}, with rk4 and euler; got {variants}"
+            f"variants: {variants} is not allowed; it must hold some of {', '.join(VARIANTS)}, "
+            "with rk4 and euler"
         )
     if epochs < 5:
-        raise ValueError(f"epochs must be at least 5, so that each size has one; got {epochs}")
-    data = load_digits(device=run.device)
-    options = {"epochs": epochs, "rate": rate}
+        raise ValueError(f"epochs: {epochs} is not allowed; from 5 on each size has one")
+    data = load_digits(device=run.device, dtype=run.dtype)
+    options, own = {"epochs": epochs, "rate": rate}, seeds_of(run, seeds)
 
     def train(part: Part, variant: str, seed: int) -> dict[str, list[float]]:
         return _refined(part, variant, seed, data, options)
 
     def deep(part: Part) -> list[float]:
-        nets = train_digits(
-            part, Variant("rk4"), [run.seed + seed for seed in range(seeds)], data, **options
-        )
-        return [error_of(logits(net, data), data) for net in nets]
+        nets = train_digits(part, Variant("rk4"), own, data, **options)
+        return [net_error(net, data) for net in nets]
 
-    pairs = [(variant, run.seed + seed) for variant in variants for seed in range(seeds)]
-    rows = run.map(train, {f"{variant}, seed {seed}": (variant, seed) for variant, seed in pairs})
+    parts = {f"{name}, seed {seed}": (name, seed) for name in variants for seed in own}
+    found = run.map(train, parts)
     errors = run.map(deep, {"full depth": ()})["full depth"]
     sizes = [2**k for k in range(REFINEMENTS + 1)]
     seconds = run.map(_seconds, {"time": (data, sizes, repeats)})["time"]
-    tables = _tables(variants, list(rows.values()), seeds)
-    scalars = {f"mean_error_{name}": table["error"][:, -1].mean() for name, table in tables.items()}
-    scalars["mean_error_deep"] = np.mean(errors)
-    steps = tables["rk4"]["steps"][0]
-    scalars |= _cost(steps, sizes, seconds)
-    curves: dict[str, Any] = {
-        f"{what}_{name}": table[what]
-        for name, table in tables.items()
-        for what in ("error", "before", "after")
+    tables = {
+        name: {
+            what: np.array([found[f"{name}, seed {seed}"][what] for seed in own])
+            for what in ("error", "before", "after", "steps")
+        }
+        for name in variants
     }
-    curves |= {"steps": steps, "error_deep": errors, "sizes": sizes, "seconds": seconds}
-    return Findings(scalars, curves, _claims(tables, scalars), data.provenance)
+    steps = tables["rk4"]["steps"][0]
+    for row in tables.values():
+        del row["steps"]
+    scalars = {**split_errors(tables), "mean_error_deep": np.mean(errors)}
+    curves = {"steps": steps, "error_deep": errors, "sizes": sizes, "seconds": seconds}
+    return Findings(
+        {**scalars, **cost(steps, sizes, seconds)},
+        {**named(tables), **curves},
+        data=data.provenance,
+    )
 
 
 def _refined(
@@ -111,16 +126,16 @@ def _refined(
 ) -> dict[str, list[float]]:
     """Train one network; return its errors after each epoch, and around each split."""
     variant, momentum = VARIANTS[name]
-    net = digits_net(variant, seed).to(data.x_train)
-    settings = digits_options(variant, **options)
-    settings["refinement"] = replace(settings["refinement"], momentum=momentum)
+    net = digits_net(variant, seed, data.x_train.dtype).to(data.x_train.device)
+    recipe = digits_options(variant, **options)
+    recipe["refinement"] = replace(recipe["refinement"], momentum=momentum)
     history = fit(
-        net, classification_loss, (data.x_train, data.y_train),
+        net, classification_loss, splits(data)[0],
         generator=torch.Generator().manual_seed(seed),
-        on_epoch=lambda: {"error": error_of(logits(net, data), data), "steps": net.block.steps},
-        snapshot=part.snapshot, report=part.report, **settings,
+        on_epoch=lambda: {"error": net_error(net, data), "steps": net.block.steps},
+        snapshot=part.snapshot, report=part.report, **recipe,
     )  # fmt: skip
-    before = [history["error"][epoch - 1] for epoch in settings["refinement"].at]
+    before = [history["error"][epoch - 1] for epoch in recipe["refinement"].at]
     return {
         "error": history["error"],
         "before": before,
@@ -129,15 +144,13 @@ def _refined(
     }
 
 
-def _tables(
-    variants: tuple[str, ...], rows: list[dict[str, list[float]]], seeds: int
-) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Return for each variant its numbers, one row a seed."""
-    tables = {}
-    for k, name in enumerate(variants):
-        own = rows[k * seeds : (k + 1) * seeds]
-        tables[name] = {what: np.array([row[what] for row in own]) for what in own[0]}
-    return tables
+def split_errors(tables: Tables) -> dict[str, float]:
+    """Return the final errors, means over seeds, and the largest change at a split."""
+    scalars = {}
+    for name, row in tables.items():
+        scalars[f"mean_error_{name}"] = float(row["error"][:, -1].mean())
+        scalars[f"split_{name}"] = float(np.abs(row["after"] - row["before"]).max())
+    return scalars
 
 
 def _seconds(part: Part, data: Samples, sizes: list[int], repeats: int) -> list[float]:
@@ -145,51 +158,25 @@ def _seconds(part: Part, data: Samples, sizes: list[int], repeats: int) -> list[
     shortest = [float("inf")] * len(sizes)
     for repeat in range(repeats):
         for k, size in enumerate(sizes):
-            net = ContinuousMLP(64, 10, basis=PiecewiseConstant(size), method="rk4", steps=size).to(
-                data.x_train
-            )
-            options = digits_options(Variant("rk4"), epochs=1)
+            variant = Variant("rk4", weights=PiecewiseConstant(size), steps=size)
+            net = digits_net(variant, 0, data.x_train.dtype).to(data.x_train.device)
+            options = digits_options(variant, epochs=1)
+            generator = torch.Generator().manual_seed(0)
             start = time.process_time()
-            fit(
-                net, classification_loss, (data.x_train, data.y_train),
-                generator=torch.Generator().manual_seed(0), **options,
-            )  # fmt: skip
+            fit(net, classification_loss, splits(data)[0], generator=generator, **options)
             shortest[k] = min(shortest[k], time.process_time() - start)
         part.report((repeat + 1) / repeats)
     return shortest
 
 
-def _cost(steps: NDArray[np.float64], sizes: list[int], seconds: list[float]) -> dict[str, float]:
+def cost(steps: Table, sizes: Sequence[int], seconds: Sequence[float]) -> dict[str, float]:
     """Return what the epochs at ``steps`` cost, against as many at full depth."""
     of_size = dict(zip(sizes, seconds, strict=True))
-    fixed, per_step = line(sizes, seconds)
+    line = fit_line(sizes, seconds)
     return {
         "evaluations_ratio": float(steps.sum() / (CELLS * len(steps))),
         "time_ratio": sum(of_size[int(n)] for n in steps) / (of_size[CELLS] * len(steps)),
-        "r_squared": r_squared(sizes, seconds),
-        "fixed": fixed,
-        "per_step": per_step,
+        "r_squared": line.r_squared,
+        "fixed": line.start,
+        "per_step": line.slope,
     }
-
-
-def _claims(
-    tables: Mapping[str, Mapping[str, NDArray[np.float64]]], scalars: Mapping[str, float]
-) -> list[Claim]:
-    change = {
-        name: np.abs(table["after"] - table["before"]).max() for name, table in tables.items()
-    }
-    text = "change of the test error at a split, {}, largest over seeds and splits"
-    ratio = scalars["evaluations_ratio"]
-    return [
-        Claim("CL33", text.format("RK4"), float(change["rk4"]), high=0.005),
-        Claim("CL33", text.format("Euler"), float(change["euler"]), high=0.02),
-        Claim(
-            "CL34",
-            "evaluations of refined training over those at full depth",
-            ratio,
-            low=0.575,
-            high=0.575,
-        ),
-        Claim("CL34", "CPU time of them, in the same ratio", scalars["time_ratio"], high=0.85),
-        Claim("CL34", "CPU time of an epoch, R^2 of a + b N", scalars["r_squared"], low=0.9),
-    ]

@@ -19,13 +19,14 @@ from companion.basis import (
     PiecewiseLinear,
 )
 from companion.block import OdeBlock
-from companion.experiments.depth_study import geometric_mean, initial_states, random_block
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment, grid
+from companion.experiments.depth_study import initial_states, random_block
+from companion.experiments.grid import seeds as seeds_of
+from companion.experiments.recipes import SIX_SCHEMES
 from companion.models import pre_activation_unit
-from companion.observe import fit_slope
-from companion.results import Claim, Findings
-from companion.schemes import SCHEMES, get_scheme
+from companion.observe import fit_slope, geometric_mean
+from companion.results import Findings
+from companion.schemes import get_scheme
 from companion.train import seeded
 
 CELLS = 4
@@ -37,13 +38,33 @@ SMOOTHER: dict[str, Basis] = {
 }
 
 
+MODES = ("train", "eval")
+
+
 @experiment(
     "Q20-R1",
     "Refining weights is exact, refining steps is as good as the scheme",
     paper="Queiruga et al. 2020, section 4.4",
-    claims=("CL32",),
     full={"seeds": 16, "split_steps": (1, 3, 4, 8, 32), "steps": (16, 32, 64, 128, 256)},
-)
+    tiny={"seeds": 1, "split_steps": (3,), "steps": (16, 32)},
+    claims=(
+        *(
+            claim
+            for mode in MODES
+            for claim in (
+                ("CL32", f"constant_{mode}", None, 0,
+                 f"change from splitting piecewise-constant weights, six schemes, {mode} mode"),
+                ("CL32", f"smoother_{mode}", None, 1e-12,
+                 f"relative change in four other bases, float64, {mode} mode"),
+            )
+        ),
+        *(
+            ("CL32", f"order_{name}", get_scheme(name).order - 0.1, get_scheme(name).order + 0.1,
+             f"order of the change when the steps double too, {name}")
+            for name in SIX_SCHEMES
+        ),
+    ),
+)  # fmt: skip
 def q20_r1(
     run: Run,
     *,
@@ -55,53 +76,42 @@ def q20_r1(
 
     Scalars: ``constant_MODE``, the largest change of any output when piecewise-constant weights are
     split, over six schemes and all ``split_steps``, in float32; ``BASIS_MODE``, likewise for the
-    other bases, relative and in float64; ``order_SCHEME``, fitted to the change when cells and
-    steps double. ``MODE`` is ``train`` or ``eval``. Curves: ``steps``, and ``doubled_SCHEME`` of
-    shape ``(seeds, steps)``, that change.
+    other bases, relative and in float64, and ``smoother_MODE``, the largest of those;
+    ``order_SCHEME``, fitted to the change when cells and steps double. ``MODE`` is ``train`` or
+    ``eval``. Curves: ``steps``, and ``doubled_SCHEME`` of shape ``(seeds, steps)``, that change.
     """
 
-    def split(part: Part, seed: int) -> dict[str, float]:
-        changes = {}
-        for mode in ("train", "eval"):
-            block, x = _conv_block(PiecewiseConstant(CELLS), seed, torch.float32, run.device)
+    def split(part: Part, mode: str, seed: int) -> list[float]:
+        changes = []
+        for basis in (PiecewiseConstant(CELLS), *SMOOTHER.values()):
+            exact = isinstance(basis, PiecewiseConstant)
+            dtype = torch.float32 if exact else torch.float64
+            block, x = _conv_block(basis, seed, dtype, run.device)
             block.train(mode == "train")
-            changes[f"constant_{mode}"] = _largest_change(block, x, split_steps)
-            for name, basis in SMOOTHER.items():
-                block, x = _conv_block(basis, seed, torch.float64, run.device)
-                block.train(mode == "train")
-                size = float(block(x).detach().abs().max())
-                changes[f"{name}_{mode}"] = _largest_change(block, x, split_steps) / size
+            size = 1.0 if exact else float(block(x).detach().abs().max())
+            changes.append(_largest_change(block, x, split_steps) / size)
         return changes
 
-    def double(part: Part, seed: int) -> dict[str, list[float]]:
+    def double(part: Part, seed: int) -> list[list[float]]:
         block = random_block(PiecewiseConstant(CELLS), seed, run.device)
         x = initial_states(seed, run.device)
-        return {scheme: [_doubled(block, x, scheme, n) for n in steps] for scheme in SCHEMES}
+        return [[_doubled(block, x, scheme, n) for n in steps] for scheme in SIX_SCHEMES]
 
-    splits = run.map(split, {f"split, seed {k}": (run.seed + k,) for k in range(seeds)})
-    doubles = run.map(double, {f"double, seed {k}": (run.seed + k,) for k in range(seeds)})
+    own = seeds_of(run, seeds)
+    largest = grid(run, split, mode=MODES, seed=own).max("seed")
+    names = ("constant", *SMOOTHER)
     scalars = {
-        name: max(changes[name] for changes in splits.values()) for name in splits["split, seed 0"]
+        f"{name}_{mode}": largest.at(mode=mode).values[k]
+        for mode in MODES
+        for k, name in enumerate(names)
     }
-    curves = {f"doubled_{s}": [changes[s] for changes in doubles.values()] for s in SCHEMES}
-    orders = {s: -fit_slope(steps, geometric_mean(curves[f"doubled_{s}"])).value for s in SCHEMES}
-    named = {f"order_{scheme}": order for scheme, order in orders.items()}
-    return Findings(scalars | named, {"steps": steps, **curves}, _claims(scalars, orders))
-
-
-def _claims(changes: dict[str, float], orders: dict[str, float]) -> list[Claim]:
-    claims = []
-    for mode in ("train", "eval"):
-        text = f"change from splitting piecewise-constant weights, six schemes, {mode} mode"
-        claims.append(Claim("CL32", text, changes[f"constant_{mode}"], high=0))
-        text = f"relative change in four other bases, float64, {mode} mode"
-        others = max(changes[f"{name}_{mode}"] for name in SMOOTHER)
-        claims.append(Claim("CL32", text, others, high=1e-12))
-    for scheme, order in orders.items():
-        text = f"order of the change when the steps double too, {scheme}"
-        expected = get_scheme(scheme).order
-        claims.append(Claim("CL32", text, order, low=expected - 0.1, high=expected + 0.1))
-    return claims
+    scalars |= {f"smoother_{mode}": largest.at(mode=mode).values[1:].max() for mode in MODES}
+    doubled = grid(run, double, seed=own).values
+    curves = {f"doubled_{scheme}": doubled[:, k] for k, scheme in enumerate(SIX_SCHEMES)}
+    for scheme in SIX_SCHEMES:
+        changes = geometric_mean(curves[f"doubled_{scheme}"])
+        scalars[f"order_{scheme}"] = -fit_slope(steps, changes.tolist()).value
+    return Findings(scalars, {"steps": steps, **curves})
 
 
 def _conv_block(
@@ -120,7 +130,7 @@ def _conv_block(
 @torch.no_grad()
 def _largest_change(block: OdeBlock, x: Tensor, split_steps: tuple[int, ...]) -> float:
     largest = 0.0
-    for scheme in SCHEMES:
+    for scheme in SIX_SCHEMES:
         for steps in split_steps:
             coarse = block.with_graph(method=scheme, steps=steps)
             fine = copy.deepcopy(coarse)

@@ -7,9 +7,7 @@ section 6) name the theorem of Picard and Lindelöf; the two-sided bound is ours
 
 import torch
 
-from companion.experiments.grid import grid, seeds
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment, grid, seeds
 from companion.ode import odeint
 from companion.results import Findings
 

@@ -8,9 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from companion.data import pendulum
-from companion.experiments.grid import grid
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment, grid
 from companion.observe import fit_slope
 from companion.ode import odeint
 from companion.results import Claim, Findings
@@ -31,12 +29,9 @@ TIME = 2.0
     claims=("CL24",),
 )
 def q20_err(
-    run: Run,
-    *,
-    schemes: tuple[str, ...] = ("euler", "midpoint", "heun", "rk4"),
-    steps: tuple[int, ...] = (400, 800, 1600),
-    local_steps: tuple[int, ...] = (100, 200, 400),
-) -> Findings:
+    run: Run, *, schemes: tuple[str, ...] = ("euler", "midpoint", "heun", "rk4"),
+    steps: tuple[int, ...] = (400, 800, 1600), local_steps: tuple[int, ...] = (100, 200, 400),
+) -> Findings:  # fmt: skip
     """Measure the global error at time 2 and the largest local error on the way.
 
     Curves: ``steps``, ``local_steps``, and for each scheme ``global_SCHEME`` and

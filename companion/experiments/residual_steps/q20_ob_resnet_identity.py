@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.block import OdeBlock
-from companion.experiments.grid import grid
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment, grid
 from companion.ode import odeint
 from companion.results import Findings
 from companion.train import seeded
@@ -77,10 +75,6 @@ def q20_ob(run: Run, *, depths: tuple[int, ...] = (1, 3, 8, 64), width: int = 8)
     return Findings(scalars, {"depths": depths, **curves})
 
 
-def _midpoint(f: _Unit, x: Tensor, h: float) -> Tensor:
-    return x + h * f(x + h / 2 * f(x))
-
-
 def _heun(f: _Unit, x: Tensor, h: float) -> Tensor:
     first = f(x)
     return x + h / 2 * (first + f(x + h * first))
@@ -107,13 +101,9 @@ def _rk4_38(f: _Unit, x: Tensor, h: float) -> Tensor:
 
 
 WRITTEN_OUT: dict[str, _Layer] = {
-    "euler": lambda f, x, h: x + h * f(x),
-    "midpoint": _midpoint,
-    "heun": _heun,
-    "kutta3": _kutta3,
-    "rk4": _rk4,
-    "rk4_38": _rk4_38,
-}
+    "euler": lambda f, x, h: x + h * f(x), "midpoint": lambda f, x, h: x + h * f(x + h / 2 * f(x)),
+    "heun": _heun, "kutta3": _kutta3, "rk4": _rk4, "rk4_38": _rk4_38,
+}  # fmt: skip
 """One layer of each scheme, from the residual unit ``f``, sums and skip connections alone."""
 
 

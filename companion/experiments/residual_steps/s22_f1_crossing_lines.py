@@ -11,7 +11,7 @@ increasing map, the other reverses the line, and its trajectories cross. Four ne
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,7 @@ from torch.optim import Adam
 
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment
 from companion.models.scalar_field import ScalarField
 from companion.results import Findings
 from companion.train import cosine, fit
@@ -31,29 +30,16 @@ BEST_MONOTONE = float((_POINTS**2).mean())
 """Smallest mean squared error of a non-decreasing map on the task -x: that of the constant 0."""
 
 
-class Start(NamedTuple):
-    """How a network begins.
-
-    Attributes:
-        hidden: units of a layer.
-        std: standard deviation of all initial values.
-        rate: the learning rate.
-    """
-
-    hidden: int
-    std: float
-    rate: float
-
-
-SMOOTH, ROUGH = Start(8, 1.0, 0.05), Start(32, 3.0, 0.02)
+SMOOTH, ROUGH = (8, 1.0), (32, 3.0)
+"""Units of a layer, and the standard deviation of all initial values."""
 
 
 @experiment(
     "S22-F1",
     "Residual networks on the line: a smooth target, and one whose trajectories must cross",
     paper="Sander et al. 2022, Fig. 1",
-    full={"copies": 20, "updates": 600, "rough_updates": 2000},
-    tiny={"layers": 20, "few": 4, "copies": 2, "updates": 3, "rough_updates": 5},
+    full={"copies": 20, "updates": 600},
+    tiny={"layers": 8, "few": 4, "copies": 2, "updates": 3, "rough_updates": 5},
     claims=(
         ("CL64", "worst_loss_smooth", None, 2e-3, "largest loss, target tanh 2x"),
         ("CL64", "most_crossings_smooth", None, 0, "most crossings, target tanh 2x"),
@@ -69,14 +55,9 @@ SMOOTH, ROUGH = Start(8, 1.0, 0.05), Start(32, 3.0, 0.02)
     ),
 )  # fmt: skip
 def s22_f1(
-    run: Run,
-    *,
-    layers: int = 300,
-    few: int = 10,
-    copies: int = 5,
-    updates: int = 60,
-    rough_updates: int = 800,
-) -> Findings:
+    run: Run, *, layers: int = 300, few: int = 10, copies: int = 5, updates: int = 60,
+    rough_updates: int = 2000,
+) -> Findings:  # fmt: skip
     """Train the four networks, ``copies`` random starts each.
 
     Curves: for each network ``loss_NAME`` and ``crossings_NAME``, one value a copy, and
@@ -89,19 +70,18 @@ def s22_f1(
         raise ValueError(f"few must divide layers = {layers}; got {few}")
 
     def train(part: Part, name: str) -> dict[str, Any]:
-        start, many, epochs = (
-            (ROUGH, few, rough_updates) if name == "crossing" else (SMOOTH, layers, updates)
-        )
+        rough = name == "crossing"
         target = torch.tanh(2 * _POINTS) if name == "smooth" else -_POINTS
         x, y = (v.to(run.device).unsqueeze(1).repeat(1, copies) for v in (_POINTS, target))
-        block = _network(many, copies, run.seed, start).to(run.device)
+        block = _network(few if rough else layers, copies, run.seed, ROUGH if rough else SMOOTH)
         fit(
-            block, _loss, (x, y), optimiser=partial(Adam, lr=start.rate), epochs=epochs,
-            batch_size=len(x), generator=torch.Generator().manual_seed(run.seed),
-            schedule=cosine, clip=1.0, snapshot=part.snapshot, report=part.report,
+            block.to(run.device), _loss, (x, y), epochs=rough_updates if rough else updates,
+            optimiser=partial(Adam, lr=0.02 if rough else 0.05), batch_size=len(x),
+            generator=torch.Generator().manual_seed(run.seed), schedule=cosine, clip=1.0,
+            snapshot=part.snapshot, report=part.report,
         )  # fmt: skip
-        if name != "crossing":
-            weight = block.weights.get_parameter
+        if not rough:
+            weight = block.weights.stacks.get_parameter
             bound = (weight("inner") * weight("outer")).abs().sum(-1).amax(0)
             return {"networks": {name: _describe(block, x, y)}, "lipschitz": bound.tolist()}
         deep = _among_idle_layers(block, layers, copies)
@@ -166,14 +146,10 @@ def euler_states(block: OdeBlock, x: Tensor) -> Tensor:
     return torch.stack([*seen, end])
 
 
-def _network(layers: int, copies: int, seed: int, start: Start) -> OdeBlock:
+def _network(layers: int, copies: int, seed: int, start: tuple[int, float]) -> OdeBlock:
     generator = torch.Generator().manual_seed(seed)
-    return OdeBlock(
-        lambda: ScalarField(copies, start.hidden, start.std, generator),
-        basis=PiecewiseConstant(cells=layers),
-        method="euler",
-        steps=layers,
-    )
+    basis = PiecewiseConstant(cells=layers)
+    return OdeBlock(lambda: ScalarField(copies, *start, generator), basis, "euler", steps=layers)
 
 
 def _loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -189,10 +165,10 @@ def _among_idle_layers(block: OdeBlock, layers: int, copies: int) -> OdeBlock:
     """
     every = layers // block.steps
     deep = _network(layers, copies, 0, ROUGH).to(next(block.parameters()).device)
-    for name, values in deep.weights.named_parameters():
+    for name, values in deep.weights.stacks.named_parameters():
         values.zero_()
-        values[every // 2 :: every] = block.weights.get_parameter(name)
-    deep.weights.get_parameter("outer").mul_(every)
+        values[every // 2 :: every] = block.weights.stacks.get_parameter(name)
+    deep.weights.stacks.get_parameter("outer").mul_(every)
     return deep
 
 
@@ -217,7 +193,7 @@ def _lipschitz_where_crossing(block: OdeBlock, x: Tensor) -> list[float]:
     for n in range(block.steps):
         crossed = crossings(states[n : n + 2]) > 0
         if crossed.any():
-            weights = {name: p[n] for name, p in block.weights.named_parameters()}
+            weights = {name: p[n] for name, p in block.weights.stacks.named_parameters()}
             low, high = states[n].amin(0), states[n].amax(0)
             points = (low + fractions * (high - low)).requires_grad_()
             field = torch.func.functional_call(block.weights.template, weights, (points,))

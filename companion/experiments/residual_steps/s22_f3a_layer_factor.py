@@ -7,10 +7,7 @@ depths and seeds, not CIFAR-10. Untied networks are trained beside the tied ones
 """
 
 from companion.data import load_digits
-from companion.experiments import recipes
-from companion.experiments.grid import grid
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
+from companion.experiments import Part, Run, experiment, grid, recipes
 from companion.models import ResidualMLP
 from companion.results import Findings
 from companion.train import seeded, step_decay
@@ -38,13 +35,9 @@ VARIANTS = {
     ),
 )  # fmt: skip
 def s22_f3a(
-    run: Run,
-    *,
-    depths: tuple[int, ...] = (2, 4, 8, 16, 64),
-    seeds: int = 3,
-    epochs: int = 6,
+    run: Run, *, depths: tuple[int, ...] = (2, 4, 8, 16, 64), seeds: int = 3, epochs: int = 6,
     rate: float = 0.05,
-) -> Findings:
+) -> Findings:  # fmt: skip
     """Train every variant at every depth from every seed.
 
     Curves: ``depths``; for each variant (``tied`` or ``untied``, ``scaled`` by 1/N or ``plain``)
@@ -65,7 +58,8 @@ def s22_f3a(
             schedule=step_decay(0.7), clip=5.0,
         )  # fmt: skip
 
-    found = grid(run, train, variant=VARIANTS, depth=depths, seed=range(run.seed, run.seed + seeds))
+    each = range(run.seed, run.seed + seeds)
+    found = grid(run, train, variant=VARIANTS, depth=depths, seed=each)
     error, diverged = found.pick(0), found.pick(1)
     mean = error.mean("seed").named("error", "variant", "depth")
     deep = [n for n in depths if n >= 32] or [max(depths)]

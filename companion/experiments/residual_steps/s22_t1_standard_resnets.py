@@ -15,11 +15,8 @@ from contextlib import suppress
 from math import nan
 from typing import NamedTuple
 
-from companion.experiments import recipes
-from companion.experiments.grid import grid
+from companion.experiments import Part, Run, experiment, grid, recipes
 from companion.experiments.images import EVALUATION_BATCH, load_images
-from companion.experiments.registry import experiment
-from companion.experiments.running import Part, Run
 from companion.models import ResNet
 from companion.results import Claim, Findings
 from companion.solve import NonFiniteError
@@ -65,18 +62,10 @@ RECIPES = {
     claims=("CL57",),
 )  # fmt: skip
 def s22_t1(
-    run: Run,
-    *,
-    dataset: str = "digits",
-    layers: tuple[int, ...] = (3, 4, 6),
-    kind: str = "basic",
-    width: int = 8,
-    rules: tuple[str, ...] = ("original", "classic", "scaled"),
-    seeds: int = 3,
-    epochs: int = 3,
-    gradient: str = "backprop",
-    autocast: bool = False,
-) -> Findings:
+    run: Run, *, dataset: str = "digits", layers: tuple[int, ...] = (3, 4, 6), kind: str = "basic",
+    width: int = 8, rules: tuple[str, ...] = ("original", "classic", "scaled"), seeds: int = 3,
+    epochs: int = 3, gradient: str = "backprop", autocast: bool = False,
+) -> Findings:  # fmt: skip
     """Train a network by every rule from every seed.
 
     Curves: for each rule ``error_RULE`` and ``diverged_RULE`` of shape ``(seeds,)`` and

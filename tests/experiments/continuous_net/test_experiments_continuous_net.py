@@ -53,7 +53,7 @@ def test_bn_finds_that_one_set_of_statistics_does_harm():
 def test_shared_statistics_are_the_means_over_cells_and_nothing_else_moves():
     with seeded(0):
         net = ContinuousNet(inputs=1, channels=(2,), basis=PiecewiseConstant(3), steps=3)
-        net.blocks[0].weights.get_parameter("skip").data.fill_(1.0)
+        net.blocks[0].weights.stacks.get_parameter("skip").data.fill_(1.0)
         net(torch.randn(9, 1, 5, 5))
     state, shared = net.state_dict(), q20_bn._with_shared_statistics(net).state_dict()
     for name, tensor in state.items():
@@ -71,5 +71,5 @@ def test_halves_whose_statistics_do_not_part_are_counted():
     net.refine()
     assert q20_bn._equal_halves(net, x) == 2 * 2 * 2
     for block in ode_blocks(net):
-        block.weights.get_parameter("skip").data.fill_(1.0)
+        block.weights.stacks.get_parameter("skip").data.fill_(1.0)
     assert q20_bn._equal_halves(net, x) == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from companion.experiments import run
+from companion.experiments import find, run
 from companion.experiments.is_it_an_ode.fw6_nonlinear_limit import (
     VARIANTS,
     _descend,
@@ -15,7 +15,6 @@ from companion.experiments.is_it_an_ode.fw6_nonlinear_limit import (
     _problem,
 )
 from companion.experiments.is_it_an_ode.linear_tasks import linear_problem
-from companion.experiments.is_it_an_ode.s22_p2_kept_smoothness import _claims as p2_claims
 from companion.models.linear_resnet import end_map
 
 CPU = torch.device("cpu")
@@ -126,12 +125,13 @@ def test_extremes_of_linear_training_against_a_loop():
 
 
 def test_networks_that_grow_rougher_miss_the_claims():
-    result = run("S22-P2", **P2)
-    curves = {name: result[name].copy() for name in ("roughness_smooth", "roughness_rough")}
-    curves["roughness_smooth"][1, -1, 0] += 0.3
-    curves["roughness_rough"][:, -1] *= 0.9
-    missed = [c.text for c in p2_claims(dict(result.findings.scalars), curves) if not c.holds]
-    assert missed == [
+    result, entry = run("S22-P2", **P2), find("S22-P2")
+    smooth, rough = (result[f"roughness_{kind}"] for kind in ("smooth", "rough"))
+    assert result["excess_smooth"] == (smooth - smooth[:, :1]).max()
+    assert result["left_rough"] == (rough[:, -1] / rough[:, 0]).min()
+    scalars = {**result.findings.scalars, "excess_smooth": 0.3, "left_rough": 0.9}
+    claims = [row.decide(scalars, entry.tiers["smoke"]) for row in entry.rows]
+    assert [claim.text for claim in claims if not claim.holds] == [
         "largest N times a difference, minus C_0, smooth start",
         "roughness after training over roughness before, rough start",
     ]

@@ -21,8 +21,9 @@ from companion.analysis.smoothness import smoothness_of
 from companion.data import load_digits
 from companion.exercises import WrongAnswer
 from companion.exercises.is_it_an_ode import CERTIFICATE, GAP, MEASURES, OPPOSITE
-from companion.experiments import s22_p1, s22_x3
-from companion.experiments.is_it_an_ode.digits_nets import error_of, train_perceptron
+from companion.experiments.is_it_an_ode import s22_p1_ode_distance as s22_p1
+from companion.experiments.is_it_an_ode import s22_x3_steep_layers as s22_x3
+from companion.experiments.is_it_an_ode.digits_nets import train_perceptron
 from companion.experiments.is_it_an_ode.s22_d1_two_odes import _describe, _draw, _random
 from companion.experiments.is_it_an_ode.s22_d1_two_odes import s22_d1 as run_d1
 from companion.experiments.is_it_an_ode.s22_p1_ode_distance import s22_p1 as run_p1
@@ -33,6 +34,7 @@ from companion.experiments.is_it_an_ode.s22_x3_steep_layers import (
     perceptron_lipschitz,
 )
 from companion.experiments.is_it_an_ode.s22_x3_steep_layers import s22_x3 as run_x3
+from companion.experiments.recipes import error_of
 from companion.experiments.running import Part
 from companion.models.scalar_field import ScalarField
 from companion.results import Result
@@ -195,7 +197,7 @@ def test_equal_start_means_equal_weights(monkeypatch):
     )
     for equal in (True, False):
         net = small_perceptron(equal=equal)
-        weight = net.block.weights.get_parameter("0.weight")
+        weight = net.block.weights.stacks.get_parameter("0.weight")
         assert torch.equal(weight[0], weight[2]) == equal
     assert small_perceptron(scaled=False).block.scale == 3
 
@@ -230,16 +232,16 @@ def test_description_of_a_network_by_running_it():
         assert found["moved"] == pytest.approx((end - first).norm(dim=1).mean().item(), rel=1e-12)
         # The weight ODE is the same block with linear weights, its last node repeated.
         linear = OdeBlock(
-            lambda: net.block.weights.template.to_empty(device="cpu"), PiecewiseLinear(3)
+            lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)), PiecewiseLinear(3)
         ).double()
-        for name, p in linear.weights.named_parameters():
-            values = net.block.weights.get_parameter(name)
+        for name, p in linear.weights.stacks.named_parameters():
+            values = net.block.weights.stacks.get_parameter(name)
             p.copy_(torch.cat([values, values[-1:]]))
         ode = linear.with_graph(method="rk4", steps=600)(first)
         assert found["error_weight"] == error_of(net.head(ode), y)
         gap = (ode - end).norm(dim=1).mean().item() / found["moved"]
     assert gap - 1e-6 <= found["weight"] <= 3 * gap  # the largest over nodes, not only the last
-    weights = dict(net.block.weights.named_parameters())
+    weights = dict(net.block.weights.stacks.named_parameters())
     assert found["slope"] == smoothness_of(weights, 3).total.slope
 
 
@@ -308,7 +310,7 @@ def threshold_network(product, layers=6, dim=3, seed=0):
             steps=layers,
         ).requires_grad_(False)
     factor = product * layers / perceptron_lipschitz(block)
-    block.weights.get_parameter("2.weight").mul_(factor[:, None, None])
+    block.weights.stacks.get_parameter("2.weight").mul_(factor[:, None, None])
     return block
 
 
@@ -394,7 +396,7 @@ def test_a_trained_network_is_measured_where_its_states_pass():
     """Two layers set by hand: the identity plus a fold, and a contraction that has an inverse."""
     data = load_digits()
     net = small_perceptron(layers=2, scaled=False).double().requires_grad_(False)
-    weights = dict(net.block.weights.named_parameters())
+    weights = dict(net.block.weights.stacks.named_parameters())
     for p in weights.values():
         p.zero_()
     x, y = data.x_test[:50].double(), data.y_test[:50]

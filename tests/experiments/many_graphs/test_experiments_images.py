@@ -11,12 +11,11 @@ from torch.nn.functional import cross_entropy
 from companion.__main__ import main
 from companion.basis import PiecewiseConstant
 from companion.data import cifar, crop_and_flip, load_cifar10, load_cifar100
-from companion.experiments import run
+from companion.experiments import recipes, run
+from companion.experiments.continuous_digits import SCHEMES
 from companion.experiments.continuous_net.q20_t1a_cifar_10 import _claims as cifar10_claims
 from companion.experiments.images import Images
-from companion.experiments.many_graphs import image_nets as module
 from companion.experiments.many_graphs.image_nets import (
-    METHODS,
     PlainResNet,
     Settings,
     Study,
@@ -129,17 +128,17 @@ def test_the_refined_network_on_cifar_is_trained_as_a_plain_loop_does(cifar10, w
         other = net.with_graph(method="rk4_38", steps=3)(data.x_test)
     wrong = (own.argmax(1) != data.y_test).double().mean().item()
     assert found["mean_error_rk4"] == found["error_rk4"][0, -1] == wrong
-    place = (0, METHODS.index("rk4_38"), found["steps"].tolist().index(3))
+    place = (0, SCHEMES.index("rk4_38"), found["steps"].tolist().index(3))
     deviation = float((other - own).norm() / own.norm())
     assert found["deviation_rk4"][place] == pytest.approx(deviation, rel=1e-4)
     assert found["swap_error_rk4"][place] == (other.argmax(1) != data.y_test).double().mean()
-    assert found["deviation_rk4"][0, METHODS.index("rk4"), 1] == 0.0  # its own graph
+    assert found["deviation_rk4"][0, SCHEMES.index("rk4"), 1] == 0.0  # its own graph
     assert found.findings.data == data.provenance
 
 
 def test_the_full_tier_resumes_where_it_was_stopped(cifar10, whole, tmp_path, monkeypatch):
     """Stopped in the third network's training; the first two are not trained again."""
-    fit, calls = module.fit, []
+    fit, calls = recipes.fit, []
 
     def stopping(*given, **options):
         calls.append(1)
@@ -147,7 +146,7 @@ def test_the_full_tier_resumes_where_it_was_stopped(cifar10, whole, tmp_path, mo
             raise KeyboardInterrupt
         return fit(*given, **options)
 
-    monkeypatch.setattr(module, "fit", stopping)
+    monkeypatch.setattr(recipes, "fit", stopping)
     command = arguments("Q20-T1a", cifar10, tmp_path)
     assert main(command) == 130
     assert main(command) == 0
@@ -194,7 +193,7 @@ def test_the_plain_network_is_the_continuous_one_with_euler():
     plain.layers[5].load_state_dict(continuous.stitches[0].state_dict())
     for block, first in zip(continuous.blocks, (3, 6), strict=True):
         for k in range(2):
-            state = {name: value[k] for name, value in block.weights.state_dict().items()}
+            state = {name: value[k] for name, value in block.weights.stacks.state_dict().items()}
             plain.layers[first + k].unit.load_state_dict(state)
     plain.head.load_state_dict(continuous.head.state_dict())
     x = data.test[0]
@@ -252,7 +251,7 @@ def test_a_network_that_leaves_the_finite_numbers_counts_as_guessing(monkeypatch
 
     data, part = few_images(), Part(None, lambda x: None)
     trained = {n: train_and_swap(part, n, 0, data, SETTINGS) for n in ("resnet", "euler", "rk4")}
-    monkeypatch.setattr(module, "fit", diverge)
+    monkeypatch.setattr(recipes, "fit", diverge)
     for name, row in trained.items():
         lost = train_and_swap(part, name, 0, data, SETTINGS)
         assert lost["error"] == [0.9, 0.9]
@@ -264,18 +263,16 @@ def made_up(errors, swaps, refine_at=(1, 2, 3)):
     settings = replace(SETTINGS, refine_at=refine_at)
     found = {}
     for name, error in errors.items():
-        table = np.full((len(METHODS), len(settings.steps)), error)
+        table = np.full((len(SCHEMES), len(settings.steps)), error)
         for (net, method, steps), value in swaps.items():
             if net == name:
-                table[METHODS.index(method), settings.steps.index(steps)] = value
-        found[name] = [
-            {
-                "error": [1.0, error + d],
-                "swap_error": (table + d).tolist(),
-                "deviation": (table + 5 * d).tolist(),
-            }
-            for d in (-0.01, 0.01)
-        ]
+                table[SCHEMES.index(method), settings.steps.index(steps)] = value
+        pair = np.array([-0.01, 0.01])
+        found[name] = {
+            "error": np.stack([np.ones(2), error + pair], axis=1),
+            "swap_error": table + pair[:, None, None],
+            "deviation": table + 5 * pair[:, None, None],
+        }
     return Study(settings, found, Findings({}))
 
 
@@ -320,8 +317,12 @@ def test_claims_of_the_wide_networks():
     [
         ("Q20-T1a", {"dataset": "mnist"}, "dataset must be one of digits, cifar10; got 'mnist'"),
         ("Q20-T1b", {"dataset": "cifar10"}, "dataset must be one of digits, cifar100"),
-        ("Q20-T1a", {"networks": ("euler", "rk4")}, "with resnet, euler, rk4; got"),
-        ("Q20-T1b", {"networks": ("euler", "rk4", "heun")}, "networks must be some of resnet"),
+        ("Q20-T1a", {"networks": ("euler", "rk4")}, "with resnet, euler, rk4"),
+        (
+            "Q20-T1b",
+            {"networks": ("euler", "rk4", "heun")},
+            "it must hold some of resnet",
+        ),
     ],
 )
 def test_bad_arguments(id, changes, message):

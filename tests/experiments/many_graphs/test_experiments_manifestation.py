@@ -10,21 +10,26 @@ from torch import nn
 
 from companion import PiecewiseConstant
 from companion.analysis.compression import Report
-from companion.data import Samples, load_digits
-from companion.experiments import fw2a, fw3, q20_f9, q20_f10, q20_f11, q20_x3
+from companion.data import load_digits
+from companion.experiments import find
 from companion.experiments.continuous_digits import (
     SCHEMES,
     Swaps,
     Variant,
-    deviation,
     digits_net,
     digits_options,
-    error_of,
     logits,
+    net_error,
     swap_table,
     train_digits,
 )
-from companion.experiments.gradient_rules import classification_loss
+from companion.experiments.many_graphs import fw2a_adaptive_inference as fw2a
+from companion.experiments.many_graphs import fw3_compressed_nets as fw3
+from companion.experiments.many_graphs import q20_f9_graph_changes as q20_f9
+from companion.experiments.many_graphs import q20_f10_midpoint_nets as q20_f10
+from companion.experiments.many_graphs import q20_f11_zero_start as q20_f11
+from companion.experiments.many_graphs import q20_x3_main_effects as q20_x3
+from companion.experiments.recipes import classification_loss, deviation, error_of
 from companion.experiments.running import Part
 from companion.experiments.side_by_side import SideBySide, permutation
 from companion.results import Result
@@ -50,7 +55,7 @@ def few():
 def small(monkeypatch, few):
     """Experiments that find these few digits only."""
     for module in (q20_f9, q20_x3, q20_f10, q20_f11, fw2a, fw3):
-        monkeypatch.setattr(module, "load_digits", lambda device: few)
+        monkeypatch.setattr(module, "load_digits", lambda device, dtype: few)
 
 
 def scrambled(variant, seed=0):
@@ -77,7 +82,7 @@ def test_every_member_ends_where_it_would_alone(few, variant):
     seeds, epochs = (3, 8), 5
     together = train_digits(QUIET, variant, seeds, few, epochs=epochs)
     for seed, net in zip(seeds, together, strict=True):
-        alone = digits_net(variant, seed).double()
+        alone = digits_net(variant, seed, torch.float64)
         order = permutation(70, seed)
         fit(
             alone, classification_loss, (few.x_train[order], few.y_train[order]),
@@ -88,7 +93,7 @@ def test_every_member_ends_where_it_would_alone(few, variant):
         assert net.block.steps == alone.block.steps
         for (name, a), b in zip(net.named_parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-10, msg=name)
-    moved = together[0].stem.weight - digits_net(variant, seeds[0]).double().stem.weight
+    moved = together[0].stem.weight - digits_net(variant, seeds[0], torch.float64).stem.weight
     assert moved.abs().max() > 1e-3
 
 
@@ -123,7 +128,7 @@ def test_the_schedule_of_the_study():
     assert digits_options(Variant("rk4"))["refinement"] is None
     net = digits_net(Variant("rk4", refined=True), 0)
     assert (net.block.weights.basis, net.block.steps) == (PiecewiseConstant(1), 1)
-    assert net.block.weights.get_parameter("0.weight").shape == (1, 32, 16)
+    assert net.block.weights.stacks.get_parameter("0.weight").shape == (1, 32, 16)
 
 
 # Errors, deviations, tables
@@ -133,9 +138,9 @@ def test_deviation_and_error_by_hand():
     scores = torch.tensor([[1.0, 2.0], [5.0, 4.0]])
     own = torch.tensor([[1.0, 0.0], [2.0, 4.0]])
     assert deviation(scores, own) == pytest.approx(math.sqrt(4 + 9) / math.sqrt(1 + 4 + 16))
-    data = Samples(*[torch.zeros(1)] * 3, torch.tensor([1, 1]), *[torch.zeros(1)] * 2, "", "")
-    assert error_of(scores, data) == 0.5
-    assert error_of(own, data) == 0.5
+    classes = torch.tensor([1, 1])
+    assert error_of(scores, classes) == 0.5
+    assert error_of(own, classes) == 0.5
 
 
 def test_the_table_of_a_net(few):
@@ -157,27 +162,33 @@ def test_the_table_of_a_net(few):
     assert table["trained"] == table["error"][SCHEMES.index("rk4")][1]
 
 
+def decided(id, scalars):
+    """What the rows of an experiment say of these numbers."""
+    return [row.decide(scalars, {}) for row in find(id).rows]
+
+
 def swaps(steps=(2, 4, 8, 9), **variants):
     """Two seeds: the error 0.03 everywhere, the limit as given."""
-    errors = {name: np.full((2, 4, len(steps)), 0.03) for name in variants}
-    return Swaps(
-        steps,
-        {name: np.array([0.03, 0.03]) for name in variants},
-        errors,
-        {name: np.zeros((2, 4, len(steps))) for name in variants},
-        {name: np.array([limit, limit]) for name, limit in variants.items()},
-    )
+    shape = (2, 4, len(steps))
+    tables = {
+        name: {
+            "trained": np.array([0.03, 0.03]), "limit": np.array([limit, limit]),
+            "error": np.full(shape, 0.03), "deviation": np.zeros(shape),
+        }
+        for name, limit in variants.items()
+    }  # fmt: skip
+    return Swaps(steps, tables)
 
 
 def test_changes_of_the_error():
     table = swaps(net=0.1)
-    table.errors["net"][1, SCHEMES.index("midpoint"), 1] = 0.01  # 4 steps
-    table.errors["net"][0, 0, 0] = 0.5  # euler, 2 steps
+    table.tables["net"]["error"][1, SCHEMES.index("midpoint"), 1] = 0.01  # 4 steps
+    table.tables["net"]["error"][0, 0, 0] = 0.5  # euler, 2 steps
     np.testing.assert_array_equal(table.change("net", "midpoint", 4), [0, -0.02])  # not -0.0199...
     assert table.largest_change("net", least=3) == pytest.approx(0.02)
     assert table.largest_change("net", least=2) == pytest.approx(0.47)
     assert q20_x3.largest_rise(table, "net") == pytest.approx(0.0)
-    table.errors["net"][:, 2, 3] = (0.03, 0.05)  # the mean over seeds rises by 0.01
+    table.tables["net"]["error"][:, 2, 3] = (0.03, 0.05)  # the mean over seeds rises by 0.01
     assert q20_x3.largest_rise(table, "net") == pytest.approx(0.01)
 
 
@@ -189,20 +200,17 @@ NINE = {"euler_eps8": 0.4, "euler_eps1": 0.02, "rk4_eps8": 0.03, "rk4_eps1_refin
 
 def test_claims_of_f9_both_ways():
     table = swaps(**NINE)
-    table.errors["euler_eps8"][:, 0, 3] += (0.02, 0.09)
-    assert all(claim.holds for claim in q20_f9.swap_claims(table, r2=0.99))
+    table.tables["euler_eps8"]["error"][:, 0, 3] += (0.02, 0.09)
+    scalars = {"r2": 0.99, **q20_f9.changes(table)}
+    assert all(claim.holds for claim in decided("Q20-F9", scalars))
     renamed = {"euler_eps8": "rk4_eps1_refined", "rk4_eps1_refined": "euler_eps8"}
-
-    def exchanged(found):
-        return {name: found[renamed.get(name, name)] for name in found}
-
-    reversed_ = Swaps(
-        table.steps, *map(exchanged, (table.trained, table.errors, table.deviations, table.limit))
-    )
-    reversed_.limit["rk4_eps8"][1] = 0.09
-    reversed_.errors["rk4_eps1_refined"][:, 0, 2] -= 0.01  # Euler, 8 steps: better is no invariance
-    reversed_.errors["rk4_eps1_refined"][1, 2, 0] += 0.011  # rk4, 2 steps
-    assert not any(claim.holds for claim in q20_f9.swap_claims(reversed_, r2=0.9))
+    other = Swaps(table.steps, {name: table.tables[renamed.get(name, name)] for name in NINE})
+    other.limit("rk4_eps8")[1] = 0.09
+    error = other.tables["rk4_eps1_refined"]["error"]
+    error[:, 0, 2] -= 0.01  # Euler, 8 steps: better is no invariance
+    error[1, 2, 0] += 0.011  # rk4, 2 steps
+    scalars = {"r2": 0.9, **q20_f9.changes(other)}
+    assert not any(claim.holds for claim in decided("Q20-F9", scalars))
 
 
 def grid(large, small):
@@ -211,17 +219,14 @@ def grid(large, small):
     table = swaps(**dict.fromkeys(names.values(), small))
     for levels, name in names.items():
         if large(levels):
-            table.errors[name][:, 0, 1:] += 0.4
-            table.limit[name][:] = 0.5
+            table.tables[name]["error"][:, 0, 1:] += 0.4
+            table.limit(name)[:] = 0.5
     return table
 
 
 def x3_claims(table):
-    rises = {k: q20_x3.largest_rise(table, v.name) for k, v in q20_x3.GRID.items()}
-    scalars = {f"rise_{q20_x3.GRID[k].name}": rise for k, rise in rises.items()}
-    for position, factor in enumerate(q20_x3.FACTORS):
-        scalars[f"rise_effect_{factor}"] = q20_x3.main_effect(rises, position)
-    return scalars, q20_x3._claims(table, scalars)
+    scalars = q20_x3.effects(table)
+    return scalars, decided("Q20-X3", scalars)
 
 
 def test_claims_of_x3_where_epsilon_decides_and_where_the_scheme_does():
@@ -246,13 +251,10 @@ def test_main_effects_are_those_of_a_linear_model():
 
 
 def test_claims_of_f11_both_ways():
-    names = [v.name for v in (q20_f11.EULER, q20_f11.EULER_SKIP, q20_f11.DEEP)]
-    assert len(set(names)) == 3
-    coarse = {f"coarse_{names[0]}": 0.1, f"coarse_{names[1]}": 0.2}
-    assert all(c.holds for c in q20_f11._claims(swaps(**dict.fromkeys(names, 0.3)), coarse))
-    coarse = {f"coarse_{names[0]}": 0.2, f"coarse_{names[1]}": 0.1}
-    claims = q20_f11._claims(swaps(**dict.fromkeys(names, 0.2)), coarse)
-    assert not any(claim.holds for claim in claims)
+    names = ("least_limit_euler", "least_limit_deep", "coarse_difference")
+    assert all(c.holds for c in decided("Q20-F11", dict(zip(names, (0.3, 0.3, -0.1), strict=True))))
+    bad = dict(zip(names, (0.2, 0.2, 0.1), strict=True))
+    assert not any(c.holds for c in decided("Q20-F11", bad))
 
 
 # Tiny runs
@@ -268,17 +270,8 @@ def test_f9_runs(small):
         np.testing.assert_array_equal(result[f"error_{own}"][place], result[f"trained_{own}"])
     np.testing.assert_array_equal(result["nfe"], [[STAGES[m] * n for n in (1, 3)] for m in SCHEMES])
     assert Result.from_json(result.to_json()) == result
-    with pytest.raises(ValueError, match=r"steps must include \[9\]"):
+    with pytest.raises(ValueError, match=r"it must include \[9\]"):
         q20_f9.q20_f9(steps=(2, 8))
-
-
-def test_the_line_through_times():
-    x = np.array([1.0, 2.0, 3.0, 4.0])
-    noisy = np.array([2.0, 4.1, 5.9, 8.2])
-    found = q20_f9.fit_line(x, noisy)
-    assert found["r2"] == pytest.approx(np.corrcoef(x, noisy)[0, 1] ** 2)
-    assert found["seconds_per_evaluation"] == pytest.approx(2.04)
-    assert found["seconds_fixed"] == pytest.approx(noisy.mean() - 2.04 * 2.5)
 
 
 def test_x3_f10_and_f11_run(small):
@@ -301,6 +294,10 @@ def test_x3_f10_and_f11_run(small):
     assert result["deviation_euler_eps16_deep16"][0, 0, 2] == 0  # trained with 16 steps
     coarse = result["error_euler_eps8_skip"][:, 0, 0] - result["trained_euler_eps8_skip"]
     assert result["coarse_euler_eps8_skip"] == pytest.approx(coarse.mean())
+    difference = result["coarse_euler_eps8"] - result["coarse_euler_eps8_skip"]
+    assert result.claim("Q20-F11").observed == difference
+    limits = [result[f"limit_{name}"].min() for name in ("euler_eps8", "euler_eps16_deep16")]
+    assert [claim.observed for claim in result.claims[:2]] == limits
 
 
 # Adaptive inference
@@ -310,13 +307,13 @@ def test_both_ways_reach_the_exact_solution(few, monkeypatch):
     monkeypatch.setattr(fw2a, "_EXACT", 64)
     net = scrambled(Variant("euler", scale=2.0))
     table = fw2a.adaptive_table(net, few, (1e-2, 1e-5))
-    assert table["fixed"] == error_of(logits(net, few), few)
+    assert table["fixed"] == net_error(net, few)
     exact, own = logits(net, few, "rk4", 96), logits(net, few)
     for how, tolerance in (("restart", 1e-3), ("across", 5e-3)):
         (coarse, *_), (fine, error, deviation_) = table[how]
         assert fine > coarse
         assert deviation_ < tolerance < deviation(own, exact) / 10
-        assert error == error_of(exact, few)
+        assert error == error_of(exact, few.y_test)
     assert table["across"][1][0] > table["restart"][1][0]  # jumps cost rejected steps
 
 
@@ -352,19 +349,17 @@ def test_evaluations_that_an_accuracy_needs():
 
 
 def test_claims_of_fw2a_both_ways():
-    rough = fw2a.VARIANTS[0].name
-
-    def claims(cheapest, across, restart):
-        return fw2a._claims(
-            {
-                "cheapest_across": cheapest,
-                f"needed_{rough}_across": across,
-                f"needed_{rough}_restart": restart,
-            }
-        )
-
-    assert all(claim.holds for claim in claims(19, 500, 300))
-    assert not any(claim.holds for claim in claims(32, 300, 500))
+    """Cheapest at 20 or 32 evaluations; the rough net needs 20 across, and less or more else."""
+    for cheap, restart, holds in ((20.0, 10.0, True), (32.0, 40.0, False)):
+        curves = {f"fixed_{fw2a.REFINED}": [0.03, 0.03]}
+        for variant in fw2a.VARIANTS:
+            for how, needed in (("across", 20.0), ("restart", restart)):
+                name, refined = f"{variant.name}_{how}", variant.name == fw2a.REFINED
+                curves[f"nfe_{name}"] = np.array([[cheap if refined else needed]])
+                curves[f"error_{name}"] = np.array([[0.03]])
+                curves[f"deviation_{name}"] = np.array([[1e-4]])
+        claims = decided("FW2a", fw2a.costs(curves))
+        assert [claim.holds for claim in claims] == [holds, holds]
 
 
 # Compression
@@ -372,15 +367,15 @@ def test_claims_of_fw2a_both_ways():
 
 def test_claims_of_fw3_both_ways():
     good = dict.fromkeys((fw3.EULER, fw3.RK4), (0.22, 0.4)) | {fw3.REFINED: (0.1, -0.004)}
-
-    def claims(numbers):
-        scalars = {f"rounding_{name}": pair[0] for name, pair in numbers.items()}
-        scalars |= {f"merging_{name}": pair[1] for name, pair in numbers.items()}
-        return fw3.compression_claims(scalars)
-
-    assert all(claim.holds for claim in claims(good))
     bad = dict.fromkeys((fw3.EULER, fw3.RK4), good[fw3.REFINED]) | {fw3.REFINED: good[fw3.EULER]}
-    assert not any(claim.holds for claim in claims(bad))
+    for numbers, holds in ((good, True), (bad, False)):
+        curves = {}
+        for name, (rounding, merging) in numbers.items():
+            curves[f"deviation_{name}"] = np.full((2, len(fw3.WAYS)), rounding)
+            curves[f"error_{name}"] = np.full((2, len(fw3.WAYS)), merging)
+            curves[f"error_{name}"][:, 0] = 0.0
+        claims = decided("FW3", fw3.losses(curves))
+        assert [claim.holds for claim in claims] == [holds] * 4
 
 
 def test_fw2a_and_fw3_run(small, monkeypatch):

@@ -136,7 +136,7 @@ def test_euler_states_are_the_states_of_the_layers():
     states = euler_states(block, x)
     assert states.shape == (5, 2, 1)
     torch.testing.assert_close(states[-1], block(x), rtol=0, atol=0)
-    first = {name: p[0] for name, p in block.weights.named_parameters()}
+    first = {name: p[0] for name, p in block.weights.stacks.named_parameters()}
     step = torch.func.functional_call(block.weights.template, first, (x,)) / 4
     torch.testing.assert_close(states[1], x + step, rtol=0, atol=0)
 

@@ -78,7 +78,7 @@ def trained_by_hand(dataset, folder, seed, epochs, batch_size):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "batch_size", "epochs"), [("digits", 64, 1), ("cifar10", 128, 3)]
+    ("dataset", "batch_size", "epochs"), [("digits", 64, 1), ("cifar10", 128, 2)]
 )
 def test_a_network_is_trained_by_the_recipe(dataset, batch_size, epochs, cifar10):
     """Initial values, order, augmentation, rate, decay and the error, against a plain loop."""
@@ -95,10 +95,12 @@ def test_a_network_is_trained_by_the_recipe(dataset, batch_size, epochs, cifar10
     assert found.findings.data == data.provenance
 
 
-def test_a_resnet_with_the_factor_reads_digits_as_well_as_one_without():
-    found = run(rules=("original", "scaled"), seeds=1)
-    assert found.claim("CL57").holds
-    assert found["mean_error_original"] < 0.08
+def test_a_resnet_with_the_factor_learns_as_well_as_one_without():
+    """In two epochs both leave guessing behind, by the same; the record tells the rest."""
+    found = run(rules=("original", "scaled"), layers=(2, 2), seeds=1, epochs=2)
+    _, excess = found.claims
+    assert excess.holds
+    assert max(found["mean_error_original"], found["mean_error_scaled"]) < 0.6
 
 
 def test_stages_train_with_any_gradient():
@@ -203,7 +205,7 @@ def test_claims_compare_with_the_best_rule_without_the_factor(monkeypatch):
         ({"dataset": "mnist"}, "dataset must be one of digits, cifar10, imagenet; got 'mnist'"),
         ({"rules": ("classic",)}, "rules must hold 'scaled' and another"),
         ({"rules": ("scaled",)}, "rules must hold 'scaled' and another"),
-        ({"rules": ("plain", "scaled")}, "rule: 'plain' is not one of scaled, classic, original"),
+        ({"rules": ("plain", "scaled")}, r"rule: 'plain' .* one of scaled, classic, original"),
         ({"gradient": "reconstruct"}, "rule: 'original' with gradient='reconstruct'"),
     ],
 )

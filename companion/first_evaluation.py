@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from companion.solve import check_value
-
-__all__ = ["first_evaluation"]
+__all__ = ["check_value", "explained", "first_evaluation"]
 
 
 def first_evaluation(
@@ -48,21 +46,72 @@ def first_evaluation(
     for tensor in unknown.values():
         raise ValueError(
             f"gradient: {argument} reads a tensor of shape {tuple(tensor.shape)} that needs a "
-            "gradient but is not among its parameters; name all such tensors with params=(...) of "
-            "the gradient method, or use gradient='backprop'"
+            "gradient but is not among its parameters; name all such tensors with params=(...), or "
+            "use gradient='backprop'"
         )
     with torch.no_grad():
         return value.clone()  # not detach(): it would drop a tangent of forward-mode derivatives
 
 
+def check_value(value: object, y: Tensor, argument: str) -> None:
+    """Check that a field's value can be added to the state ``y``.
+
+    Args:
+        value: what the field returned.
+        y: the state it was evaluated at.
+        argument: the field's name in messages.
+
+    Raises:
+        TypeError: if the value is not a tensor.
+        ValueError: if its shape, device or dtype is not that of the state.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: returned {type(value).__name__}; it must return a tensor")
+    if value.shape != y.shape:
+        raise ValueError(
+            f"{argument}: returned shape {tuple(value.shape)} for a state of shape "
+            f"{tuple(y.shape)}; they must be equal"
+        )
+    if value.device != y.device:
+        raise ValueError(
+            f"{argument}: returned a tensor on {value.device} for a state on {y.device}; "
+            "they must be equal"
+        )
+    if value.dtype != y.dtype and not torch.is_autocast_enabled(y.device.type):
+        raise ValueError(
+            f"{argument}: returned {value.dtype} for a state of {y.dtype}; they must be equal"
+        )
+
+
+_GRADIENTS_ARE_OFF = (
+    "does not require grad and does not have a grad_fn",
+    "One of the differentiated Tensors does not require grad",
+)
+
+
+def explained(error: RuntimeError, argument: str) -> ValueError | None:
+    """Return an error that says what to do about one of torch's, if this package knows."""
+    if any(text in str(error) for text in _GRADIENTS_ARE_OFF):
+        return ValueError(
+            f"{argument}: differentiates inside itself, but a solve evaluates it without recording "
+            "gradients here; compute its value under torch.enable_grad()"
+        )
+    return None
+
+
 def _checked(evaluate: Callable[[Tensor], Tensor], y: Tensor, argument: str) -> Tensor:
-    counted = not y.is_inference()
+    counted = not y.is_inference()  # inference mode keeps no versions: there the values tell
+    seen = y if counted else y.clone()
     before = y._version if counted else 0
-    value = evaluate(y)
+    value = evaluate(seen)
     check_value(value, y, argument)
-    if counted and y._version != before:
+    if seen._version != before if counted else not _same(seen, y):
         raise ValueError(f"{argument}: changed its input in place; it must return a new tensor")
     return value
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _leaves(value: Tensor, params: Iterable[Tensor]) -> dict[int, Tensor]:

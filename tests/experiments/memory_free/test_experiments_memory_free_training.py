@@ -1,4 +1,4 @@
-"""Training by every gradient rule: the experiments in small, and their parts by value."""
+"""S22-F3b, S22-F4 and S22-T2 in small, and their parts by value."""
 
 import json
 import math
@@ -12,21 +12,18 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from companion.data import cifar, load_digits
-from companion.experiments import Part, fw8_t, run, s22_f3b, s22_f4, s22_t2
+from companion.experiments import run
 from companion.experiments.gradient_rules import (
     RULES,
-    Study,
-    digits_error,
-    digits_net,
-    train_all,
 )
-from companion.experiments.running import Run
-from companion.gradients import Backprop, Reconstruct, Reversible
+from companion.experiments.memory_free import s22_f3b_shallow_failures as s22_f3b
+from companion.experiments.memory_free import s22_f4_memory_free as s22_f4
+from companion.experiments.memory_free import s22_t2_untied_tuning as s22_t2
+from companion.gradients import Backprop
 from companion.models import ResNet, train_only
 
 DIGITS = load_digits()
 MEMORY_FREE = ("reverse", "corrected", "predicted")
-QUIET = Part(None, lambda fraction: None)
 
 
 @pytest.fixture
@@ -43,119 +40,7 @@ def cifar_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_study(depths, **errors):
-    """A study of two seeds from a list of pairs for each rule."""
-    table = np.zeros((len(errors), len(depths), 2, 2))
-    table[..., 0] = list(errors.values())
-    return Study(tuple(errors), depths, table)
-
-
-def test_rules_are_what_their_names_say():
-    expected = {
-        "backprop": ("euler", Backprop()),
-        "reverse": ("euler", Reconstruct("reverse")),
-        "sweeps": ("euler", Reconstruct("reverse", sweeps=2)),
-        "corrected": ("euler", Reconstruct("corrected")),
-        "predicted": ("euler", Reconstruct("predicted", order=1)),
-        "predicted_2": ("euler", Reconstruct("predicted", order=2)),
-        "heun_backprop": ("heun", Backprop()),
-        "heun_reverse": ("heun", Reconstruct("reverse")),
-        "heun_corrected": ("heun", Reconstruct("corrected")),
-        "reversible": ("async_leapfrog", Reversible()),
-    }
-    assert {name: (rule.method, rule.gradient) for name, rule in RULES.items()} == expected
-    for name, rule in RULES.items():
-        assert rule.reference == ("heun_backprop" if name.startswith("heun") else "backprop")
-        net = digits_net(name, 3, seed=0, gain=2.0)
-        assert (net.block.method, net.block.gradient) == expected[name]
-        assert net.block.steps == 3
-
-
-def test_rules_of_one_scheme_start_from_the_same_network():
-    one, same = (digits_net(rule, 3, seed=4, gain=2.0) for rule in ("backprop", "predicted"))
-    other = digits_net("backprop", 3, seed=5, gain=2.0)
-    for a, b, c in zip(one.parameters(), same.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
-        assert not a.any() or not torch.equal(a, c)
-
-
-def test_one_step_of_training_is_written_out():
-    """64 samples are one batch: clipped at 1, rate times the depth for the layers."""
-    data = replace(DIGITS, x_train=DIGITS.x_train[:64], y_train=DIGITS.y_train[:64])
-    net, twin = (digits_net("backprop", 5, seed=1, gain=2.0) for _ in range(2))
-    cross_entropy(twin(data.x_train), data.y_train).backward()
-    norm = torch.stack([p.grad.norm() for p in twin.parameters()]).norm()
-    assert norm > 1.2
-    digits_error(QUIET, data, net, seed=0, epochs=1, rate=0.01)
-    before = dict(twin.named_parameters())
-    for name, p in net.named_parameters():
-        rate = 0.05 if name.startswith("block") else 0.01
-        torch.testing.assert_close(p, before[name] - rate * before[name].grad / norm)
-
-
-def test_training_learns_and_counts_what_diverges():
-    learned = digits_error(
-        QUIET, DIGITS, digits_net("corrected", 16, 0, 1.0), 0, epochs=4, rate=0.02
-    )
-    assert learned[0] < 0.1
-    assert learned[1] == 0
-    net = digits_net("backprop", 2, 0, 2.0)
-    with torch.no_grad():
-        net.stem.weight *= 1e38
-    assert digits_error(QUIET, DIGITS, net, 0, epochs=1, rate=0.02) == [0.9, 1.0]
-
-
-def test_a_study_keeps_rules_depths_and_seeds_apart():
-    def train(part, rule, depth, seed):
-        return [100 * list(RULES).index(rule) + depth + seed / 10, float(seed == 7)]
-
-    whole = Run(6, torch.device("cpu"), None, 30.0, lambda fraction, name: None, None)
-    rules = ("backprop", "reverse")
-    study = train_all(whole, train, rules=rules, depths=(2, 8), seeds=2, needed=())
-    np.testing.assert_allclose(study.errors["reverse"], [[102.6, 102.7], [108.6, 108.7]])
-    np.testing.assert_allclose(study.diverged["backprop"], [[0, 1], [0, 1]])
-    assert study.mean("backprop", 8) == pytest.approx(8.65)
-    assert study.scalars()["error_reverse_2"] == pytest.approx(102.65)
-    assert set(study.curves()) == {
-        "depths", "error_backprop", "error_reverse", "diverged_backprop", "diverged_reverse",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("rules", "message"),
-    [
-        (("backprop", "adjoint"), "rules must be some of backprop, reverse, .*; got adjoint"),
-        (("backprop",), "rules must include reverse; got backprop"),
-        (("reverse",), "rules must include backprop; got reverse"),
-        (("backprop", "reverse", "heun_corrected"), "rules must include heun_backprop; got"),
-    ],
-)
-def test_rules_are_known_and_comparable(rules, message):
-    with pytest.raises(ValueError, match=message):
-        train_all(None, None, rules=rules, depths=(2,), seeds=1, needed=("reverse",))
-
-
-def test_excess_is_over_backprop_of_the_same_scheme():
-    study = make_study(
-        (2, 8),
-        backprop=[(0.02, 0.04), (0.02, 0.02)],
-        reverse=[(0.5, 0.7), (0.03, 0.05)],
-        heun_backprop=[(0.04, 0.06), (0.1, 0.1)],
-        heun_reverse=[(0.2, 0.2), (0.11, 0.11)],
-        reversible=[(0.04, 0.05), (0.05, 0.05)],
-    )
-    assert study.excess("reverse", 2) == pytest.approx(0.57)
-    assert study.excess("heun_reverse", 2) == pytest.approx(0.15)
-    assert study.excess("reversible", 8) == pytest.approx(0.03)
-    assert [study.nearest(depth) for depth in (1, 5, 6, 32)] == [2, 2, 8, 8]
-    assert fw8_t.enough(study, "reverse", np.mean) == 8
-    assert fw8_t.enough(study, "backprop", np.mean) == 2
-    assert fw8_t.enough(study, "reversible", np.mean) == 2
-    assert fw8_t.enough(study, "reversible", np.max) == 2
-    assert fw8_t.enough(study, "reverse", np.max) == math.inf
-
-
-def test_claims_of_f4_look_at_the_right_depths_and_rules():
+def test_claims_of_f4_look_at_the_right_depths_and_rules(make_study):
     study = make_study(
         (2, 8, 32, 64),
         backprop=[(0.03, 0.03)] * 4,
@@ -163,59 +48,23 @@ def test_claims_of_f4_look_at_the_right_depths_and_rules():
         heun_backprop=[(0.05, 0.05)] * 4,
         heun_reverse=[(0.2, 0.2), (0.04, 0.06), (0.02, 0.02), (0.9, 0.9)],
     )
-    shallow, deep, order, heun = s22_f4._claims(study, "digits")
-    assert [c.id for c in (shallow, deep, order, heun)] == ["CL59", "CL60", "CL61", "CL61"]
-    assert shallow.observed == pytest.approx(0.15)
+    deep, order, heun = s22_f4._claims(study, digits=True)
+    assert [c.id for c in (deep, order, heun)] == ["CL60", "CL61", "CL61"]
     assert deep.observed == pytest.approx(0.03)
     assert order.observed == pytest.approx(-0.05)
     assert heun.observed == pytest.approx(0.05)
-    assert [c.holds for c in (shallow, deep, order, heun)] == [True, False, True, True]
-    assert len(s22_f4._claims(study, "cifar10")) == 3
-
-
-def test_claims_of_fw8_t_split_the_depths_by_contraction():
-    study = make_study(
-        (4, 8, 16, 32),
-        backprop=[(0.02, 0.02)] * 4,
-        reverse=[(0.3, 0.3), (0.5, 0.5), (0.02, 0.02), (0.03, 0.03)],
-        sweeps=[(0.42, 0.42), (0.03, 0.05), (0.01, 0.01), (0.035, 0.035)],
-        reversible=[(0.02, 0.02), (0.5, 0.5), (0.5, 0.5), (0.5, 0.5)],
-    )
-    sweeps, deep, shallow = fw8_t._claims(study, np.array([3.0, 1.5, 0.9, 0.4]))
-    assert sweeps.id == "FW7"
-    assert "1.50 on average" in sweeps.note
-    assert sweeps.observed == pytest.approx(0.02)
-    assert deep.observed == pytest.approx(0.015)
-    assert shallow.observed == pytest.approx(0.28)
-    _, deep, shallow = fw8_t._claims(study, np.array([1.5, 1.4, 1.3, 1.2]))
-    assert deep.observed == pytest.approx(0.015)
-    assert shallow.observed == pytest.approx(0.28)
-
-
-def test_steepest_layer_by_automatic_differentiation():
-    net = digits_net("backprop", 3, seed=2, gain=2.0).double()
-    x = DIGITS.x_test[:5].double()
-    norms = []
-    for start in net.stem(x).detach():
-        state = start
-        for n in range(3):
-            w, b, v, c = (p[n].detach() for p in net.block.weights.parameters())
-
-            def layer(y, w=w, b=b, v=v, c=c):
-                return v @ torch.relu(w @ y + b) + c
-
-            norms.append(torch.linalg.matrix_norm(torch.func.jacrev(layer)(state), 2).item())
-            state = state + layer(state) / 3
-    assert fw8_t.steepest(net, x) == pytest.approx(max(norms) / 3, rel=1e-12)
+    assert [c.holds for c in (deep, order, heun)] == [False, True, True]
+    assert len(s22_f4._claims(study, digits=False)) == 2
 
 
 def test_f4_shallow_networks_fail_and_deep_ones_do_not():
-    result = run("S22-F4", depths=(2, 24), seeds=1, epochs=5)
+    result = run("S22-F4", depths=(2, 12), seeds=1, epochs=4)
     assert result["error_reverse"].shape == (2, 1)
     assert result["error_reverse_2"] == result["error_reverse"][0, 0]
-    assert result.claims[0].holds
+    assert result.claim("CL59").holds
+    assert result["failing"] == result.claim("CL59").observed
     for rule in ("backprop", "reverse", "heun_backprop", "heun_reverse"):
-        assert result[f"error_{rule}_24"] < 0.1
+        assert result[f"error_{rule}_12"] < 0.1
         assert not result[f"diverged_{rule}"].any()
     assert result.findings.data == DIGITS.provenance
 
@@ -251,19 +100,6 @@ def test_f4_trains_the_papers_network_by_the_papers_recipe(cifar_folder, monkeyp
     assert seen["net"].block.steps == 4
 
 
-def test_fw8_t_compares_all_rules():
-    result = run("FW8-T", depths=(2, 16), seeds=1, epochs=2, rules=tuple(RULES))
-    assert {name for name in result.findings.curves if name.startswith("error_")} == {
-        f"error_{rule}" for rule in RULES
-    }
-    assert result["enough_backprop"] == 2
-    assert result["enough_reverse"] == 16
-    assert result["median_reverse_16"] == result["error_reverse"][1, 0]
-    assert result["contraction"].shape == (2, 1)
-    assert result["contraction_2"] > 2 > 1 > result["contraction_16"]
-    assert result.claims[2].holds
-
-
 def test_transfer_keeps_the_function_and_tuning_improves_it(monkeypatch):
     nets = []
     train = s22_t2._train
@@ -276,7 +112,7 @@ def test_transfer_keeps_the_function_and_tuning_improves_it(monkeypatch):
     monkeypatch.setattr(s22_t2, "_train", caught)
     result = run("S22-T2", depths=(4, 16), seeds=1, epochs=4, tuning_epochs=2)
     (_, tied), *tuned = nets
-    assert len(tied.block.weights.state_dict()["0.weight"]) == 1
+    assert len(tied.block.weights.stacks.get_parameter("0.weight")) == 1
     for rule, (before, net) in zip(("backprop", "reverse", "corrected"), tuned, strict=False):
         after = dict(net.named_parameters())
         for name, value in tied.named_parameters():  # every layer starts from the tied weights
@@ -293,6 +129,8 @@ def test_transfer_keeps_the_function_and_tuning_improves_it(monkeypatch):
     assert shown["error"] == pytest.approx(wrong, rel=1e-12)
     loss = cross_entropy(tied(DIGITS.x_train), DIGITS.y_train).item()
     assert shown["loss"] == pytest.approx(loss, rel=1e-5)
+    change = abs(result["transfer_error"][1] - result["transfer_error"][0]).max()
+    assert result.claim("CL63").observed == result["largest_change"] == pytest.approx(change)
     assert result["loss_reverse"][0] < 0.95 * result["transfer_loss"][1, 0]
     off = [abs(result[f"loss_{rule}"][0] / result["loss_backprop"][0] - 1) for rule in MEMORY_FREE]
     assert 0.1 > off[0] > 2 * max(off[1:])  # the paper's rule is further off than ours
@@ -310,16 +148,9 @@ def test_memory_of_tuning_does_not_grow_with_depth():
 
 
 def test_claims_of_t2_by_value():
-    transfer = np.array(
-        [[[0.04, 0.1], [0.05, 0.2], [0.03, 0.2]], [[0.1, 1], [0.1, 2], [0.12, 4.0]]]
-    )
-    tuned = np.array([[0.05, 0.1], [0.09, 1.0]])
-    helps, moves = s22_t2._claims(transfer, tuned, "digits")
-    assert helps.observed == pytest.approx(0.5)
-    assert moves.observed == pytest.approx(0.02)
-    assert not moves.holds
-    helps, _ = s22_t2._claims(transfer, tuned, "cifar10")
-    assert helps.observed == pytest.approx(-0.005)
+    before, tuned = np.array([[0.03, 0.2], [0.12, 4.0]]), np.array([[0.05, 0.1], [0.09, 1.0]])
+    assert s22_t2._helps(before, tuned, "digits").observed == pytest.approx(0.5)
+    assert s22_t2._helps(before, tuned, "cifar10").observed == pytest.approx(-0.005)
 
 
 def test_tuning_that_diverges_is_counted(monkeypatch):
@@ -404,13 +235,8 @@ def test_f3b_shallow_networks_fail():
     result = run("S22-F3b", depths=(2, 3), seeds=1, epochs=3)
     assert result["error_corrected"].shape == (2, 1)
     assert result.claim("CL59").holds
-    study = make_study(
-        (2, 4),
-        backprop=[(0.1, 0.1), (0.2, 0.2)],
-        reverse=[(0.9, 0.9), (0.5, 0.5)],
-        corrected=[(0.1, 0.1), (0.1, 0.1)],
-    )
-    assert s22_f3b._claim(study).observed == pytest.approx(0.3)
+    excess = [result[f"error_reverse_{n}"] - result[f"error_backprop_{n}"] for n in (2, 3)]
+    assert result.claim("CL59").observed == pytest.approx(min(excess))
 
 
 @pytest.fixture
@@ -434,10 +260,10 @@ def test_f3b_on_image_folders(image_folder, monkeypatch):
     def caught(part, net, *arguments, **options):
         nets.append(net)
         assert options["batch_size"] == 256
-        assert options["guessing"] == pytest.approx(2 / 3)
+        assert options["chance"] == pytest.approx(2 / 3)
         assert options["optimiser"](net.parameters()).defaults["weight_decay"] == 1e-4
         assert [round(options["schedule"](p), 6) for p in (0.2, 0.4, 0.8)] == [1, 0.1, 0.01]
-        return train(part, net, *arguments, **options | {"workers": 0})
+        return train(part, net, *arguments, **options)
 
     monkeypatch.setattr(s22_f3b, "ResNet", partial(ResNet, width=2))
     monkeypatch.setattr(s22_f3b, "trained_error", caught)

@@ -1,0 +1,191 @@
+"""A block's right-hand side: the residual with the weights of the depth it is evaluated at."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from companion.basis import Place, locate
+from companion.buffers import BufferLog, cloned, read_buffers
+from companion.counts import current_stats
+from companion.depth_weights import DepthWeights
+from companion.evaluation import CheckedField, replacing
+from companion.gradients import Gradient
+from companion.solve import Stage, time_like
+
+__all__ = ["Asked", "DepthField"]
+
+Tensors = dict[str, Tensor]
+
+
+class Asked(NamedTuple):
+    """What a block is asked to compute besides its weights.
+
+    Attributes:
+        gradient: how the solve is differentiated.
+        scale: the length of the interval that depth [0, 1] is stretched to.
+        time: whether the residual is called with the depth.
+        params: tensors that the residual reads besides its own.
+        context: further arguments of the residual.
+    """
+
+    gradient: Gradient
+    scale: float
+    time: bool
+    params: tuple[Tensor, ...]
+    context: tuple[Any, ...]
+
+
+class Weights(NamedTuple):
+    """Weights of all depths, unbound.
+
+    Attributes:
+        coefficients: for every coefficient of the basis, its tensors by name.
+        norms: for every cell, those that are constant in it.
+        context: further arguments of the residual.
+        outside: pairs of other tensors that the residual reads, and what stands for them.
+    """
+
+    coefficients: list[Tensors]
+    norms: list[Tensors]
+    context: tuple[Any, ...]
+    outside: list[tuple[Tensor, Tensor]]
+
+
+class DepthField(CheckedField):
+    """The right-hand side of a block for one solve, its stacks unbound once."""
+
+    argument: ClassVar[str] = "residual"
+
+    def __init__(self, weights: DepthWeights, asked: Asked, cell: int | None = None) -> None:
+        """Unbind ``weights``; with ``cell``, read that cell alone, on any grid or none."""
+        self.template, self.basis = weights.template, weights.basis
+        self.weights, self.asked, self.cell = weights, asked, cell
+        # Tied tensors are unbound once under each name, so that autograd sums their gradients.
+        stacks = dict(weights.stacks.named_parameters(remove_duplicate=False))
+        norms = weights.per_cell
+        coefficients = _rows(_without(stacks, norms), self.basis.size)
+        own = _rows({name: stacks[name] for name in norms}, self.basis.cells)
+        self.names, self.norm_names = list(coefficients[0]), list(own[0])
+        rows = [p for row in (*coefficients, *own) for p in row.values()]
+        given = [x for x in asked.context if isinstance(x, Tensor)]
+        others = {id(p): p for p in (*asked.params, *given)}  # each once
+        self.others = range(len(rows), len(rows) + len(others))
+        buffers = dict(weights.stacks.named_buffers(remove_duplicate=False))
+        self.buffers = _rows(buffers, self.basis.cells)
+        super().__init__(
+            self.template,
+            (*rows, *others.values()),
+            not asked.gradient.records_graph,
+            current_stats(),
+        )
+        cells = self.basis.cells
+        if cell is None:
+            self.knots = tuple(asked.scale * k / cells for k in range(1, cells))
+
+    @override
+    def arranged(self, weights: Sequence[Tensor]) -> Weights:
+        names, norms = self.names, self.norm_names
+        size, cells = self.basis.size, self.basis.cells
+        rest = iter(weights)
+        coefficients = [{name: next(rest) for name in names} for _ in range(size)]
+        own = [{name: next(rest) for name in norms} for _ in range(cells)]
+        pairs = zip((self.params[k] for k in self.others), rest, strict=True)
+        outside = [(p, new) for p, new in pairs if p is not new]
+        known = {id(p): new for p, new in outside}
+        context = tuple(known.get(id(x), x) for x in self.asked.context)
+        return Weights(coefficients, own, context, outside)
+
+    @override
+    def evaluate(
+        self, stage: Stage, y: Tensor, weights: Weights, buffers: Tensors | None
+    ) -> Tensor:
+        if weights.outside:
+            with replacing(weights.outside):
+                return self.evaluate(stage, y, weights._replace(outside=[]), buffers)
+        place = self._place(stage)
+        live = self.buffers[place.cell]
+        values = {**self._values(weights, place), **(live if buffers is None else buffers)}
+        time = (time_like(self._depth(stage), y),) if self.asked.time else ()
+        value: Tensor = torch.func.functional_call(
+            self.template, values, (*time, y, *weights.context), tie_weights=False
+        )
+        if buffers is None:
+            _write_back(live, values)
+        return value
+
+    @override
+    def uses(self, stage: Stage) -> list[int]:
+        place = self._place(stage) if self.cell is None else Place(self.cell, 0.5)
+        width, norms = len(self.names), len(self.norm_names)
+        own = (k * width + j for k, _ in self.basis.at(place) for j in range(width))
+        start = self.basis.size * width + place.cell * norms
+        return [*own, *range(start, start + norms), *self.others]
+
+    @override
+    def place(self, stage: Stage) -> Hashable:
+        return self._place(stage).cell
+
+    @override
+    def live(self, place: Hashable) -> Mapping[str, Tensor]:
+        assert isinstance(place, int)  # a cell
+        return self.buffers[place]
+
+    @override
+    def _new_logs(self) -> dict[Hashable, BufferLog]:
+        if not self.buffers[0]:
+            return {}
+        read, stacks = read_buffers(self.template), self.weights.stacks
+        copies = _rows(cloned(dict(stacks.named_buffers(remove_duplicate=False))), self.basis.cells)
+        cells = range(self.basis.cells) if self.cell is None else (self.cell,)
+        return {cell: BufferLog(copies[cell], self.buffers[cell], read) for cell in cells}
+
+    def _depth(self, stage: Stage) -> float | Tensor:
+        """Return the depth in [0, 1] of a stage; on a grid over all of it, from its place there."""
+        if stage.c is not None and (self.cell is None or self.basis.cells == 1):
+            return (stage.step + float(stage.c)) * (1.0 / stage.steps)
+        return stage.t / self.asked.scale
+
+    def _place(self, stage: Stage) -> Place:
+        if self.cell is not None:
+            depth = self._depth(stage)
+            depth = depth.detach() if isinstance(depth, Tensor) else depth
+            return Place(self.cell, float(depth) * self.basis.cells - self.cell)
+        assert stage.c is not None  # OdeBlock confines a field to a cell where there is no grid
+        return locate(stage.step, stage.steps, stage.c, self.basis.cells)
+
+    def _values(self, weights: Weights, place: Place) -> Tensors:
+        """Return the parameters at a depth: a coefficient itself, or a sum of several."""
+        norms = weights.norms[place.cell]
+        (first, weight), *rest = self.basis.at(place)
+        if not rest and weight == 1.0:
+            return {**weights.coefficients[first], **norms}
+        total = {name: weight * p for name, p in weights.coefficients[first].items()}
+        for k, weight in rest:
+            for name, p in weights.coefficients[k].items():
+                total[name] = total[name].add(p, alpha=weight)
+        return {**total, **norms}
+
+
+def _without(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensors:
+    return {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def _rows(stacks: Mapping[str, Tensor], size: int) -> list[Tensors]:
+    """Unbind stacked tensors into one dictionary for each entry of their leading axis."""
+    if not stacks:
+        return [{} for _ in range(size)]
+    entries = zip(*(stack.unbind(0) for stack in stacks.values()), strict=True)
+    return [dict(zip(stacks, entry, strict=True)) for entry in entries]
+
+
+def _write_back(live: Tensors, values: Tensors) -> None:
+    """Store buffers that an evaluation has replaced instead of changing them in place."""
+    for name, buffer in live.items():
+        if values[name] is not buffer:
+            with torch.no_grad():
+                buffer.copy_(values[name])

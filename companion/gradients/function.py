@@ -1,0 +1,179 @@
+"""One autograd function for every gradient method that goes back through a solve by itself.
+
+It does what all of them owe: no graph in the forward solve, autocast and modules' modes as they
+were, buffers as every evaluation found them, users' hooks not run by the backward pass's own
+differentiation, gradients summed by parameter and by time, second derivatives refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import wraps
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from companion.gradients.pullback import Accumulator, Sums
+from companion.solve import Field, Problem, States, stacked
+
+__all__ = ["Given", "Kept", "Recomputing", "needs_gradient", "recomputing_states"]
+
+AutocastMode = tuple[str, bool, torch.dtype]
+
+
+class Kept(NamedTuple):
+    """What a forward solve leaves for the backward pass.
+
+    Attributes:
+        problem: the problem, with whatever field the backward pass is to repeat.
+        tensors: states; autograd keeps them.
+        notes: anything else.
+    """
+
+    problem: Problem
+    tensors: list[Tensor]
+    notes: Any = None
+
+
+class Given(NamedTuple):
+    """What a backward pass gets.
+
+    Attributes:
+        problem: the problem; its field is pure, and reads the parameters of ``sums``.
+        tensors: the states that were kept.
+        notes: the notes that were kept.
+        grad_ys: the loss's gradients at the output times.
+        sums: where gradients of parameters and times go.
+    """
+
+    problem: Problem
+    tensors: tuple[Tensor, ...]
+    notes: Any
+    grad_ys: Tensor
+    sums: Sums
+
+
+class Recomputing(Protocol):
+    """A gradient method with a backward pass of its own."""
+
+    def forward(self, problem: Problem) -> tuple[States, Kept]:
+        """Solve without a graph; return the states at all output times, and what to keep."""
+
+    def backward(self, given: Given) -> Tensor:
+        """Add to the sums; return the gradient of the start."""
+
+
+def needs_gradient(problem: Problem) -> bool:
+    """Say whether a solve has anything to differentiate."""
+    times = (problem.t,) if isinstance(problem.t, Tensor) else ()
+    inputs = (problem.y0, *problem.field.params, *times)
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def recomputing_states(method: Recomputing, problem: Problem) -> States:
+    """Solve with a backward pass of its own, or plainly where nothing needs a gradient."""
+    if not needs_gradient(problem):
+        return method.forward(problem)[0]
+    if torch._C._are_functorch_transforms_active():
+        name = type(method).__name__.lower()
+        raise ValueError(
+            f"gradient: {name!r} goes back through a solve by itself, which torch.func's "
+            "transforms (grad, vjp, jvp, vmap) cannot follow; use gradient='backprop' inside them, "
+            "or torch.autograd.grad outside"
+        )
+    t = problem.t if isinstance(problem.t, Tensor) else None
+    bare = replace(problem, y0=problem.y0.detach(), t=problem.t if t is None else t.detach())
+    ys: Tensor = _Solve.apply(method, bare, t, problem.y0, *problem.field.params)  # type: ignore[no-untyped-call]
+    return ys
+
+
+def _refusing_second_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a backward pass refuse ``create_graph=True``, under which it would lose terms."""
+
+    @wraps(backward)
+    def refusing(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise ValueError(
+                "gradient: only 'backprop' has second derivatives (create_graph=True); "
+                "use gradient='backprop'"
+            )
+        return backward(ctx, *grads)
+
+    return refusing
+
+
+class _Solve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        method: Recomputing,
+        problem: Problem,
+        t: Tensor | None,
+        y0: Tensor,
+        *params: Tensor,
+    ) -> Tensor:
+        ctx.mode, ctx.modes = _autocast_mode(y0), _modes(problem.field)
+        with _autocast_as(ctx.mode):
+            ys, kept = method.forward(problem)
+        ctx.method, ctx.notes, ctx.count = method, kept.notes, len(kept.tensors)
+        ctx.problem = replace(kept.problem, y0=torch.empty(0))
+        ctx.save_for_backward(*kept.tensors, *params)
+        return stacked(ys)
+
+    @staticmethod
+    @_refusing_second_order
+    def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # autograd checks that nobody has changed them
+        field, (_, _, wants_t, _, *wanted) = ctx.problem.field, ctx.needs_input_grad
+        _check_modes(field, ctx.modes)
+        weights = [_unhooked(p) for p in field.params]
+        problem = replace(ctx.problem, field=field.recomputation(weights))
+        times = Accumulator(problem.t, [True] * len(problem.t)) if wants_t else None
+        sums = Sums(Accumulator(weights, wanted), times)
+        given = Given(problem, saved[: ctx.count], ctx.notes, grad_ys, sums)
+        with _autocast_as(ctx.mode):
+            a = ctx.method.backward(given)
+        grad_t = None if times is None else torch.stack(times.filled())
+        return None, None, grad_t, a, *sums.params.grads
+
+
+def _unhooked(param: Tensor) -> Tensor:
+    """Return the parameter or, where differentiating it would run somebody's hooks, another leaf.
+
+    The hooks are for the sum, which autograd hands on; it is not theirs to see the terms.
+    """
+    hooked = bool(param._backward_hooks) or (param.retains_grad and not param.is_leaf)
+    return param.detach().requires_grad_(param.requires_grad) if hooked else param
+
+
+def _modes(field: Field) -> tuple[bool, ...]:
+    """Return the training modes of all modules behind a field."""
+    return () if field.module is None else tuple(m.training for m in field.module.modules())
+
+
+def _check_modes(field: Field, before: tuple[bool, ...]) -> None:
+    """Check that the modules behind a field are in the modes of the forward solve."""
+    if _modes(field) != before:  # batch norm or dropout would compute something else
+        raise ValueError(
+            "gradient: the module was switched between train() and eval() after the forward solve, "
+            "which its backward pass has to repeat; switch after backward(), or use "
+            "gradient='backprop'"
+        )
+
+
+def _autocast_mode(y: Tensor) -> AutocastMode:
+    device = y.device.type
+    return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
+def _autocast_as(mode: AutocastMode) -> AbstractContextManager[object]:
+    """Return a context in which autocast is as recorded.
+
+    Its cache of cast weights is off: copies made without gradients in a forward pass would
+    otherwise be handed to code that needs them with gradients.
+    """
+    device, enabled, dtype = mode
+    return torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
