@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("id", metavar="ID", help="an ID that is not taken, such as FW9")
     new.add_argument("chapter", help="the slug of its chapter")
     new.add_argument("words", nargs=2, metavar="WORD", help="two words for the name of its file")
+    new.add_argument(
+        "--claim", metavar="TEXT", help="what it is to decide, in a line, or the ID of a claim"
+    )
     new.set_defaults(action=_new)
     return parser
 
@@ -118,9 +121,10 @@ def _plot(options: argparse.Namespace) -> None:
 
 
 def _new(options: argparse.Namespace) -> None:
-    from companion.commands.new import new
+    from companion.commands.new import CLAIM, new
 
-    for line in new(options.id, options.chapter, *options.words):
+    claim = CLAIM if options.claim is None else options.claim
+    for line in new(options.id, options.chapter, *options.words, claim=claim):
         print(line)
 
 

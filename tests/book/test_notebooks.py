@@ -28,14 +28,24 @@ def test_chapter_has_the_whole_skeleton(text):
     assert lacks(read_text(text), ROOT) == []
 
 
-@chapter
-def test_every_exercise_has_a_checker_of_the_same_name(text):
+def labels(text):
     asked = [d for d in directives(text.read_text()) if d.name in ("exercise", "exercise-start")]
-    labels = {label for d in asked for label in re.findall(r":label:\s*(\S+)", d.body)}
+    return {label for d in asked for label in re.findall(r":label:\s*(\S+)", d.body)}
+
+
+def checked():
     modules = pkgutil.iter_modules(companion.exercises.__path__, "companion.exercises.")
     found = [importlib.import_module(module.name) for module in modules]
-    checked = {exercise.id for module in found for exercise in getattr(module, "EXERCISES", ())}
-    assert labels <= checked
+    return {exercise.id for module in found for exercise in getattr(module, "EXERCISES", ())}
+
+
+@chapter
+def test_every_exercise_has_a_checker_of_the_same_name(text):
+    assert labels(text) <= checked()
+
+
+def test_every_checker_has_an_exercise_that_asks_for_it():
+    assert checked() == set().union(*map(labels, chapters(ROOT)))
 
 
 @pytest.mark.notebook

@@ -9,6 +9,8 @@ import torch
 
 import companion
 from companion.__main__ import main
+from companion.claims import CATALOGUE
+from companion.commands.new import CLAIM
 from companion.commands.show import find_result
 from companion.experiments import experiment
 from companion.listing import entries
@@ -103,7 +105,8 @@ def checkout(tmp_path, monkeypatch):
 
 
 def test_new_writes_an_experiment_its_row_and_its_test(checkout, capsys, monkeypatch):
-    assert main(["new", "FW99", "limits", "some", "words"]) == 0
+    claim = r'It is "true", or $\theta$ is false, and the line is longer than one row holds'
+    assert main(["new", "FW99", "limits", "some", "words", "--claim", claim]) == 0
     out = capsys.readouterr().out
     module = checkout / "companion/experiments/limits/fw99_some_words.py"
     test = checkout / "tests/experiments/limits/test_fw99.py"
@@ -115,8 +118,22 @@ def test_new_writes_an_experiment_its_row_and_its_test(checkout, capsys, monkeyp
     monkeypatch.setitem(sys.modules, "claims", claims)
     spec.loader.exec_module(claims)
     assert claims.CATALOGUE["FW99"].chapter == "limits"
+    assert claims.CATALOGUE["FW99"].text == claim
+    written = [*checkout.rglob("*.py")]
+    settings = ["--config", str(ROOT / "pyproject.toml")]
+    for command in (["check", "--select", "E,F,I"], ["format", "--check"]):
+        ruff = [sys.executable, "-m", "ruff", *command, *settings, *written]
+        done = subprocess.run(ruff, capture_output=True)
+        assert done.returncode == 0, done.stdout
     assert '"FW99"' in module.read_text()
     assert (module.parent / "__init__.py").exists()
+
+
+def test_new_for_a_claim_that_stands_in_the_catalogue_writes_no_row(checkout):
+    before = (checkout / "companion/claims.py").read_text()
+    assert main(["new", "FW99", "limits", "some", "words", "--claim", "CL58"]) == 0
+    assert (checkout / "companion/claims.py").read_text() == before
+    assert '("CL58", "worst"' in next(checkout.rglob("fw99_some_words.py")).read_text()
 
 
 @pytest.mark.parametrize(
@@ -126,6 +143,9 @@ def test_new_writes_an_experiment_its_row_and_its_test(checkout, capsys, monkeyp
         (["fw99", "limits", "a", "b"], "ID: 'fw99' is not allowed"),
         (["FW99", "limit", "a", "b"], "chapter: 'limit' is not allowed; did you mean 'limits'?"),
         (["FW99", "limits", "A", "b"], "words: ('A', 'b') is not allowed"),
+        (["FW99", "limits", "a", "b", "--claim", ""], "claim: '' is not allowed"),
+        (["FW99", "limits", "a", "b", "--claim", "x" * 86], "it must be one line of 85"),
+        (["FW99", "limits", "a", "b", "--claim", "a\nb"], "it must be one line of 85"),
     ],
 )
 def test_new_refuses_what_would_not_be_found(checkout, capsys, arguments, message):
@@ -133,6 +153,18 @@ def test_new_refuses_what_would_not_be_found(checkout, capsys, arguments, messag
     assert main(["new", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert contents(checkout) == before
+
+
+def test_nothing_stays_as_new_wrote_it(checkout):
+    """No claim, title or docstring of the package is still that of the stub."""
+    assert CLAIM not in {statement.text for statement in CATALOGUE.values()}
+    main(["new", "FW99", "limits", "some", "words"])
+    stub = (checkout / "companion/experiments/limits/fw99_some_words.py").read_text()
+    lines = [line for line in stub.splitlines() if "One line" in line or "Say what is" in line]
+    assert len(lines) == 2
+    for path in (ROOT / "companion" / "experiments").rglob("*.py"):
+        text = path.read_text()
+        assert not any(line in text for line in lines), path
 
 
 def test_run_writes_the_result_and_reports_the_claims(tmp_path, capsys):
