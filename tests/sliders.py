@@ -10,8 +10,10 @@ from test_browser import PATIENCE, SERIOUS
 
 STATIC = Path(__file__).parents[1] / "book" / "_static"
 PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><head><title>Slider</title>
+<link rel="stylesheet" href="{static}/slider.css">
 <link rel="stylesheet" href="{static}/{stem}.css">
 <script defer src="{static}/{stem}_data.js"></script>
+<script defer src="{static}/slider.js"></script>
 <script defer src="{static}/{stem}.js"></script></head>
 <body style="{colours}"><main><h1>Slider</h1>
 <figure id="{label}-fig-slider"><img src="{static}/{stem}.svg" alt="The picture">
@@ -29,7 +31,8 @@ def committed_data(stem):
 
 def bytes_to_load(stem):
     """Return the size of all files of a slider."""
-    files = (f"{stem}_data.js", f"{stem}.js", f"{stem}.css", f"{stem}.svg")
+    own = (f"{stem}_data.js", f"{stem}.js", f"{stem}.css", f"{stem}.svg")
+    files = (*own, "slider.js", "slider.css")
     return sum((STATIC / name).stat().st_size for name in files)
 
 

@@ -1,11 +1,6 @@
-/* The slider of chapter 10: replaces the picture by trained nets that can be rolled out with any
-   scheme and step. Without this script the picture stays. The weights come from pendulum_data.js. */
-document.addEventListener("DOMContentLoaded", () => {
-  const data = window.pendulumData;
-  const figure = document.getElementById("pendulum-fig-slider");
-  if (!data || !figure) return;
-
-  const SVG = "http://www.w3.org/2000/svg";
+/* The slider of chapter 10: trained nets that can be rolled out with any scheme and step. Their
+   weights come from pendulum_data.js, what all sliders share from slider.js. */
+courseSlider("pendulum", window.pendulumData, (data, { html, svg, minus, ...kit }, redraw) => {
   const MOTION = { width: 640, height: 304, left: 50, right: 630, top: 16, bottom: 262, limit: 4 };
   const ERROR = { width: 640, height: 310, left: 70, right: 630, top: 16, bottom: 244 };
   const RANGE = { h: [0.005, 0.5], e: [1e-10, 1e2] };
@@ -55,23 +50,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
   /* Drawing */
 
-  function node(make, attributes, ...children) {
-    const made = make();
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  }
-  const html = (tag, attributes = {}, ...children) =>
-    node(() => document.createElement(tag), attributes, ...children);
-  const svg = (tag, attributes = {}, ...children) =>
-    node(() => document.createElementNS(SVG, tag), attributes, ...children);
   const words = (x, y, text, anchor = "middle") => svg("text", { x, y, "text-anchor": anchor }, text);
-  const minus = (value) => String(value).replace("-", "\u2212");
-
-  function curve(points, kind) {
-    const text = points.map(([a, b]) => `${a.toFixed(1)},${b.toFixed(1)}`).join(" ");
-    return svg("polyline", { points: text, class: `pendulum-line ${kind}` });
-  }
 
   function between(value, [low, high], [from, to]) {
     return from + ((Math.min(Math.max(value, low), high) - low) / (high - low)) * (to - from);
@@ -83,7 +62,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const atError = (e) => between(Math.log(e), RANGE.e.map(Math.log), [ERROR.bottom, ERROR.top]);
 
   function motionAxes() {
-    const group = svg("g", { class: "pendulum-axes" });
+    const group = svg("g", { class: "slider-axes" });
     for (let t = 0; t <= data.shown; t += 1) {
       group.append(svg("line", { x1: atTime(t), x2: atTime(t), y1: MOTION.top, y2: MOTION.bottom }));
       group.append(words(atTime(t), MOTION.bottom + 28, t));
@@ -98,14 +77,14 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 
   function errorAxes() {
-    const group = svg("g", { class: "pendulum-axes" });
+    const group = svg("g", { class: "slider-axes" });
     for (const h of [0.01, 0.03, 0.1, 0.3]) {
       group.append(svg("line", { x1: atStep(h), x2: atStep(h), y1: ERROR.top, y2: ERROR.bottom }));
       group.append(words(atStep(h), ERROR.bottom + 26, h));
     }
     for (let power = -9; power <= 0; power += 3) {
       const y = atError(10 ** power);
-      const small = svg("tspan", { dy: -7, class: "pendulum-power" }, minus(power));
+      const small = svg("tspan", { dy: -7, class: "slider-index" }, minus(power));
       const name = words(ERROR.left - 8, y + 7, "10", "end");
       name.append(small);
       group.append(svg("line", { x1: ERROR.left, x2: ERROR.right, y1: y, y2: y }), name);
@@ -115,17 +94,8 @@ document.addEventListener("DOMContentLoaded", () => {
     return group;
   }
 
-  const motion = svg("svg", { viewBox: `0 0 ${MOTION.width} ${MOTION.height}`, role: "img" });
-  const plot = svg("svg", { viewBox: `0 0 ${ERROR.width} ${ERROR.height}`, role: "img" });
-  const slider = html("input", {
-    type: "range",
-    id: "pendulum-step",
-    min: 0,
-    max: data.counts.length - 1,
-    step: 1,
-    value: data.counts.indexOf(Math.round(data.time / data.step)),
-  });
-  const shown = html("output", { for: "pendulum-step" });
+  const motion = kit.drawing(MOTION.width, MOTION.height);
+  const plot = kit.drawing(ERROR.width, ERROR.height);
   const result = html("p", { class: "pendulum-error" });
   const chosen = { field: "euler", method: "euler" };
 
@@ -136,7 +106,7 @@ document.addEventListener("DOMContentLoaded", () => {
       input.checked = value === chosen[key];
       input.addEventListener("change", () => {
         chosen[key] = value;
-        draw();
+        redraw();
       });
       set.append(html("label", {}, input, label));
     }
@@ -150,8 +120,8 @@ document.addEventListener("DOMContentLoaded", () => {
       atAngle(a),
     ]);
     const points = path.map(([a], n) => [atTime(n * h), atAngle(a)]);
-    motion.replaceChildren(motionAxes(), curve(truth, "pendulum-true"));
-    motion.append(curve(points, "pendulum-net"));
+    motion.replaceChildren(motionAxes(), kit.line(truth, "slider-true"));
+    motion.append(kit.line(points, "pendulum-net"));
     if (points.length > 150) return;
     for (const [cx, cy] of points) motion.append(svg("circle", { cx, cy, r: 3.5, class: "pendulum-dot" }));
   }
@@ -163,28 +133,26 @@ document.addEventListener("DOMContentLoaded", () => {
     const own = { x1: atStep(data.step), x2: atStep(data.step), y1: ERROR.top, y2: ERROR.bottom };
     plot.append(svg("line", { ...own, class: "pendulum-own" }));
     if (chosen.field !== "equation") {
-      plot.append(curve(place(errors("equation", chosen.method)), "pendulum-baseline"));
+      plot.append(kit.line(place(errors("equation", chosen.method)), "pendulum-baseline"));
     }
-    plot.append(curve(points, "pendulum-net"));
+    plot.append(kit.line(points, "pendulum-net"));
     const [cx, cy] = points[at];
     plot.append(svg("circle", { cx, cy, r: 8, class: "pendulum-now" }));
   }
 
-  function draw() {
-    const at = Number(slider.value);
+  function draw(at) {
     const count = data.counts[at];
     const h = data.time / count;
     const error = errors(chosen.field, chosen.method)[at];
     const size = error < 0.001 ? error.toExponential(1) : error.toPrecision(2);
     drawMotion(h);
     drawErrors(at);
-    shown.textContent = `${h.toPrecision(3)} s, ${count} steps`;
-    slider.setAttribute("aria-valuetext", shown.textContent);
+    const shown = `${h.toPrecision(3)} s, ${count} steps`;
     result.textContent = `Error after ${data.time} s: ${minus(size)}`;
     const who = `Field: ${FIELDS[chosen.field]}. Rolled out with ${data.labels[chosen.method]}`;
     motion.setAttribute(
       "aria-label",
-      `Angle against time, the true motion and the model's. ${who}, step ${shown.textContent}. ` +
+      `Angle against time, the true motion and the model's. ${who}, step ${shown}. ` +
         `Error after ${data.time} s: ${size}.`,
     );
     plot.setAttribute(
@@ -193,16 +161,16 @@ document.addEventListener("DOMContentLoaded", () => {
         `${size} at the chosen step. A dotted upright line marks the step of the data.` +
         (chosen.field === "equation" ? "" : " Dashed: the true equation under the same scheme."),
     );
+    return shown;
   }
 
-  slider.addEventListener("input", draw);
-  const widget = html("div", { class: "pendulum" });
-  widget.append(choice("field", "Trained with", FIELDS));
-  widget.append(choice("method", "Rolled out with", data.labels));
-  const label = html("label", { for: "pendulum-step" }, "Step: ");
-  widget.append(html("div", { class: "pendulum-slider" }, label, slider, shown), result);
-  widget.append(motion, plot);
-  draw();
-  for (const image of figure.querySelectorAll("img")) image.hidden = true;
-  figure.prepend(widget);
+  return {
+    id: "pendulum-step",
+    label: "Step",
+    last: data.counts.length - 1,
+    value: data.counts.indexOf(Math.round(data.time / data.step)),
+    before: [choice("field", "Trained with", FIELDS), choice("method", "Rolled out with", data.labels)],
+    after: [result, motion, plot],
+    draw,
+  };
 });

@@ -1,32 +1,12 @@
-/* The slider of chapter 13: replaces the picture of all levels by one that can be moved.
-   Without this script the picture stays. The data come from refinement_data.js. */
-document.addEventListener("DOMContentLoaded", () => {
-  const data = window.refinementData;
-  const figure = document.getElementById("refinement-fig-slider");
-  if (!data || !figure) return;
-
-  const SVG = "http://www.w3.org/2000/svg";
+/* The slider of chapter 13: all levels become one that can be moved. Its data come from
+   refinement_data.js, what all sliders share from slider.js. */
+courseSlider("refinement", window.refinementData, (data, { html, svg, ...kit }, redraw) => {
   const PANEL = { width: 640, height: 330, left: 52, right: 12, top: 40, bottom: 34 };
   const REACH = 1.05;
   const NAMES = { grown: "grown", deep: "full depth from the start" };
   const grown = data.nets.grown;
-  const minus = (value) => String(value).replace("-", "\u2212");
   const counted = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
   const x = (depth) => PANEL.left + depth * (PANEL.width - PANEL.left - PANEL.right);
-
-  function html(tag, attributes = {}, ...children) {
-    const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  }
-
-  function svg(tag, attributes, ...children) {
-    const node = document.createElementNS(SVG, tag);
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  }
 
   const place = (top) => (value) => {
     const height = PANEL.height - PANEL.top - PANEL.bottom;
@@ -35,22 +15,20 @@ document.addEventListener("DOMContentLoaded", () => {
 
   function axes(top, title, cells) {
     const y = place(top);
-    const group = svg("g", { class: "refinement-axes" });
+    const group = svg("g", { class: "slider-axes" });
     for (const tick of [-1, 0, 1]) {
       group.append(svg("line", { x1: x(0), x2: x(1), y1: y(tick), y2: y(tick) }));
       const at = { x: x(0) - 8, y: y(tick) + 7, "text-anchor": "end" };
-      group.append(svg("text", at, minus(tick)));
+      group.append(svg("text", at, kit.minus(tick)));
     }
     for (let k = 0; k <= cells; k += 1) {
       const ends = { x1: x(k / cells), x2: x(k / cells), y1: y(-REACH), y2: y(REACH) };
       group.append(svg("line", { ...ends, class: "refinement-knot" }));
     }
-    for (const [depth, anchor] of [[0, "start"], [1, "end"]]) {
+    for (const [depth, anchor, word] of [[0, "start", "0"], [1, "end", "1"], [0.5, "middle", "depth"]]) {
       const at = { x: x(depth), y: y(-REACH) + 24, "text-anchor": anchor };
-      group.append(svg("text", at, String(depth)));
+      group.append(svg("text", at, word));
     }
-    const middle = { x: x(0.5), y: y(-REACH) + 24, "text-anchor": "middle" };
-    group.append(svg("text", middle, "depth"));
     group.append(svg("text", { x: x(0), y: top + 26, class: "refinement-title" }, title));
     return group;
   }
@@ -58,45 +36,24 @@ document.addEventListener("DOMContentLoaded", () => {
   function staircase(row, top, number, factor) {
     const y = place(top);
     const mean = row.reduce((sum, value) => sum + value, 0) / row.length;
-    const points = row.flatMap((value, k) => {
-      const height = y(mean + factor * (value - mean)).toFixed(1);
-      return [k, k + 1].map((knot) => `${x(knot / row.length).toFixed(1)},${height}`);
-    });
-    const kind = `refinement-line refinement-${number}`;
-    return svg("polyline", { points: points.join(" "), class: kind });
+    const points = row.flatMap((value, k) =>
+      [k, k + 1].map((knot) => [x(knot / row.length), y(mean + factor * (value - mean))]),
+    );
+    return kit.line(points, `refinement-line refinement-${number}`);
   }
 
-  const size = `0 0 ${PANEL.width} ${2 * PANEL.height}`;
-  const picture = svg("svg", { viewBox: size, role: "img" });
-  const slider = html("input", {
-    type: "range",
-    id: "refinement-epoch",
-    min: 0,
-    max: grown.length - 1,
-    step: 1,
-    value: grown.length - 1,
-  });
-  const output = html("output", { for: "refinement-epoch" });
+  const picture = kit.drawing(PANEL.width, 2 * PANEL.height);
   const box = html("input", { type: "checkbox", id: "refinement-box", checked: "" });
+  box.addEventListener("change", redraw);
+  const words = `Enlarge the grown network's differences over depth ${data.magnified} times`;
+  const magnify = html("label", { class: "refinement-magnify" }, box, words);
   const heads = ["network", "cells and steps", "test error", "variation over depth"];
-  const head = html("tr", {}, ...heads.map((word) => html("th", { scope: "col" }, word)));
-  const body = html("tbody");
-  const rows = {};
-  for (const [name, label] of Object.entries(NAMES)) {
-    rows[name] = [html("td"), html("td"), html("td")];
-    body.append(html("tr", {}, html("th", { scope: "row" }, label), ...rows[name]));
-  }
+  const [table, rows] = kit.table(heads, NAMES);
 
-  function when(position) {
+  function draw(position) {
     const { epoch, cells } = grown[position];
-    const split = position > 0 && grown[position - 1].cells < cells ? ", just split" : "";
-    return `${counted(epoch, "epoch")}, ${counted(cells, "cell")}${split}`;
-  }
-
-  function draw() {
-    const position = Number(slider.value);
     const shown = { grown: grown[position] };
-    shown.deep = data.nets.deep.find((entry) => entry.epoch === shown.grown.epoch);
+    shown.deep = data.nets.deep.find((entry) => entry.epoch === epoch);
     picture.replaceChildren();
     Object.entries(shown).forEach(([name, entry], panel) => {
       const top = panel * PANEL.height;
@@ -108,26 +65,23 @@ document.addEventListener("DOMContentLoaded", () => {
       const values = [entry.cells, percent, entry.variation];
       rows[name].forEach((cell, k) => (cell.textContent = String(values[k])));
     });
-    output.textContent = when(position);
-    slider.setAttribute("aria-valuetext", when(position));
     picture.setAttribute(
       "aria-label",
-      `Six weights as functions of depth after ${counted(shown.grown.epoch, "epoch")}. ` +
-        `Grown network: ${counted(shown.grown.cells, "cell")}, variation ` +
+      `Six weights as functions of depth after ${counted(epoch, "epoch")}. ` +
+        `Grown network: ${counted(cells, "cell")}, variation ` +
         `${shown.grown.variation}. Full depth from the start: 8 cells, variation ` +
         `${shown.deep.variation}.`,
     );
+    const split = position > 0 && grown[position - 1].cells < cells ? ", just split" : "";
+    return `${counted(epoch, "epoch")}, ${counted(cells, "cell")}${split}`;
   }
 
-  slider.addEventListener("input", draw);
-  box.addEventListener("change", draw);
-  const label = html("label", { for: "refinement-epoch" }, "Training: ");
-  const widget = html("div", { class: "refinement" });
-  widget.append(html("div", { class: "refinement-slider" }, label, slider, output));
-  const words = `Enlarge the grown network's differences over depth ${data.magnified} times`;
-  widget.append(html("label", { class: "refinement-magnify" }, box, words));
-  widget.append(picture, html("table", {}, html("thead", {}, head), body));
-  draw();
-  for (const image of figure.querySelectorAll("img")) image.hidden = true;
-  figure.prepend(widget);
+  return {
+    id: "refinement-epoch",
+    label: "Training",
+    last: grown.length - 1,
+    value: grown.length - 1,
+    after: [magnify, picture, table],
+    draw,
+  };
 });

@@ -2,10 +2,10 @@
 
 import json
 
-import free_order_figure
 import pytest
 import sliders
 import torch
+from figures.free_order import slider as free_order_figure
 from playwright.sync_api import expect
 
 

@@ -2,9 +2,9 @@
 
 import json
 
-import pendulum_figure
 import pytest
 import sliders
+from figures.pendulum import slider as pendulum_figure
 from playwright.sync_api import expect
 
 from companion.data import pendulum

@@ -3,9 +3,9 @@
 from itertools import pairwise
 
 import pytest
-import refinement_figure
 import sliders
 import torch
+from figures.refinement import slider as refinement_figure
 from playwright.sync_api import expect
 
 

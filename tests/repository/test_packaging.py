@@ -34,7 +34,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 LOCAL = {
     path.stem for folder in ("book", "tools", "tests") for path in ROOT.glob(f"{folder}/**/*.py")
 }
-LOCAL |= {"benchmarks", "companion"}
+LOCAL |= {"benchmarks", "companion", "figures"}
 TARGETS = {
     target
     for line in (ROOT / "Makefile").read_text().splitlines()

@@ -1,15 +1,13 @@
 """Train the nets whose trajectories the slider of chapter 10 shows, and draw its picture for paper.
 
-Run `python book/pendulum_figure.py` after a change, a minute or two; the two files it writes are
-committed. The slider's script steps the nets itself.
+Run `python -m figures.pendulum.slider` in `book` after a change, a minute or two; the two files it
+writes are committed. The slider's script steps the nets itself.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
+from figures.writing import write_slider
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -20,7 +18,6 @@ from companion.figures import use_style
 from companion.models import OneStepNet
 from companion.schemes import get_scheme
 
-STATIC = Path(__file__).parent / "_static"
 STEP, TIME, SHOWN = 0.1, 3.2, 6.4
 COUNTS = (512, 256, 128, 96, 64, 48, 40, 36, 34, 33, 32, 31, 30, 28, 24, 20, 16, 12, 10, 8)
 METHODS = {"euler": "Euler", "midpoint": "midpoint", "rk4": "RK4"}
@@ -115,10 +112,7 @@ def motion(axes: Any, found: dict[str, Any], net: OneStepNet, n: int) -> None:
 def main() -> None:
     """Write both files."""
     found = data(train())
-    text = json.dumps(found, separators=(",", ":"))
-    (STATIC / "pendulum_data.js").write_text(f"window.pendulumData = {text};\n", encoding="utf-8")
-    mpl.rcParams.update({"svg.hashsalt": "pendulum", "svg.fonttype": "path"})
-    picture(found).savefig(STATIC / "pendulum.svg", metadata={"Date": None})
+    write_slider("pendulum", found, picture(found))
 
 
 if __name__ == "__main__":

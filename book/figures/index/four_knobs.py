@@ -1,6 +1,6 @@
 """Draw the picture of the four knobs, once for light and once for dark pages.
 
-Run `python book/four_knobs.py` after a change; the SVG files are committed.
+Run `python book/figures/index/four_knobs.py` after a change; the SVG files are committed.
 """
 
 from itertools import pairwise
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.integrate import solve_ivp
 
-STATIC = Path(__file__).parent / "_static"
+STATIC = Path(__file__).parents[2] / "_static"
 # Text and lines, quiet lines, and the accent; the accents differ in grey too.
 COLOURS = {
     "light": {"ink": "#1f2933", "quiet": "#6b7885", "method": "#0b5d85", "back": "#a04000"},

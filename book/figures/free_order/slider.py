@@ -1,15 +1,14 @@
 """Compute the trajectories that the slider of chapter 17 shows, and its picture for paper.
 
-Run `python book/free_order_figure.py` after a change; the two files it writes are committed.
+Run `python -m figures.free_order.slider` in `book` after a change; the two files it writes are
+committed.
 """
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
+from figures.writing import write_slider
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -18,7 +17,6 @@ from companion.analysis.reconstruction import gradient_error, reconstruction, tr
 from companion.figures import PALETTE, use_style
 from companion.gradients import NAMED_RULES
 
-STATIC = Path(__file__).parent / "_static"
 DEPTHS = (4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 SHOWN = (8, 16, 32)
 RULES = {
@@ -100,11 +98,7 @@ def picture(found: dict[str, Any]) -> Figure:
 def main() -> None:
     """Write both files."""
     found = data()
-    text = json.dumps(found, separators=(",", ":"))
-    script = STATIC / "free_order_data.js"
-    script.write_text(f"window.freeOrderData = {text};\n", encoding="utf-8")
-    mpl.rcParams.update({"svg.hashsalt": "free order", "svg.fonttype": "path"})
-    picture(found).savefig(STATIC / "free_order.svg", metadata={"Date": None})
+    write_slider("free_order", found, picture(found))
 
 
 if __name__ == "__main__":

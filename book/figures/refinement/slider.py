@@ -1,16 +1,15 @@
 """Train the two networks that the slider of chapter 13 shows, and draw its picture for paper.
 
-Run `python book/refinement_figure.py` after a change; the two files it writes are committed.
+Run `python -m figures.refinement.slider` in `book` after a change; the two files it writes are
+committed.
 """
 
-import json
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
+from figures.writing import write_slider
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -21,7 +20,6 @@ from companion.figures import PALETTE, use_style
 from companion.models import ContinuousMLP
 from companion.train import error_rate, fit
 
-STATIC = Path(__file__).parent / "_static"
 EPOCHS, SEED = 30, 0
 NETS = {"grown": Variant("rk4", refined=True), "deep": Variant("rk4")}
 SHOWN = 6
@@ -114,11 +112,7 @@ def picture(found: dict[str, Any]) -> Figure:
 def main() -> None:
     """Write both files."""
     found = data()
-    text = json.dumps(found, separators=(",", ":"))
-    script = STATIC / "refinement_data.js"
-    script.write_text(f"window.refinementData = {text};\n", encoding="utf-8")
-    mpl.rcParams.update({"svg.hashsalt": "refinement", "svg.fonttype": "path"})
-    picture(found).savefig(STATIC / "refinement.svg", metadata={"Date": None})
+    write_slider("refinement", found, picture(found))
 
 
 if __name__ == "__main__":
