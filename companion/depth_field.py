@@ -65,6 +65,7 @@ class DepthField(CheckedField):
         """Unbind ``weights``; with ``cell``, read that cell alone, on any grid or none."""
         self.template, self.basis = weights.template, weights.basis
         self.weights, self.asked, self.cell = weights, asked, cell
+        self._latest: tuple[Stage, Place] | None = None
         # Tied tensors are unbound once under each name, so that autograd sums their gradients.
         stacks = dict(weights.stacks.named_parameters(remove_duplicate=False))
         norms = weights.per_cell
@@ -151,6 +152,11 @@ class DepthField(CheckedField):
         return stage.t / self.asked.scale
 
     def _place(self, stage: Stage) -> Place:
+        if self._latest is None or self._latest[0] is not stage:  # an evaluation asks repeatedly
+            self._latest = stage, self._locate(stage)
+        return self._latest[1]
+
+    def _locate(self, stage: Stage) -> Place:
         if self.cell is not None:
             depth = self._depth(stage)
             depth = depth.detach() if isinstance(depth, Tensor) else depth

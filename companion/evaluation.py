@@ -48,6 +48,7 @@ class CheckedField(ABC):
         self.logs: dict[Hashable, BufferLog] = {}
         if self.finds_params:
             self.logs = self._new_logs()
+        self.following = any(log.read for log in self.logs.values())
 
     @abstractmethod
     def arranged(self, weights: Sequence[Tensor]) -> Any:
@@ -78,7 +79,7 @@ class CheckedField(ABC):
         """Evaluate the field in a forward solve."""
         if self.stats is not None:
             self.stats.nfe += 1
-        if self.logs:
+        if self.following:
             place = self.place(stage)
             self.logs[place].note(stage, self.live(place))
         if self.checked:

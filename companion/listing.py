@@ -126,7 +126,9 @@ def _declared(path: Path) -> Iterator[Entry]:
 def _entry(call: ast.Call, function: ast.FunctionDef, module: str) -> Entry:
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     id, title = (ast.literal_eval(argument) for argument in call.args)
-    strings = (node.value for node in ast.walk(given["claims"]) if isinstance(node, ast.Constant))
+    constants = [node for node in ast.walk(given["claims"]) if isinstance(node, ast.Constant)]
+    constants.sort(key=lambda node: (node.lineno, node.col_offset))  # as they are written
+    strings = (node.value for node in constants)
     arguments = function.args
     smoke = {
         argument.arg: ast.unparse(value)

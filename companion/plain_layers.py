@@ -66,10 +66,12 @@ def apply_to_layers(net: nn.Module, fn: Callable[[nn.Module], object]) -> None:
 def all_modules(net: nn.Module) -> Iterator[nn.Module]:
     """Yield all modules of a net, and those of the residuals inside blocks, which hide theirs.
 
+    The last in the example holds the stacks.
+
     Example:
         >>> from companion import OdeBlock
         >>> [type(m).__name__ for m in all_modules(OdeBlock(nn.Linear(2, 2)))]
-        ['OdeBlock', 'DepthWeights', 'Linear']
+        ['OdeBlock', 'DepthWeights', 'Linear', 'Module']
     """
     for module in net.modules():
         yield module

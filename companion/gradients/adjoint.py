@@ -83,7 +83,7 @@ class Adjoint:
         return recomputing_states(self, problem)
 
     def forward(self, problem: Problem) -> tuple[States, Kept]:
-        """Solve; keep the outputs, and the start if the times need its derivative."""
+        """Solve; keep the outputs."""
         before = random_state(problem.y0.device)
         ys = problem.integrate()
         ends = _ends(problem, ys)
@@ -100,10 +100,7 @@ class Adjoint:
                     f"changes and reads its buffer {names[0]!r} (spectral_norm in training mode?); "
                     "use gradient='checkpoint' or 'backprop'"
                 )
-        # Copies of what shares its memory with the output: a user may change that in place.
-        kept = [y.clone() for y in ys[1:]] if isinstance(ys, Tensor) else ys[1:]
-        start = [problem.y0] if isinstance(problem.t, Tensor) else []
-        return ys, Kept(problem, [*start, *kept])
+        return ys, Kept(problem, [], outputs=True)
 
     def backward(self, given: Given) -> Tensor:
         """Integrate the adjoint from output to output."""

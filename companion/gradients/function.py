@@ -29,13 +29,16 @@ class Kept(NamedTuple):
 
     Attributes:
         problem: the problem, with whatever field the backward pass is to repeat.
-        tensors: states; autograd keeps them.
+        tensors: states that autograd is to keep.
         notes: anything else.
+        outputs: whether to keep what the solve returns too, at no cost to who holds it: all states
+            at the output times come before ``tensors`` in the backward pass.
     """
 
     problem: Problem
     tensors: list[Tensor]
     notes: Any = None
+    outputs: bool = False
 
 
 class Given(NamedTuple):
@@ -118,26 +121,43 @@ class _Solve(torch.autograd.Function):
         ctx.mode, ctx.modes = _autocast_mode(y0), _modes(problem.field)
         with _autocast_as(ctx.mode):
             ys, kept = method.forward(problem)
-        ctx.method, ctx.notes, ctx.count = method, kept.notes, len(kept.tensors)
+        ctx.method, ctx.notes = method, kept.notes
         ctx.problem = replace(kept.problem, y0=torch.empty(0))
-        ctx.save_for_backward(*kept.tensors, *params)
-        return stacked(ys)
+        result = stacked(ys)
+        ctx.outputs, ctx.count = kept.outputs, len(kept.tensors)
+        ctx.save_for_backward(*kept.tensors, *params, *([result] if kept.outputs else []))
+        return result
 
     @staticmethod
     @_refusing_second_order
     def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # autograd checks that nobody has changed them
+        saved = _saved(ctx)
         field, (_, _, wants_t, _, *wanted) = ctx.problem.field, ctx.needs_input_grad
         _check_modes(field, ctx.modes)
         weights = [_unhooked(p) for p in field.params]
         problem = replace(ctx.problem, field=field.recomputation(weights))
         times = Accumulator(problem.t, [True] * len(problem.t)) if wants_t else None
         sums = Sums(Accumulator(weights, wanted), times)
-        given = Given(problem, saved[: ctx.count], ctx.notes, grad_ys, sums)
+        outputs = saved[-1].unbind() if ctx.outputs else ()
+        given = Given(problem, (*outputs, *saved[: ctx.count]), ctx.notes, grad_ys, sums)
         with _autocast_as(ctx.mode):
             a = ctx.method.backward(given)
         grad_t = None if times is None else torch.stack(times.filled())
         return None, None, grad_t, a, *sums.params.grads
+
+
+def _saved(ctx: Any) -> tuple[Tensor, ...]:
+    """Return what was kept, which autograd knows that nobody has changed."""
+    try:
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise RuntimeError(
+            "gradient: the states that a solve returned, or the parameters of its field, were "
+            f"changed in place before backward(), which reads them; change a clone(): {error}"
+        ) from error
+    return saved
 
 
 def _unhooked(param: Tensor) -> Tensor:

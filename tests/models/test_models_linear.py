@@ -494,5 +494,7 @@ def test_bad_input(call, message):
 
 
 def test_a_task_is_made_of_tensors():
-    with pytest.raises(TypeError, match=r"covariance: 1\.0 is not allowed; it must be of type Tensor"):
+    with pytest.raises(
+        TypeError, match=r"covariance: 1\.0 is not allowed; it must be of type Tensor"
+    ):
         LinearTask(torch.eye(1), 1.0)

@@ -10,12 +10,12 @@ ROOT = Path(companion.__file__).parent
 # From the bottom up. A module imports modules of lower layers, and of its own package.
 LAYERS = (
     {"arguments", "files", "sources", "claims", "chapters", "machine", "version"},
-    {"schemes", "basis"},
-    {"solve", "results", "listing"},
-    {"checks", "leapfrog", "records"},
-    {"methods"},
+    {"first_evaluation", "schemes", "basis", "listing", "results"},
+    {"solve", "records"},
+    {"buffers", "counts", "leapfrog"},
+    {"depth_weights", "evaluation", "methods"},
     {"gradients"},
-    {"ode"},
+    {"depth_field", "ode"},
     {"block"},
     {"plain_layers"},
     {"models", "data", "train", "observe", "figures", "notebook"},
@@ -39,7 +39,9 @@ def faults(path):
             yield f"{path.name}: import from the defining module instead"
             continue
         target = name.split(".")[1]
-        if target != parts[0] and LEVEL[target] >= LEVEL[parts[0]]:
+        if target not in LEVEL:
+            yield f"place {target!r} in LAYERS"
+        elif target != parts[0] and LEVEL[target] >= LEVEL[parts[0]]:
             yield f"{path.relative_to(ROOT)} imports {name}"
 
 
