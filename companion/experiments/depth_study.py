@@ -1,7 +1,6 @@
 """What the studies of order in depth share: a small random field, and right-continuous stages."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -114,14 +113,3 @@ def largest_distance(ends: Tensor, truth: Tensor) -> float:
         5.0
     """
     return float((ends - truth).norm(dim=1).max())
-
-
-def geometric_mean(curves: Sequence[Sequence[float]]) -> list[float]:
-    """Return the geometric mean over the first axis.
-
-    Example:
-        >>> geometric_mean([[1.0, 8.0], [4.0, 2.0]])
-        [2.0, 4.0]
-    """
-    means: list[float] = torch.tensor(curves, dtype=torch.float64).log().mean(0).exp().tolist()
-    return means

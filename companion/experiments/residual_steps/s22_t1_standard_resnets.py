@@ -79,7 +79,7 @@ def s22_t1(
     recipe = RECIPES[dataset]
 
     def train(part: Part, rule: str, seed: int) -> list[float]:
-        with seeded(seed):
+        with seeded(seed, dtype=run.dtype):
             net = ResNet(
                 layers, kind, stem=recipe.stem, inputs=data.channels, classes=data.classes,
                 width=width, rule=rule, gradient=gradient,
