@@ -5,9 +5,13 @@ What needs torch is imported where it is used: a listing or an error answers at 
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from companion.listing import Entry, entries, locate
 from companion.version import VERSION
@@ -25,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        options.action(options)
+        with _interrupts():
+            options.action(options)
+            sys.stdout.flush()  # here, and not at exit, a reader that has left is noticed
     except (ValueError, TypeError) as error:
         print(f"companion: error: {error}", file=sys.stderr)
         return 2
@@ -36,6 +42,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Take any error that follows Ctrl-C for it: importing scipy turns it into others."""
+    seen = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal seen
+        seen = True
+        signal.default_int_handler(number, frame)
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception:
+        if seen:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     showing.set_defaults(action=_show)
     plotting = commands.add_parser("plot", help="draw the curves of a result")
     plotting.add_argument("result", metavar="RESULT", help="ID, ID.TIER (recorded) or a file")
-    plotting.add_argument("--out", type=Path, help="the picture (default: RESULT.png)")
+    plotting.add_argument("--out", type=Path, help="the picture, or a folder for ID.TIER.png")
     plotting.set_defaults(action=_plot)
     new = commands.add_parser("new", help="begin an experiment in a checkout of the repository")
     new.add_argument("id", metavar="ID", help="an ID that is not taken, such as FW9")
@@ -73,7 +104,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--data", type=Path, help="folder with data sets (default: COMPANION_DATA)")
     run.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
     run.add_argument("--every", type=float, default=30.0, help="seconds between two checkpoints")
-    run.add_argument("--keep", action="store_true", help="keep trained models, in ID.TIER.models")
+    run.add_argument("--keep", action="store_true", help="keep trained models: OUT/ID.TIER.models")
     run.add_argument(
         "--set",
         action="append",

@@ -250,7 +250,11 @@ class Result:
     @classmethod
     def load(cls, path: Path | str) -> "Result":
         """Read a result that :meth:`save` wrote; see :meth:`from_json` for the errors."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"), source=str(path))
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not the JSON of a result: {error!r}") from error
+        return cls.from_json(text, source=str(path))
 
 
 def encode(value: Any) -> Any:

@@ -16,6 +16,9 @@ from notebook_sync import RECORD, chapters, code_cells, outputs_digest, read_tex
 _PATH = re.compile(r"(?<![\w./:<-])(?:/(?:home|root|Users|tmp|usr|opt|var|mnt)/|[A-Z]:\\Users\\)")
 _ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
 
+_NAMED = 3
+"""How many causes of stale outputs a line names."""
+
 
 def check(root: Path) -> list[str]:
     """Return one line for each fault of the notebooks under `root`."""
@@ -93,12 +96,12 @@ def _is_literal_assignment(statement: ast.stmt) -> bool:
 
 def _stale_faults(notebook: NotebookNode, wanted: dict[str, Any]) -> Iterator[str]:
     recorded = notebook.metadata.get(RECORD, {"cells": None, "modules": {}, "outputs": None})
-    if recorded["cells"] != wanted["cells"]:
-        yield "outputs are older than the code cells; run `make notebooks`"
     then, now = recorded["modules"], wanted["modules"]
-    for name in sorted(then.keys() | now.keys()):
-        if then.get(name) != now.get(name):
-            yield f"outputs are older than {name}; run `make notebooks`"
+    newer = ["the code cells"] if recorded["cells"] != wanted["cells"] else []
+    newer += [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    if newer:
+        more = f" and {len(newer) - _NAMED} more" if len(newer) > _NAMED else ""
+        yield f"outputs are older than {', '.join(newer[:_NAMED])}{more}; run `make notebooks`"
     if recorded["outputs"] != outputs_digest(notebook):
         yield "outputs are not those of the recorded run; run `make notebooks`"
 

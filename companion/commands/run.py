@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace, team: Team) -> None:
     entry = find(options.id)
     target = options.out / f"{entry.id}.{options.tier}.json"
-    parts = options.out / f"{entry.id}.{options.tier}.parts"
+    parts, models = target.with_suffix(".parts"), target.with_suffix(".models")
     overrides = dict(_assignment(text) for text in options.set)
     device = _own_device(options.device, team)
     with _deterministic():
@@ -50,7 +50,10 @@ def _run(options: argparse.Namespace, team: Team) -> None:
                 close_folder(parts, identity)
                 print(f"{target} is complete: this run is finished")
             return
-        with _progress(entry.id, shown=team.rank == 0) as report:
+        with (
+            _left_only_if_used(parts, identity, team),
+            _progress(entry.id, shown=team.rank == 0) as report,
+        ):
             result = entry(
                 tier=options.tier,
                 seed=options.seed,
@@ -60,7 +63,7 @@ def _run(options: argparse.Namespace, team: Team) -> None:
                 every=options.every,
                 report=report,
                 data=options.data,
-                models=options.out / f"{entry.id}.{options.tier}.models" if options.keep else None,
+                models=models if options.keep else None,
                 **overrides,
             )
     if team.rank == 0:
@@ -69,7 +72,11 @@ def _run(options: argparse.Namespace, team: Team) -> None:
         result.save(target)
         close_folder(parts, identity)  # only now: a kill in between loses nothing
         print("\n".join(verdicts(result)))
+        if options.tier == "tiny":
+            print("a tiny run tests the code: whether its claims hold says nothing")
         print(target)
+        if options.keep:
+            print(models if models.is_dir() else f"{entry.id} keeps no trained models")
 
 
 def _own_device(device: str, team: Team) -> str:
@@ -134,6 +141,17 @@ def _deterministic() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def _left_only_if_used(parts: Path, identity: Mapping[str, Any], team: Team) -> Iterator[None]:
+    """Remove the folder of parts of a run that ends before it has any."""
+    try:
+        yield
+    except BaseException:
+        if team.rank == 0 and not holds_parts(parts):
+            close_folder(parts, identity)
+        raise
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from companion import records
 from companion.listing import locate
@@ -43,10 +45,10 @@ def plot(name: str, out: Path | None = None) -> Path:
 
     Args:
         name: what :func:`find_result` takes.
-        out: the picture; ``None`` writes ``ID.TIER.png`` into the working folder.
+        out: the picture, or a folder for ``ID.TIER.png``; ``None`` is the working folder.
 
     Raises:
-        ValueError: no such result, or it has no curves.
+        ValueError: no such result, it has no curves, or the picture cannot be written.
     """
     result = find_result(name)
     pairs = list(_pairs(result))
@@ -63,9 +65,18 @@ def plot(name: str, out: Path | None = None) -> Path:
             axes = figure.add_subplot(rows, 3, place)
             values = result[curve]
             spread(axes, result[x], values.reshape(len(values), -1))
-            axes.set(xlabel=x, title=curve)
-    target = out or Path(f"{result.experiment}.{result.provenance.tier}.png")
-    figure.savefig(target)
+            axes.set(xlabel=x, title=curve, xscale=_scale(result[x]), yscale=_scale(values))
+    target = out or Path()
+    if target.is_dir():
+        target = target / f"{result.experiment}.{result.provenance.tier}.png"
+    elif not target.suffix:
+        target = target.with_suffix(".png")
+    try:
+        figure.savefig(target)
+    except (OSError, ValueError) as error:  # no such folder, or no such kind of picture
+        raise ValueError(
+            f"--out: {str(target)!r} is not allowed; it must be a picture to write ({error})"
+        ) from error
     print(target)
     return target
 
@@ -92,6 +103,12 @@ def find_result(name: str) -> Result:
             f"{recorded} are recorded"
         )
     return result
+
+
+def _scale(values: NDArray[np.float64]) -> Literal["linear", "log"]:
+    """Return the scale that shows all values: logarithmic over more than three decades."""
+    values = values[np.isfinite(values)]
+    return "log" if (values > 0).all() and values.max() > 1e3 * values.min() else "linear"
 
 
 def _pairs(result: Result) -> Iterator[tuple[str, str]]:

@@ -122,6 +122,8 @@ def train_digits(
         nets, x, data.y_train, seeds,
         snapshot=part.snapshot, report=part.report, **digits_options(variant, **options),
     )  # fmt: skip
+    for net, seed in zip(nets, seeds, strict=True):
+        part.keep(net, f"seed {seed}")
     return nets
 
 

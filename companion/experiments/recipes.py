@@ -98,7 +98,7 @@ def train(
     loss: Callable[..., Tensor] = classification_loss,
     **options: Any,
 ) -> History | None:
-    """Train a classifier in place; return ``None`` where its state stopped being finite.
+    """Train a classifier in place and keep it; return ``None`` where its state became infinite.
 
     Args:
         part: the part of the run that this is.
@@ -110,12 +110,14 @@ def train(
     """
     generator = torch.Generator().manual_seed(seed)
     try:
-        return fit(
+        history = fit(
             net, loss, data, generator=generator, workers=readers(data), parallel=part.parallel,
             snapshot=part.snapshot, report=part.report, **options,
         )  # fmt: skip
     except NonFiniteError:
         return None
+    part.keep(net)
+    return history
 
 
 def trained_error(

@@ -169,7 +169,8 @@ class Experiment:
         Lists become tuples and whole numbers pass for floats.
 
         Raises:
-            ValueError: unknown tier or parameter; the message lists the known ones.
+            ValueError: unknown tier or parameter, and the message lists the known ones; an empty
+                list, or a whole number below 1, for one that is not.
             TypeError: an override of another type than the tier's value.
         """
         if tier not in self.tiers:
@@ -356,6 +357,10 @@ def _like(default: Any, value: Any, name: str) -> Any:
             f"{name}: {value!r} is not allowed; it must be a {type(default).__name__} "
             f"like {default!r}"
         )
+    if type(default) is int and value < 1 <= default:
+        raise ValueError(f"{name}: {value!r} is not allowed; it must be at least 1")
     if isinstance(default, tuple) and default:
+        if not value:
+            raise ValueError(f"{name}: [] is not allowed; it must hold something like {default!r}")
         return tuple(_like(default[0], item, name) for item in value)
     return value

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ class Part:
             pass it on to :func:`companion.train.fit`.
         report: takes the finished fraction of this part; pass it on as well.
         parallel: whether several processes work on this part together; pass it on as well.
-        model: the file for the model that this part trains, or ``None`` to keep none.
+        model: the file for the model that this part trains, or ``None`` to keep none; of several
+            models, each goes beside it.
     """
 
     snapshot: Snapshot | None
@@ -38,13 +39,29 @@ class Part:
     parallel: bool = False
     model: Path | None = None
 
-    def keep(self, model: nn.Module) -> None:
+    def keep(self, model: nn.Module, name: str = "") -> None:
         """Save a trained model, if trained models are to be kept (``companion run --keep``).
 
         :func:`companion.models.load` reads it.
+
+        Args:
+            model: the model.
+            name: which of several this is, such as ``"seed 3"``; it ends the name of the file.
         """
-        if self.model is not None:
-            save(model, self.model)
+        path = self.named(name).model
+        if path is not None:
+            save(model, path)
+
+    def named(self, name: str) -> "Part":
+        """Return this part, its model in a file of that name: one of several it trains.
+
+        Example:
+            >>> print(Part(None, print, model=Path("rk4.pt")).named("seed 3").model)
+            rk4.seed_3.pt
+        """
+        if self.model is None or not name:
+            return self
+        return replace(self, model=self.model.with_suffix(f".{_words(name)}.pt"))
 
 
 @dataclass(frozen=True)
@@ -127,8 +144,7 @@ class Run:
     ) -> Any:
         parallel = together and self.team.size > 1
         kept = not parallel or self.team.rank == 0
-        words = re.sub(r"\W+", "_", name).strip("_")
-        model = self.models / f"{words}.pt" if self.models is not None and kept else None
+        model = self.models / f"{_words(name)}.pt" if self.models is not None and kept else None
         if self.folder is None:
             value = compute(Part(None, report, model=model), *arguments)
             return decode(json.loads(_spelled(name, value)))
@@ -150,6 +166,10 @@ class Run:
     def _path(self, name: str, suffix: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{suffix}"
+
+
+def _words(name: str) -> str:
+    return re.sub(r"\W+", "_", name).strip("_")
 
 
 def _spelled(name: str, value: Any) -> str:

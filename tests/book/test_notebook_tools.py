@@ -17,7 +17,7 @@ from chapter_skeleton import lacks
 from nbclient.exceptions import CellExecutionError
 from notebook_check import check
 from notebook_record import record
-from notebook_sync import read_text, sync
+from notebook_sync import RECORD, read_text, sync
 
 import notebooks
 
@@ -226,6 +226,34 @@ def test_makes_outputs_stale(root, file, old, new):
     module = file.removesuffix(".py").replace("/", ".")
     assert len(stale) == 1
     assert ("the code cells" if file.endswith(".md") else module) in stale[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "named"),
+    [
+        (1, "than m0; run"),
+        (3, "than m0, m1, m2; run"),
+        (4, "than m0, m1, m2 and 1 more; run"),
+        (9, "than m0, m1, m2 and 6 more; run"),
+    ],
+)
+def test_a_chapter_has_one_line_on_all_that_makes_it_stale(root, count, named):
+    twin = root / "notebooks" / "01_tiny.ipynb"
+    notebook = nbformat.read(twin, as_version=4)
+    modules = notebook.metadata[RECORD]["modules"]
+    modules.update({f"m{k}": "" for k in reversed(range(count))})  # gone since
+    nbformat.write(notebook, twin)
+    (line,) = check(root)
+    assert line.startswith("01_tiny.md: outputs are older ")
+    assert named in line
+
+
+def test_edited_cells_and_modules_are_told_together(root):
+    edit(root / "notebooks" / "01_tiny.md", "3 * x", "4 * x")
+    edit(root / "companion" / "deep.py", "2", "3")
+    stale = [line for line in check(root) if "older" in line]
+    assert len(stale) == 1
+    assert "older than the code cells, companion.deep; run" in stale[0]
 
 
 FAILURE = nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])

@@ -1,7 +1,10 @@
 import importlib.util
+import os
 import shutil
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +88,61 @@ def test_plot_draws_every_curve(tmp_path, capsys):
     assert target.read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out == f"{target}\n"
     assert main(["plot", "Q20-PC.smoke", "--out", str(target)]) in (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("out", "picture"),
+    [(".", "S22-F3a.smoke.png"), ("mine", "mine.png"), ("mine.svg", "mine.svg")],
+)
+def test_plot_says_what_it_has_written(tmp_path, capsys, out, picture):
+    assert main(["plot", "S22-F3a", "--out", str(tmp_path / out)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / picture}\n"
+    assert [path.name for path in tmp_path.iterdir()] == [picture]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing/curves.png", "curves.png' is not allowed; it must be a picture to write"),
+        ("curves.xyz", "curves.xyz' is not allowed; it must be a picture to write"),
+    ],
+)
+def test_plot_says_what_it_cannot_write(tmp_path, capsys, name, message):
+    assert main(["plot", "S22-F3a", "--out", str(tmp_path / name)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("companion: error: --out: ")
+    assert message in captured.err
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plot_takes_a_logarithm_of_what_spans_more_than_three_decades(tmp_path, monkeypatch):
+    curves = {
+        "steps": [1, 10, 100],
+        "error": [[1e-8, 3e-8], [1e-4, 2e-4], [1, 2]],
+        "three": [1, 10, 1000],
+        "more": [1, 10, 1001],
+        "zero": [0, 1, 1e6],
+        "constant": [2, 2, 2],
+        "infinite": [1e-6, 1, float("inf")],
+    }
+    path = tmp_path / "result.json"
+    replace(find_result("S22-F3a"), findings=Findings({}, curves)).save(path)
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda own, _: drawn.append(own))
+    assert main(["plot", str(path)]) == 0
+    scales = {axes.get_title(): axes.get_yscale() for axes in drawn[0].axes}
+    logs = {name for name, scale in scales.items() if scale == "log"}
+    assert scales.keys() == curves.keys() - {"steps"}
+    assert logs == {"error", "more", "infinite"}
+    assert {axes.get_xscale() for axes in drawn[0].axes} == {"linear"}
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path, capsys):
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"\x89PNG")
+    assert main(["show", str(path)]) == 2
+    assert f"{path} is not the JSON of a result" in capsys.readouterr().err
 
 
 def test_a_record_gets_a_tiny_run_to_be_compared_with(tmp_path, capsys):
@@ -201,6 +259,11 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path):
         ),
         (["S22-F3a", "--set", "depths"], "the = is missing"),
         (["S22-F3a", "--set", 'depths="two"'], "depths: 'two' is not allowed; it must be a tuple"),
+        (["S22-F3a", "--set", "depths=[]"], "depths: [] is not allowed; it must hold something"),
+        (["S22-F3a", "--set", "depths=[2,0]"], "depths: 0 is not allowed; it must be at least 1"),
+        (["S22-F3a", "--set", "seeds=0"], "seeds: 0 is not allowed; it must be at least 1"),
+        (["S22-F3a", "--set", "rate=-1"], "Invalid learning rate: -1.0"),
+        (["S22-F3b", "--tier", "full", "--data", "/nowhere"], "folder: '/nowhere'"),
         (["S22-F3a", "--device", "gpu"], "device must be one of ['cpu'"),
         (["S22-F3a", "--device", "nonsense"], "got 'nonsense'"),
         (["S22-F3a", "--device", "meta"], "device: 'meta' is not allowed; it must be cpu"),
@@ -219,6 +282,57 @@ def test_unknown_names_exit_with_the_known_ones(tmp_path, capsys, arguments, mes
     assert message in captured.err
     assert "Traceback" not in captured.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [RecursionError, ImportError, KeyboardInterrupt])
+def test_ctrl_c_is_known_by_what_follows_from_it(capsys, monkeypatch, error):
+    """Importing scipy takes an interruption for a missing name, and ends in a RecursionError."""
+
+    def interrupted(options):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise error from None
+
+    monkeypatch.setattr("companion.__main__._list", interrupted)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "companion: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_errors_are_no_interruption_and_an_ignored_signal_stays_so(monkeypatch):
+    def failing(options):
+        signal.raise_signal(signal.SIGINT)
+        raise RecursionError
+
+    monkeypatch.setattr("companion.__main__._list", failing)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell script
+    try:
+        with pytest.raises(RecursionError):
+            main(["list"])
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_listing_ends_when_its_reader_has_seen_enough(unbuffered):
+    command = [sys.executable, "-m", "companion", "list"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as done:
+        done.stdout.close()  # before anything is written
+        assert done.stderr.read() == b""
+        assert done.wait() == 0
+
+
+def test_a_tiny_run_says_that_its_claims_say_nothing(tmp_path, capsys):
+    command = ["run", "Q20-ST", "--out", str(tmp_path)]
+    assert main([*command, "--tier", "tiny"]) == 0
+    assert "whether its claims hold says nothing" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "says nothing" not in capsys.readouterr().out
 
 
 def test_no_command_shows_the_usage(capsys):

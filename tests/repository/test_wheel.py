@@ -8,7 +8,9 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
+from notebook_sync import chapters, kernel_environment
 
 from companion import records
 from companion.results import Result
@@ -53,10 +55,12 @@ def installed(archives, tmp_path_factory):
     with zipfile.ZipFile(archives[1]) as wheel:
         wheel.extractall(site)
 
-    def python(*arguments: str | Path) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    environment = kernel_environment(site)
+    environment.pop("COMPANION_FRESH", None)  # what the wheel records is to answer
+
+    def python(*arguments: str | Path, cwd: Path = folder) -> str:
         command = [sys.executable, *arguments]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -99,3 +103,22 @@ def test_wheel_runs_exercises_lists_and_runs_experiments(installed, tmp_path):
     assert all(id in listed for id, _ in records.names())
     installed("-m", "companion", "run", "C18-A6", "--tier", "smoke", "--out", tmp_path)
     assert Result.load(tmp_path / "C18-A6.smoke.json").misses == ()
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("COMPANION_FRESH") != "1", reason="`make weekly` runs it")
+@pytest.mark.parametrize("text", chapters(ROOT), ids=lambda path: path.stem)
+def test_wheel_runs_a_notebook_that_lies_alone(installed, tmp_path, text):
+    """As on Colab: a wheel is installed, a notebook was downloaded, and nothing else is there."""
+    notebook = nbformat.read(text.with_suffix(".ipynb"), as_version=4)
+    probe = "import companion; print(companion.__file__)"
+    notebook.cells.append(nbformat.v4.new_code_cell(probe))
+    nbformat.write(notebook, tmp_path / "alone.ipynb")
+    installed("-m", "papermill", "alone.ipynb", "executed.ipynb", cwd=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"alone.ipynb", "executed.ipynb"}
+    executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
+    assert "site-packages/companion" in executed.cells[-1].outputs[0].text
+    assert not [
+        o for c in executed.cells for o in c.get("outputs", ()) if o.get("name") == "stderr"
+    ]

@@ -45,4 +45,5 @@ def train_perceptron(
         generator=torch.Generator().manual_seed(seed), schedule=step_decay(0.7), clip=5.0,
         snapshot=part.snapshot, report=part.report,
     )  # fmt: skip
+    part.keep(net)
     return net

@@ -148,6 +148,7 @@ def _trained(run: Run, data: Samples, nets: int, ratios: tuple[int, ...], epochs
             generator=torch.Generator().manual_seed(seed),
             snapshot=part.snapshot, report=part.report, **digits_recipe(epochs),
         )  # fmt: skip
+        part.keep(net)
         return error_rate(net, splits(data)[1]), history["loss"][-1]
 
     return grid(run, train, kind=("adjoint", "backprop"), seed=seeds_of(run, nets), ratio=ratios)

@@ -169,19 +169,21 @@ def _train(part: Part, task: _Task, net: nn.Module, options: dict[str, Any], see
         generator=torch.Generator().manual_seed(seed), snapshot=part.snapshot, report=part.report,
         **options,
     )  # fmt: skip
+    part.keep(net)
 
 
 def _stage(part: Part, index: int, stages: int, name: str) -> Part:
-    """Return one of several trainings of a part, with a snapshot of its own."""
+    """Return one of several trainings of a part, with a snapshot and a model of its own."""
 
     def report(fraction: float) -> None:
         part.report((index + fraction) / stages)
 
+    stage = replace(part.named(name), report=report)
     if part.snapshot is None:
-        return Part(None, report)
+        return stage
     path = part.snapshot.path
     own = path.with_name(f"{path.stem}.{name}{path.suffix}")
-    return Part(replace(part.snapshot, path=own), report)
+    return replace(stage, snapshot=replace(part.snapshot, path=own))
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def fw2b(
     """
 
     def train(part: Part) -> list[dict[str, Any]]:
-        nets, data = motion_nets(run, MIDPOINT, step, seeds, adam=adam, lbfgs=lbfgs)
+        nets, data = motion_nets(run, part, MIDPOINT, step, seeds, adam=adam, lbfgs=lbfgs)
         return [_measured(net, data) for net in nets]
 
     rows = run.map(train, {"nets": ()})["nets"]

@@ -51,7 +51,7 @@ def q20_f3(
     """
 
     def measure(part: Part, method: str, step: float) -> dict[str, Any]:
-        nets, data = rollouts.motion_nets(run, method, step, seeds, adam=adam, lbfgs=lbfgs)
+        nets, data = rollouts.motion_nets(run, part, method, step, seeds, adam=adam, lbfgs=lbfgs)
         tests = [rollouts.compared(net, rollouts.step_counts(step)) for net in nets]
         count, start = round(DATA_TIME / step), pendulum.exact(0.0).to(run.device)
         return {

@@ -40,7 +40,7 @@ def q20_f4b(
     """
 
     def measure(part: Part, trained: str) -> list[list[tuple[float, ...]]]:
-        nets, _ = rollouts.motion_nets(run, trained, step, seeds, adam=adam, lbfgs=lbfgs)
+        nets, _ = rollouts.motion_nets(run, part, trained, step, seeds, adam=adam, lbfgs=lbfgs)
         counts = rollouts.step_counts(step)
         tests = [rollouts.compared(net, counts, *SCHEMES) for net in nets]
         return [[test.errors[other][::-1] for test in tests] for other in SCHEMES]

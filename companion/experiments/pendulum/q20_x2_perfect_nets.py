@@ -77,6 +77,7 @@ def q20_x2(
             draw = torch.Generator().manual_seed(seed)
             net = OneStepNet(method, step=step, hidden=hidden, generator=draw).to(run.device)
             fit_closely(net, (now.to(run.device), later.to(run.device)), length)
+            part.keep(net, f"fit {length}")
             tests.append(compared(net, (2 * own, 16 * own), angle=INNER))
         distances = _distances(net, inside)
         errors = [test.errors[method][0] for test in tests]

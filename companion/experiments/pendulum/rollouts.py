@@ -7,7 +7,7 @@ from torch import Tensor
 
 from companion.analysis.convergence import Convergence, convergence_test, graph_errors
 from companion.data import pendulum
-from companion.experiments import Run, seeds
+from companion.experiments import Part, Run, seeds
 from companion.experiments.pendulum.training import Pairs, train_nets
 from companion.models import OneStepNet
 from companion.ode import odeint
@@ -37,12 +37,19 @@ def step_counts(step: float) -> list[int]:
 
 
 def motion_nets(
-    run: Run, method: str, step: float, count: int, **iterations: int
+    run: Run, part: Part, method: str, step: float, count: int, **iterations: int
 ) -> tuple[list[OneStepNet], Pairs]:
-    """Return ``count`` nets trained from the run's seeds on, and their data, one motion."""
+    """Return ``count`` nets trained from the run's seeds on, and their data, one motion.
+
+    The part keeps the nets.
+    """
     now, later = pendulum.pairs(step, DATA_TIME)
     data = (now.to(run.device), later.to(run.device))
-    return train_nets(method, step, data, seeds(run, count), **iterations), data
+    own = seeds(run, count)
+    nets = train_nets(method, step, data, own, **iterations)
+    for net, seed in zip(nets, own, strict=True):
+        part.keep(net, f"seed {seed}")
+    return nets, data
 
 
 def compared(

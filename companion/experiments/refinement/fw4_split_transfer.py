@@ -60,7 +60,7 @@ def fw4(run: Run, *, seeds: int = 4, epochs: int = 15, tuning: int = 15) -> Find
     data = load_digits(device=run.device, dtype=run.dtype)
 
     def transfer(part: Part, kind: str, seed: int) -> list[float]:
-        return _transferred(kind, seed, epochs, tuning, data)
+        return _transferred(part, kind, seed, epochs, tuning, data)
 
     found = grid(run, transfer, kind=KINDS, seed=seeds_of(run, seeds))
     before, after, change, trained = map(found.pick, range(4))
@@ -77,7 +77,9 @@ def fw4(run: Run, *, seeds: int = 4, epochs: int = 15, tuning: int = 15) -> Find
     return Findings(scalars, {**curves, "split_change": change.values}, data=data.sha256)
 
 
-def _transferred(kind: str, seed: int, epochs: int, tuning: int, data: Samples) -> list[float]:
+def _transferred(
+    part: Part, kind: str, seed: int, epochs: int, tuning: int, data: Samples
+) -> list[float]:
     """Pretrain one network on the first five digits, and fine-tune it on the others.
 
     Returns:
@@ -93,6 +95,7 @@ def _transferred(kind: str, seed: int, epochs: int, tuning: int, data: Samples) 
         head = nn.Linear(net.head.in_features, 5)
     net.to(data.x_train.device)
     _fit(net, old_train, epochs, seed, net.parameters())
+    part.keep(net, "before")
     before = error_rate(net, old_test)
     net.head = head.to(data.x_train.device)
     with torch.no_grad():
@@ -104,6 +107,7 @@ def _transferred(kind: str, seed: int, epochs: int, tuning: int, data: Samples) 
     _fit(net, new_train, tuning, seed, [*net.block.parameters(), *net.head.parameters()])
     for hook in hooks:
         hook.remove()
+    part.keep(net, "after")
     late = sum(p[-TRAINED:].numel() for p in net.block.parameters())
     trained = late + sum(p.numel() for p in net.head.parameters())
     return [before, error_rate(net, new_test), abs(float(change)), trained]

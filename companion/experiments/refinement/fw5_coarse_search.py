@@ -69,6 +69,8 @@ def fw5(
             )  # fmt: skip
         except NonFiniteError:
             return [float("inf")] * seeds
+        for net, seed in zip(nets, own, strict=True):
+            part.keep(net, f"seed {seed}")
         found = [float(cross_entropy(scores(net, data.x_test), data.y_test)) for net in nets]
         return found if np.isfinite(found).all() else [float("inf")] * seeds
 

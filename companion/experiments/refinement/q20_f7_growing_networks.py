@@ -135,6 +135,7 @@ def _refined(
         on_epoch=lambda: {"error": net_error(net, data), "steps": net.block.steps},
         snapshot=part.snapshot, report=part.report, **recipe,
     )  # fmt: skip
+    part.keep(net)
     before = [history["error"][epoch - 1] for epoch in recipe["refinement"].at]
     return {
         "error": history["error"],

@@ -80,6 +80,7 @@ def s22_f1(
             generator=torch.Generator().manual_seed(run.seed), schedule=cosine, clip=1.0,
             snapshot=part.snapshot, report=part.report,
         )  # fmt: skip
+        part.keep(block)
         if not rough:
             weight = block.weights.stacks.get_parameter
             bound = (weight("inner") * weight("outer")).abs().sum(-1).amax(0)

@@ -40,8 +40,8 @@ def test_a_network_that_leaves_the_finite_numbers_counts_as_guessing(monkeypatch
 
 
 def test_other_errors_are_not_taken_for_divergence():
-    with pytest.raises(ValueError, match="epochs"):
-        run(depths=(2,), seeds=1, epochs=0)
+    with pytest.raises(ValueError, match="learning rate"):
+        run(depths=(2,), seeds=1, epochs=1, rate=-1.0)
 
 
 @pytest.mark.parametrize(
