@@ -18,8 +18,9 @@ Tensors = dict[str, Tensor]
 
 
 def cloned(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Return copies."""
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+    """Return copies; what is one tensor under two names is one copy."""
+    copies = {id(tensor): tensor.clone() for tensor in tensors.values()}
+    return {name: copies[id(tensor)] for name, tensor in tensors.items()}
 
 
 def running_statistics(module: nn.Module) -> Iterator[nn.Module]:
@@ -63,6 +64,7 @@ class BufferLog:
         """Keep ``start``, copies of ``live``; follow those whose names are in ``read``."""
         self.start = start
         self.read = [name for name in start if name in read]
+        self.unseen = False  # whether changes may leave the versions alone, as those by .data do
         self._seen = self._signature(live)
         self._latest: Tensors = {}
         self._found: dict[tuple[int, int], list[_Finding]] = {}
@@ -73,7 +75,7 @@ class BufferLog:
             return
         if self._moved(live):
             self._seen = self._signature(live)
-            self._latest = {name: live[name].clone() for name in self.read}
+            self._latest = cloned({name: live[name] for name in self.read})
         if stage.c is None:
             return
         step = stage.output, stage.step
@@ -92,8 +94,6 @@ class BufferLog:
 
     def changed(self, live: Mapping[str, Tensor]) -> list[str]:
         """Name the buffers that are read and are not as they were at the start."""
-        if not self._latest and not self._moved(live):
-            return []
         return [name for name in self.read if not torch.equal(live[name], self.start[name])]
 
     def _signature(self, live: Mapping[str, Tensor]) -> list[tuple[Tensor, int]]:
@@ -101,7 +101,7 @@ class BufferLog:
 
     def _moved(self, live: Mapping[str, Tensor]) -> bool:
         pairs = zip(self.read, self._seen, strict=True)
-        return any(
+        return self.unseen or any(
             live[name] is not tensor or _version(tensor) != before
             for name, (tensor, before) in pairs
         )

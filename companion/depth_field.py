@@ -77,7 +77,10 @@ class DepthField(CheckedField):
         others = {id(p): p for p in (*asked.params, *given)}  # each once
         self.others = range(len(rows), len(rows) + len(others))
         buffers = dict(weights.stacks.named_buffers(remove_duplicate=False))
-        self.buffers = _rows(buffers, self.basis.cells)
+        self.buffers = _rows(buffers, self.basis.cells, tied=True)
+        self.settled = torch.compiler.is_compiling()
+        copying = bool(buffers) and torch.is_grad_enabled() and not self.settled
+        self.copied = read_buffers(self.template) if copying else frozenset()
         super().__init__(
             self.template,
             (*rows, *others.values()),
@@ -110,11 +113,14 @@ class DepthField(CheckedField):
                 return self.evaluate(stage, y, weights._replace(outside=[]), buffers)
         place = self._place(stage)
         live = self.buffers[place.cell]
-        values = {**self._values(weights, place), **(live if buffers is None else buffers)}
+        handed = self._handed(live) if buffers is None else buffers
+        values = {**self._values(weights, place), **handed}
         time = (time_like(self._depth(stage), y),) if self.asked.time else ()
         value: Tensor = torch.func.functional_call(
             self.template, values, (*time, y, *weights.context), tie_weights=False
         )
+        if not self.settled:
+            self._settle(live, values)
         if buffers is None:
             _write_back(live, values)
         return value
@@ -141,9 +147,33 @@ class DepthField(CheckedField):
         if not self.buffers[0]:
             return {}
         read, stacks = read_buffers(self.template), self.weights.stacks
-        copies = _rows(cloned(dict(stacks.named_buffers(remove_duplicate=False))), self.basis.cells)
+        start = cloned(dict(stacks.named_buffers(remove_duplicate=False)))
+        copies = _rows(start, self.basis.cells, tied=True)
         cells = range(self.basis.cells) if self.cell is None else (self.cell,)
         return {cell: BufferLog(copies[cell], self.buffers[cell], read) for cell in cells}
+
+    def _handed(self, live: Tensors) -> Tensors:
+        """Return the buffers for an evaluation: copies of those that it reads and changes.
+
+        A graph may keep them, and autograd takes a change of one cell's for a change of all.
+        """
+        if not self.copied:
+            return live
+        return live | cloned({name: live[name] for name in live if name in self.copied})
+
+    def _settle(self, live: Tensors, values: Tensors) -> None:
+        """Look at what the first evaluation did: only what it changed is copied from now on."""
+        self.settled = True
+        for name, _ in self.template.named_buffers(remove_duplicate=False):
+            if name not in live:
+                raise ValueError(
+                    f"residual: gave its buffer {name!r} a value, which was None when the block "
+                    "was made; a block stacks buffers then, so give it its shape and dtype before"
+                )
+        for name in self.copied:
+            if torch.equal(values[name], live[name]):
+                values[name] = live[name]
+        self.copied = frozenset(name for name in self.copied if values[name] is not live[name])
 
     def _depth(self, stage: Stage) -> float | Tensor:
         """Return the depth in [0, 1] of a stage; on a grid over all of it, from its place there."""
@@ -181,17 +211,22 @@ def _without(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
-def _rows(stacks: Mapping[str, Tensor], size: int) -> list[Tensors]:
-    """Unbind stacked tensors into one dictionary for each entry of their leading axis."""
-    if not stacks:
-        return [{} for _ in range(size)]
-    entries = zip(*(stack.unbind(0) for stack in stacks.values()), strict=True)
-    return [dict(zip(stacks, entry, strict=True)) for entry in entries]
-
-
 def _write_back(live: Tensors, values: Tensors) -> None:
-    """Store buffers that an evaluation has replaced instead of changing them in place."""
+    """Store buffers that an evaluation has replaced, or changed in a copy."""
     for name, buffer in live.items():
         if values[name] is not buffer:
             with torch.no_grad():
                 buffer.copy_(values[name])
+
+
+def _rows(stacks: Mapping[str, Tensor], size: int, tied: bool = False) -> list[Tensors]:
+    """Unbind stacked tensors into one dictionary for each entry of their leading axis.
+
+    With ``tied``, what is one stack under two names is one entry.
+    """
+    if not stacks:
+        return [{} for _ in range(size)]
+    found = {id(stack): stack.unbind(0) for stack in stacks.values()} if tied else {}
+    unbound = (found.get(id(stack)) or stack.unbind(0) for stack in stacks.values())
+    entries = zip(*unbound, strict=True)
+    return [dict(zip(stacks, entry, strict=True)) for entry in entries]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, Self
 
 import torch
@@ -14,7 +15,7 @@ from typing_extensions import override
 from companion.basis import Basis, Constant, PiecewiseConstant, Place, project
 from companion.buffers import running_statistics
 
-__all__ = ["DepthWeights", "check_alike"]
+__all__ = ["DepthWeights", "check_alike", "constants", "first_difference"]
 
 Tensors = dict[str, Tensor]
 
@@ -266,14 +267,28 @@ def check_alike(modules: Sequence[nn.Module]) -> None:
     """Check that modules can be stacked."""
     if not modules or not all(isinstance(m, nn.Module) for m in modules):
         raise ValueError("modules: at least one nn.Module is needed, and nothing else is allowed")
-    for what, describe in (("parameters and buffers", _signature), ("structure", _structure)):
-        first = describe(modules[0])
-        for k, module in enumerate(modules):
-            if describe(module) != first:
-                raise ValueError(
-                    f"modules: number {k} differs from number 0 in its {what}: "
-                    f"{describe(module)} against {first}"
-                )
+    for k, module in enumerate(modules):
+        if difference := first_difference(modules[0], module):
+            raise ValueError(f"modules: number {k} differs from number 0 in {difference}")
+
+
+def first_difference(one: nn.Module, other: nn.Module) -> str:
+    """Say in what two modules differ besides the values of parameters and buffers, if in anything.
+
+    Example:
+        >>> first_difference(nn.SiLU(), nn.ReLU())
+        "its structure: ('', 'ReLU', '', True) against ('', 'SiLU', '', True)"
+    """
+    descriptions = {
+        "parameters and buffers": _signature, "structure": _structure, "attributes": constants,
+    }  # fmt: skip
+    for what, describe in descriptions.items():
+        first, second = describe(one), describe(other)
+        if first != second:
+            pairs = zip_longest(second, first)
+            found, wanted = next((a, b) for a, b in pairs if a != b)
+            return f"its {what}: {found} against {wanted}"
+    return ""
 
 
 def _signature(module: nn.Module) -> list[tuple[object, ...]]:
@@ -287,4 +302,14 @@ def _structure(module: nn.Module) -> list[tuple[object, ...]]:
     # Classes by name: a parametrised module has a class of its own.
     return [
         (n, type(m).__qualname__, m.extra_repr(), m.training) for n, m in module.named_modules()
+    ]
+
+
+def constants(module: nn.Module) -> list[tuple[object, ...]]:
+    """Return the numbers and words that modules keep as plain attributes: one template has one."""
+    return [
+        (f"{name}.{key}" if name else key, value)
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if not key.startswith("_") and isinstance(value, bool | int | float | complex | str)
     ]

@@ -86,9 +86,13 @@ class CheckedField(ABC):
             return self.evaluate(stage, y, self.own, None)
         self.checked = True
         known = self.params if self.finds_params else None
-        return first_evaluation(
+        value = first_evaluation(
             lambda y: self.evaluate(stage, y, self.own, None), y, self.argument, known
         )
+        if self.following and self.logs[place := self.place(stage)].changed(self.live(place)):
+            for log in self.logs.values():
+                log.unseen = True
+        return value
 
     def recomputation(self, weights: Sequence[Tensor] | None = None) -> Recomputed:
         """Return the field for a backward pass; see :class:`companion.solve.Field`."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -137,7 +138,7 @@ class FuncField(CheckedField):
         if inside or buffers:
             assert self.module is not None
             values = {**inside, **(buffers or {})}
-            value = torch.func.functional_call(self.module, values, arguments)
+            value = torch.func.functional_call(self.module, values, arguments, tie_weights=False)
         else:
             value = self.func(*arguments)
         if self.shapes is not None:
@@ -197,17 +198,20 @@ def _pack(state: tuple[Tensor, ...]) -> Tensor:
 def _unpack(flat: Tensor, shapes: Shapes) -> tuple[Tensor, ...]:
     """Split the last axis of ``flat`` into tensors of the given shapes."""
     sizes = [math.prod(shape) for shape in shapes]
-    parts = torch.split(flat, sizes, dim=-1)
+    starts = accumulate(sizes, initial=0)
+    # Not torch.split: autograd lets nobody change one of several views of one function.
     return tuple(
-        part.reshape((*flat.shape[:-1], *shape)) for part, shape in zip(parts, shapes, strict=True)
+        flat.narrow(-1, start, size).reshape((*flat.shape[:-1], *shape))
+        for start, size, shape in zip(starts, sizes, shapes, strict=False)
     )
 
 
 def _pack_state(y0: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, Shapes | None]:
     """Check the initial state; flatten a tuple into one vector."""
     if isinstance(y0, Tensor):
-        if not y0.is_floating_point():
-            raise ValueError(f"y0: dtype {y0.dtype} is not allowed; it must be floating point")
+        if not y0.is_floating_point() or y0.layout is not torch.strided:
+            found = f"dtype {y0.dtype}" if y0.layout is torch.strided else f"layout {y0.layout}"
+            raise ValueError(f"y0: {found} is not allowed; it must be dense and floating point")
         return y0, None
     if not isinstance(y0, tuple) or not y0 or not all(isinstance(part, Tensor) for part in y0):
         raise TypeError(f"y0: {type(y0).__name__} is not allowed; pass a tensor or a tuple of them")
@@ -245,6 +249,8 @@ def _floats(t: object) -> list[float]:
     entries = list(t)  # it may be a generator
     if any(isinstance(x, Tensor) and x.requires_grad for x in entries):
         raise TypeError("t: a list of tensors that need gradients is not allowed; stack them")
+    if any(isinstance(x, str | bool | np.bool_) for x in entries) or isinstance(t, bytes):
+        raise TypeError(not_allowed("t", t, "pass a 1-D tensor or floats"))
     try:
         return [float(x) for x in entries]
     except (TypeError, ValueError):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from companion.basis import Basis
 from companion.block import DepthWeights
+from companion.depth_weights import constants
 
 __all__ = ["all_modules", "apply_to_layers", "own_rank", "stacks_by_name"]
 
@@ -195,7 +196,8 @@ def _described(module: nn.Module) -> list[tuple[object, ...]]:
     named = (module.named_parameters, module.named_buffers)
     tensors = [pair for function in named for pair in function(remove_duplicate=False)]
     parts = [(name, type(m).__name__, m.extra_repr()) for name, m in module.named_modules()]
-    return [*((name, tuple(t.shape), t.dtype) for name, t in tensors), *parts]
+    kinds = ((name, tuple(t.shape), t.dtype) for name, t in tensors)
+    return [*kinds, *parts, *constants(module)]
 
 
 def _copy_flag(name: str, stack: nn.Parameter, layers: Sequence[nn.Module]) -> None:

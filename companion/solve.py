@@ -373,6 +373,7 @@ def check_finite(ys: States, problem: Problem, argument: str = "y0") -> None:
     if torch.isfinite(end.sum()) or torch.isfinite(end).all():
         return
     check_start(problem.y0, argument)
+    _check_read(problem.field.params, argument)
     with torch.no_grad():
         where = problem.solver.first_non_finite(
             replace(problem, field=problem.field.recomputation())
@@ -384,6 +385,16 @@ def check_finite(ys: States, problem: Problem, argument: str = "y0") -> None:
         f"{argument}: the state stopped being finite at t = {where:.6g}; take smaller steps, scale "
         "the field down, or solve a shorter time"
     )
+
+
+def _check_read(params: Sequence[Tensor], argument: str) -> None:
+    """Raise an error if a field's parameters are not finite: no steps would be small enough."""
+    for param in params:
+        if not torch.isfinite(param).all():
+            raise NonFiniteError(
+                f"{argument}: the state stopped being finite, because the field reads a tensor of "
+                f"shape {tuple(param.shape)} with values that are not finite"
+            )
 
 
 def check_start(y0: Tensor, argument: str = "y0") -> None:

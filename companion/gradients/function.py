@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from companion.gradients.pullback import Accumulator, Sums
 from companion.solve import Field, Problem, States, stacked
@@ -80,15 +81,17 @@ def recomputing_states(method: Recomputing, problem: Problem) -> States:
     """Solve with a backward pass of its own, or plainly where nothing needs a gradient."""
     if not needs_gradient(problem):
         return method.forward(problem)[0]
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         name = type(method).__name__.lower()
         raise ValueError(
             f"gradient: {name!r} goes back through a solve by itself, which torch.func's "
-            "transforms (grad, vjp, jvp, vmap) cannot follow; use gradient='backprop' inside them, "
-            "or torch.autograd.grad outside"
+            "transforms (grad, vjp, jvp, vmap) and torch.autograd.forward_ad cannot follow; use "
+            "gradient='backprop' inside them, or torch.autograd.grad outside"
         )
     t = problem.t if isinstance(problem.t, Tensor) else None
-    bare = replace(problem, y0=problem.y0.detach(), t=problem.t if t is None else t.detach())
+    y0 = problem.y0.detach()
+    y0 = y0.clone() if y0.is_inference() else y0  # autograd keeps none of inference mode's tensors
+    bare = replace(problem, y0=y0, t=problem.t if t is None else t.detach())
     ys: Tensor = _Solve.apply(method, bare, t, problem.y0, *problem.field.params)  # type: ignore[no-untyped-call]
     return ys
 

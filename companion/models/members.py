@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from companion.arguments import check_type
 from companion.block import ode_blocks
+from companion.depth_weights import first_difference
 
 __all__ = ["Members"]
 
@@ -25,7 +27,8 @@ class Members(nn.Module):
     r"""Models of one architecture, with their values along a leading axis: seeds, penalties, data.
 
     A small network costs as many calls as a large one; $S$ of them in one call cost little more.
-    Nothing passes between the members: each computes what it does alone. Train them together with
+    Nothing passes between the members: each computes what it does alone, and draws its own random
+    numbers in dropout. Train them together with
     :func:`companion.train.fit_members`.
 
     A block solves for all members at once if they are inside it, in its residual:
@@ -65,8 +68,7 @@ class Members(nn.Module):
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
-        models = list(models)
-        _check_models(models)
+        models = _checked_models(models)
         self.size = len(models)
         self.stack = copy.deepcopy(models[0])
         made: dict[int, Tensor] = {}  # by identity: what is tied stays tied
@@ -85,6 +87,7 @@ class Members(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """Return what every member makes of its own input."""
         for value in inputs:
+            check_type("x", value, Tensor)
             if value.ndim < 1 or len(value) != self.size:
                 raise ValueError(
                     f"x: shape {tuple(value.shape)} is not allowed; its first axis must be that of "
@@ -99,7 +102,7 @@ class Members(nn.Module):
         def call(values: dict[str, Tensor], *own: Tensor) -> Any:
             return functional_call(self.stack, values, own, tie_weights=False)
 
-        return torch.func.vmap(call)(values, *inputs)
+        return torch.func.vmap(call, randomness="different")(values, *inputs)
 
     def member(self, index: int) -> nn.Module:
         """Return one of the models on its own, a copy with its present values.
@@ -108,6 +111,7 @@ class Members(nn.Module):
             >>> Members([nn.Linear(2, 3), nn.Linear(2, 3)]).member(1)
             Linear(in_features=2, out_features=3, bias=True)
         """
+        check_type("index", index, int)
         if not -self.size <= index < self.size:
             raise ValueError(f"index: {index!r} is not allowed; there are {self.size} members")
         own = copy.deepcopy(self.stack)
@@ -139,7 +143,10 @@ def _affine(layer: nn.Linear, x: Tensor) -> Tensor:
     return value.reshape(*x.shape[:-1], value.shape[-1])
 
 
-def _check_models(models: Sequence[nn.Module]) -> None:
+def _checked_models(given: Iterable[nn.Module]) -> list[nn.Module]:
+    if not isinstance(given, Iterable):
+        raise TypeError(f"models: {type(given).__name__} is not allowed; give a list of modules")
+    models = list(given)
     if not models or not all(isinstance(model, nn.Module) for model in models):
         kinds = [type(model).__name__ for model in models]
         raise TypeError(f"models: {kinds} is not allowed; give at least one module, and only those")
@@ -148,15 +155,9 @@ def _check_models(models: Sequence[nn.Module]) -> None:
             "models: a block in a member is not allowed; put the members into the block: "
             "OdeBlock(lambda: Members(...), ...)"
         )
-    first = _structure(models[0])
     for k, model in enumerate(models):
-        if _structure(model) != first:
+        if difference := first_difference(models[0], model):
             raise ValueError(
-                f"models: number {k} is not allowed; it differs from number 0 in its structure"
+                f"models: number {k} is not allowed; it differs from number 0 in {difference}"
             )
-
-
-def _structure(model: nn.Module) -> list[tuple[object, ...]]:
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    parts = [(n, type(m), m.extra_repr(), m.training) for n, m in model.named_modules()]
-    return [*((n, tuple(t.shape), t.dtype, t.requires_grad) for n, t in tensors), *parts]
+    return models

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from companion.arguments import check_number
 from companion.plain_layers import own_rank
 
 
@@ -21,7 +22,8 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         weight_decay: for the first group, at least 0.
 
     Raises:
-        ValueError: ``weight_decay`` below 0.
+        ValueError: ``weight_decay`` below 0, or not finite.
+        TypeError: ``weight_decay`` that is no number.
 
     Example:
         >>> import torch
@@ -32,8 +34,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         [[(8, 2, 2)], [(8, 2)]]
         >>> sgd = torch.optim.SGD(groups, lr=0.1)  # in fit: lambda _: SGD(decay_groups(...), ...)
     """
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay: {weight_decay!r} is not allowed; it must be at least 0")
+    weight_decay = check_number("weight_decay", weight_decay, least=0)
     trained = [(param, rank) for param, rank in own_rank(model).items() if param.requires_grad]
     return [
         {"params": [p for p, rank in trained if rank > 1], "weight_decay": weight_decay},

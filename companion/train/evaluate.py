@@ -40,8 +40,8 @@ def error_rate(
         >>> error_rate(nn.Identity(), (x, torch.tensor([0, 1, 1]))) == 1 / 3
         True
     """
-    check_count("batch_size", batch_size)
-    check_count("workers", workers, least=0)
+    batch_size = check_count("batch_size", batch_size)
+    workers = check_count("workers", workers, least=0)
     wrong, total = torch.zeros((), dtype=torch.int64), 0
     with evaluating(model), torch.no_grad():
         for x, y in _batches(model, data, batch_size, workers):

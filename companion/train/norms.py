@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from companion.arguments import check_type
 from companion.block import DepthWeights
 from companion.plain_layers import all_modules, stacks_by_name
 from companion.train.batches import device_of
@@ -31,6 +32,7 @@ def update_bn(batches: Iterable[Any], model: nn.Module) -> None:
 
     Raises:
         ValueError: there is no batch.
+        TypeError: a batch that neither is nor begins with a tensor.
 
     Example:
         >>> from companion import OdeBlock, PiecewiseConstant
@@ -50,7 +52,8 @@ def update_bn(batches: Iterable[Any], model: nn.Module) -> None:
         for norm in norms:
             norm.momentum = None  # torch's word for a plain mean
         for batch in batches:
-            x = batch if isinstance(batch, Tensor) else batch[0]
+            x = batch[0] if isinstance(batch, list | tuple) and batch else batch
+            check_type("batches", x, Tensor)
             model(x.to(device))
             count += 1
     finally:

@@ -127,6 +127,87 @@ class Counts(nn.Module):
         return (self.n.clone() if self.read else 1.0) * arguments[-1]
 
 
+class Behind(nn.Module):
+    """A moving average whose changes no version tells of, or that is one tensor of two names."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how = nn.Linear(3, 3, dtype=F64), how
+        self.register_buffer("mean", torch.zeros(3, dtype=F64))
+        self.other = nn.Module()
+        self.other.register_buffer("mean", self.mean)
+
+    def forward(self, *arguments):
+        x = arguments[-1]
+        mean = x.detach().mean(0)
+        if self.how == "data":
+            self.mean.data.mul_(0.5).add_(mean)
+        elif self.how == "data replaced":
+            self.mean.data = 0.5 * self.mean + mean
+        else:  # tied; the product keeps the buffer for the backward pass
+            self.mean += mean
+            return torch.tanh(self.layer(x)) * self.other.mean
+        return torch.tanh(self.layer(x)) * self.mean.clone()
+
+
+@LAYERED
+@pytest.mark.parametrize("how", ["data", "data replaced", "tied"])
+def test_buffers_that_change_unseen(gradient, how):
+    torch.manual_seed(0)
+    units = [Behind(how) for _ in range(3)]
+    plain = copy.deepcopy(units)
+    block = OdeBlock.from_modules(units, gradient=gradient)
+    x = randn(2, 3, device="cpu").requires_grad_()
+    z = start = x.detach().clone().requires_grad_()
+    for _ in range(2):  # the second begins with what the first has left
+        y = block(x)
+        for unit in plain:
+            z = z + unit(z) / 3
+        torch.testing.assert_close(y, z)
+        y.sum().backward()
+        z.sum().backward()
+        z = start
+    torch.testing.assert_close(x.grad, start.grad)
+    for name, stack in block.weights.stacks.named_parameters():
+        grads = torch.stack([unit.get_parameter(name).grad for unit in plain])
+        torch.testing.assert_close(stack.grad, grads)
+    torch.testing.assert_close(block.weights.stacks.mean[2], plain[2].mean)
+
+
+@pytest.mark.parametrize("gradient", EXACT[1:], ids=str)
+def test_buffers_that_change_unseen_in_a_field(gradient):
+    grads = []
+    for g in ("backprop", gradient):
+        torch.manual_seed(0)
+        field, y0 = Behind("data"), randn(2, 3, device="cpu")
+        odeint(field, y0, [0.0, 1.0], method="rk4", steps=3, gradient=g)[-1].sum().backward()
+        grads.append(field.layer.weight.grad)
+    torch.testing.assert_close(*grads)
+    field = Behind("tied")
+    y0.requires_grad_()
+    odeint(field, y0, [0.0, 1.0], method="euler", steps=3, gradient=gradient)[-1].sum().backward()
+    y, mean = (start := y0.detach().requires_grad_()), 0.0
+    for _ in range(3):
+        mean = mean + y.detach().mean(0)
+        y = y + torch.tanh(field.layer(y)) * mean / 3
+    torch.testing.assert_close(y0.grad, torch.autograd.grad(y.sum(), start)[0])
+
+
+def test_a_buffer_without_a_value_is_named():
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("start", None)
+
+        def forward(self, x):
+            if self.start is None:
+                self.start = x.detach()
+            return x - self.start
+
+    with pytest.raises(ValueError, match="residual: gave its buffer 'start' a value"):
+        OdeBlock(Lazy(), PiecewiseConstant(2), steps=2)(one())
+
+
 @LAYERED
 @pytest.mark.parametrize("in_place", [True, False], ids=["in place", "replaced"])
 @pytest.mark.parametrize("wrapped", [False, True], ids=["odeint", "block"])
@@ -424,6 +505,50 @@ def test_a_field_that_needs_gradients_inside_is_told_how():
     assert odeint(potential, y0, [0.0, 1.0], method="euler", steps=2)[-1].item() == 0.25
 
 
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_tensors_of_other_modes(gradient):
+    """Inference mode's are taken; a tangent is followed by backprop, and refused by the others."""
+    options = {"method": method_of(gradient, "rk4"), "steps": 3, "gradient": gradient}
+    with torch.inference_mode():
+        y0 = one()
+    field = Linear()
+    odeint(field, y0, [0.0, 1.0], **options)[-1].sum().backward()
+    other = Linear()
+    odeint(other, one(), [0.0, 1.0], **options)[-1].sum().backward()
+    assert field.w.grad == other.w.grad
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(one(), one())
+        if gradient == "backprop":
+            y = odeint(Linear(), dual, [0.0, 1.0], **options)[-1]
+            y, tangent = torch.autograd.forward_ad.unpack_dual(y)
+            torch.testing.assert_close(tangent, y)
+        else:
+            with pytest.raises(ValueError, match=r"forward_ad cannot follow; use gradient='back"):
+                odeint(Linear(), dual, [0.0, 1.0], **options)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_part_of_a_tuple_may_be_changed_in_place(gradient):
+    a, b = one().requires_grad_(), torch.ones(2, dtype=F64)
+    options = {"method": method_of(gradient, "rk4"), "steps": 40, "gradient": gradient}
+    ya, yb = odeint(lambda t, y: (-y[0], y[1]), (a, b), [0.0, 1.0], **options)
+    last = (ya if gradient != "adjoint" else ya.clone())[-1]
+    last.mul_(3.0)
+    (last.sum() + yb[-1].sum()).backward()
+    assert a.grad.item() == pytest.approx(3 * math.exp(-1), rel=1e-3)
+
+
+def test_parameters_that_are_not_finite_are_named():
+    field = Linear(math.nan)
+    with pytest.raises(NonFiniteError, match=r"y0: .* reads a tensor of shape \(\) with values"):
+        odeint(field, one(), [0.0, 1.0], method="rk4")
+    block = OdeBlock(nn.Linear(2, 2), PiecewiseConstant(2), steps=2, gradient="adjoint")
+    with torch.no_grad():
+        block.weights.stacks.weight[1, 0, 0] = math.inf
+    with pytest.raises(NonFiniteError, match=r"x: .* reads a tensor of shape \(2, 2\) with values"):
+        block(torch.ones(1, 2))
+
+
 # --- arguments ------------------------------------------------------------------------------------
 
 
@@ -432,6 +557,11 @@ def test_numbers_of_other_libraries_are_numbers():
     assert y[-1].item() == pytest.approx(math.exp(-1), abs=1e-4)
     odeint(lambda t, y: -y, one(), range(2), rtol=np.float32(1e-3), atol=1)
     assert OdeBlock(nn.Linear(2, 2), PiecewiseConstant(np.int32(2)), steps=np.uint8(2)).steps == 2
+    for times in (["0", "1"], b"01", [False, True], [0.0, np.bool_(True)]):
+        with pytest.raises(TypeError, match=r"t: .* is not allowed; pass a 1-D tensor or floats"):
+            odeint(lambda t, y: -y, one(), times, method="rk4")
+    with pytest.raises(ValueError, match=r"y0: layout torch.sparse_coo is not allowed"):
+        odeint(lambda t, y: -y, one().to_sparse(), [0.0, 1.0], method="rk4")
     for bad in (np.bool_(True), True, np.float64(2.0), "2", -1):
         with pytest.raises(ValueError, match=r"steps: .* is not allowed; it must be an integer"):
             odeint(lambda t, y: -y, one(), [0.0, 1.0], method="rk4", steps=bad)

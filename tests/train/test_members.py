@@ -361,12 +361,34 @@ def test_what_cannot_be_trained_together_is_refused(change, error, message):
         fit_members(**options | change)
 
 
+class Scaled(nn.Module):
+    def __init__(self, k):
+        super().__init__()
+        self.k = k
+
+    def forward(self, x):
+        return self.k * x
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_members_draw_numbers_of_their_own_and_may_be_parametrised():
+    x = torch.ones(2, 50, 4)
+    members = Members([nn.Sequential(nn.Dropout(), nn.Identity()) for _ in range(2)])
+    y = members(x)
+    assert not torch.equal(y[0], y[1])
+    assert set(y.unique().tolist()) == {0.0, 2.0}
+    models = [nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)) for _ in range(2)]
+    torch.testing.assert_close(Members(models)(x)[1], models[1](x[1]))
+
+
 @pytest.mark.parametrize(
     ("members", "error", "message"),
     [
         ([], TypeError, "models: .* at least one module"),
         ([nn.Linear(2, 2), 3], TypeError, "models: .*int"),
-        ([nn.Linear(2, 2), nn.Linear(2, 3)], ValueError, "models: number 1 .* structure"),
+        ([nn.Linear(2, 2), nn.Linear(2, 3)], ValueError, "models: number 1 .* parameters"),
+        ([Scaled(1.0), Scaled(2.0)], ValueError, r"models: number 1 .*\('k', 2.0\) against"),
+        (nn.Linear(2, 2), TypeError, "models: Linear is not allowed"),
         ([nn.Dropout(0.1), nn.Dropout(0.2)], ValueError, "models: number 1 .* structure"),
         ([OdeBlock(nn.Linear(2, 2))], ValueError, r"models: a block in a member.*OdeBlock\(lambda"),
     ],
