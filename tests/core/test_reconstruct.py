@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from fields import Tanh, gradients, largest_difference, randn
+from loops import loop
 from torch import nn
 
 from companion import Constant, OdeBlock, PiecewiseConstant, PiecewiseLinear, counting, odeint
@@ -25,7 +26,7 @@ RULES = [
     Reconstruct("corrected", sweeps=1),
     Reconstruct("predicted", order=2, sweeps=1),
 ]
-EVERY_RULE = pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.rule}-{r.order}-{r.sweeps}")
+EVERY_RULE = loop("rule", RULES)
 FIXED = pytest.mark.parametrize("method", list(SCHEMES))
 
 
@@ -175,11 +176,15 @@ ORDERS = {  # (method, weights): the relative gradient error's order for each of
 }
 
 
-@pytest.mark.parametrize("which", range(len(RULES)), ids=lambda k: f"{RULES[k]}")
 @pytest.mark.parametrize(("method", "kind"), list(ORDERS), ids=str)
+@loop("which", range(len(RULES)))
 def test_orders_of_the_gradient_error(which, method, kind, device):
-    """Random signs can help independent weights: there the order is a lower bound."""
-    counts = (192, 384) if kind == "smooth" else (24, 48, 96, 192)
+    """Random signs can help independent weights: there the order is a lower bound.
+
+    An extrapolation by four values shows its order late, and so do random signs.
+    """
+    deep = {"smooth": (192, 384), "iid": (24, 48, 96, 192), "zigzag": (24, 48, 96)}[kind]
+    counts = (96, 192) if kind == "smooth" and RULES[which].order < 4 else deep
     x = randn(8, 3, device=device)
     errors = [
         gradient_error(
@@ -194,19 +199,20 @@ def test_orders_of_the_gradient_error(which, method, kind, device):
         assert slope > -order - 0.2
 
 
-@EVERY_RULE
 @FIXED
-def test_every_scheme_tends_to_backprop(rule, method, device):
+def test_every_scheme_tends_to_backprop(method, device):
     """Times need gradients too: the field depends on them, and so does the step."""
-    found = []
-    for gradient in ("backprop", rule):
+    rough = {Reconstruct(): 2e-2, Reconstruct("corrected"): 1e-3, Reconstruct("predicted"): 1e-3}
+    found = {}
+    for gradient in ("backprop", *RULES):
         field = Tanh(device)
         y0 = randn(2, 3, device=device).requires_grad_()
         t = torch.tensor([0.1, 0.6, 0.9], device=device, dtype=torch.float64, requires_grad=True)
-        ys = odeint(field, y0, t, method=method, steps=150, gradient=gradient)
+        ys = odeint(field, y0, t, method=method, steps=75, gradient=gradient)
         weights = randn(*ys.shape, device=device, seed=9)
-        found.append(gradients((ys * weights).sum(), [y0, t, *field.parameters()]))
-    assert largest_difference(*found) < (2e-2 if rule == Reconstruct() else 2e-4)
+        found[gradient] = gradients((ys * weights).sum(), [y0, t, *field.parameters()])
+    off = {rule: largest_difference(found[rule], found["backprop"]) for rule in RULES}
+    assert not {rule: gap for rule, gap in off.items() if not gap < rough.get(rule, 1e-5)}
 
 
 @EVERY_RULE

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bases import SMALL_BASES, exported, written
+from loops import loop
 from numpy.polynomial import chebyshev
 from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
@@ -70,7 +71,7 @@ def test_every_coefficient_is_read_once_at_a_place_and_does_something(basis):
 # --- the functions --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@loop("size", [1, 2, 3, 8])
 def test_chebyshev_values_are_numpys(size):
     theta = randn(size)
     expected = chebyshev.chebval(2 * DEPTHS.numpy() - 1, theta.numpy())
@@ -198,7 +199,7 @@ def test_interpolation_takes_the_values_at_the_nodes_of_the_docstring(basis):
 # --- projection -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("old", ALL, **NAMES)
+@loop("old", ALL)
 @pytest.mark.parametrize("new", ALL, **NAMES)
 def test_projection_leaves_an_error_orthogonal_to_the_new_basis(old, new):
     """By scipy's adaptive quadrature between the knots: what makes a projection the nearest."""
@@ -250,7 +251,7 @@ def test_projection_keeps_dtype():
     assert project(theta, Fourier(5), Fourier(7)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("size", [17, 65, 129])
+@loop("size", [17, 65, 129])
 def test_projection_of_a_ramp_onto_many_waves(size):
     """s = 1/2 - sum over k of sin(2 pi k s) / (pi k): in closed form, for waves short and long."""
     ramp = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -293,7 +294,7 @@ def gradients(block, x):
 
 
 @pytest.mark.parametrize("basis", NEW, **NAMES)
-@pytest.mark.parametrize("method", list(SCHEMES))
+@loop("method", SCHEMES)
 def test_a_block_is_a_loop_by_hand(basis, method):
     """The weights at every stage from ``evaluate``, one cell's interior at a time."""
     block = block_of(basis, norm=False, method=method, steps=12)
@@ -317,7 +318,7 @@ def test_a_block_is_a_loop_by_hand(basis, method):
 
 
 @pytest.mark.parametrize("basis", NEW, **NAMES)
-@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@loop("train", [True, False])
 def test_gradients_of_every_method(basis, train):
     """Checkpoint and an exact reconstruction are backprop; the norms' parameters take part."""
     block = block_of(basis, method="heun", steps=6).train(train)
@@ -348,7 +349,7 @@ def test_dopri5_meets_a_fine_rk4(basis):
 
 
 @pytest.mark.parametrize("basis", [*NEW, PiecewiseLinear(3)], **NAMES)
-@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@loop("train", [True, False])
 def test_refining_a_block_keeps_its_function(basis, train):
     """Norms too: one a cell, with the statistics of the cell, also while they are updated."""
     block = block_of(basis, method="rk4", steps=12).train(train)
@@ -460,7 +461,7 @@ def test_blocks_of_a_model_in_order():
     assert ode_blocks(nn.Sequential(first, nn.Sequential(second))) == [first, second]
 
 
-@pytest.mark.parametrize("cells", [3, 10, 100])
+@loop("cells", [3, 10, 100])
 def test_single_precision_knots_belong_to_the_cell_on_their_right(cells: int) -> None:
     values = torch.arange(float(cells))
     found = evaluate(PiecewiseConstant(cells), values, torch.linspace(0, 1, cells + 1))

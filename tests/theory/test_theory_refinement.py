@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from loops import loop
 from torch import nn
 
 from companion import OdeBlock, PiecewiseConstant
@@ -69,8 +70,8 @@ def slope(steps, errors):
 # The split
 
 
-@pytest.mark.parametrize("cells", [1, 3, 4])
-@pytest.mark.parametrize("steps", [1, 3, 4, 6, 8])
+@loop("cells", [1, 3, 4])
+@loop("steps", [1, 3, 4, 6, 8])
 def test_a_stage_reads_a_copy_of_what_it_read_before(cells, steps):
     for c in (Fraction(0), THIRD, HALF, 2 * THIRD, Fraction(1)):
         for n in range(steps):
@@ -80,7 +81,7 @@ def test_a_stage_reads_a_copy_of_what_it_read_before(cells, steps):
 
 
 @pytest.mark.parametrize("method", TABLEAUS)
-@pytest.mark.parametrize("train", [True, False])
+@loop("train", [True, False])
 def test_a_split_keeps_every_bit_of_the_output(method, train):
     torch.manual_seed(0)
 
@@ -128,8 +129,8 @@ def euler_bound(weights, x, steps):
     return float(change.norm(dim=1).max()), bound
 
 
-@pytest.mark.parametrize("size", [0.3, 1.0, 3.0])
-@pytest.mark.parametrize(("cells", "steps"), [(1, 1), (4, 4), (4, 8), (16, 16), (64, 64)])
+@loop("size", [0.3, 1.0, 3.0])
+@loop(("cells", "steps"), [(1, 1), (4, 4), (4, 8), (16, 16), (64, 64)])
 def test_doubled_euler_steps_stay_below_the_bound(cells, steps, size):
     for seed in range(3):
         change, bound = euler_bound(*draw(cells, seed, size=size), steps)
@@ -246,7 +247,7 @@ def test_copies_of_a_doubled_step_stay_below_the_bound():
 
 
 @pytest.mark.parametrize("method", TABLEAUS)
-@pytest.mark.parametrize("field", [lambda x, w: w, lambda x, w: w * x], ids=["no state", "linear"])
+@loop("field", [lambda x, w: w, lambda x, w: w * x])
 def test_copies_of_a_field_that_commutes_with_its_variation_stay_equal(method, field):
     weights = [torch.tensor([[t]], dtype=F64) for t in (0.8, -1.3)]
     x = torch.tensor([[0.7]], dtype=F64)
@@ -258,7 +259,7 @@ def test_copies_of_a_field_that_commutes_with_its_variation_stay_equal(method, f
 
 
 @pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
-@pytest.mark.parametrize("field", [lambda x, w: w, lambda x, w: w * x], ids=["no state", "linear"])
+@loop("field", [lambda x, w: w, lambda x, w: w * x])
 def test_even_these_copies_differ_without_whole_steps_of_their_own(method, field):
     weights = [torch.tensor([[t]], dtype=F64) for t in (0.8, -1.3)]
     x = torch.tensor([[0.7]], dtype=F64)

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from loops import loop
 from torch import nn
 
 from companion import OdeBlock
@@ -173,7 +174,7 @@ def test_order_on_any_grid_is_limited_by_the_smoothness(basis):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-@pytest.mark.parametrize("q", [-1, 0, 1])
+@loop("q", [-1, 0, 1])
 def test_a_knot_inside_a_step_costs_what_the_kernel_says(name, q):
     """Of x' = theta(t) with theta = (t - tau)_+^(q+1), the error is h^(q+2) kappa, exactly."""
     scheme = SCHEMES[name]
@@ -272,7 +273,7 @@ def test_a_split_cell_is_read_where_its_whole_was():
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-@pytest.mark.parametrize("steps", [3, 4, 7])
+@loop("steps", [3, 4, 7])
 def test_splitting_constants_keeps_every_bit(name, steps):
     block, x = as_block(draw_sets(4), name, steps), randn(3, seed=9)
     before = block(x)
@@ -291,7 +292,7 @@ def test_projection_onto_cells_is_the_mean_and_undoes_refinement():
         torch.testing.assert_close(back, theta, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("cells", [1, 3, 8])
+@loop("cells", [1, 3, 8])
 def test_half_a_wave_in_each_cell_attains_the_bound_on_projection(cells):
     """For theta = cos(pi M t), P theta = 0 and |theta| = (H / pi) |theta'|; others lose less."""
     nodes, weights = np.polynomial.legendre.leggauss(20)
@@ -343,8 +344,8 @@ def test_means_move_the_output_by_the_square_of_the_cell():
 # Batch norm
 
 
-@pytest.mark.parametrize("calls", [1, 4, 8])
-@pytest.mark.parametrize("momentum", [0.1, 0.3])
+@loop("calls", [1, 4, 8])
+@loop("momentum", [0.1, 0.3])
 def test_running_statistics_are_weighted_means_of_the_calls(calls, momentum):
     """After P equal passes, and in the limit; means, and unbiased variances."""
     norm = nn.BatchNorm1d(2, momentum=momentum, dtype=F64)
@@ -402,7 +403,7 @@ def test_a_block_updates_the_norm_of_a_cell_at_every_stage(name):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-@pytest.mark.parametrize("basis", [PiecewiseConstant(3), PiecewiseLinear(3), Chebyshev(4)])
+@loop("basis", [PiecewiseConstant(3), PiecewiseLinear(3), Chebyshev(4)])
 def test_a_silent_skip_leaves_the_identity_and_one_gradient(name, basis):
     """dL/ds_k = scale * a . sum_n sum_i h b_i phi_k(t_n + c_i h) g(x); all others are zero."""
 
