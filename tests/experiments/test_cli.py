@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -298,6 +299,20 @@ def test_ctrl_c_is_known_by_what_follows_from_it(capsys, monkeypatch, error):
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "companion: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_an_import_loses_stops_the_run(tmp_path, monkeypatch):
+    """What is imported may go on after any exception."""
+
+    def locating(id):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("companion.__main__.locate", locating)
+    assert main(["run", "Q20-ST", "--out", str(tmp_path)]) == 130
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert main(["run", "Q20-ST", "--tier", "tiny", "--out", str(tmp_path)]) == 0
 
 
 def test_other_errors_are_no_interruption_and_an_ignored_signal_stays_so(monkeypatch):
