@@ -139,6 +139,19 @@ def test_plot_takes_a_logarithm_of_what_spans_more_than_three_decades(tmp_path, 
     assert {axes.get_xscale() for axes in drawn[0].axes} == {"linear"}
 
 
+def test_plot_draws_over_the_axis_that_a_list_belongs_to(tmp_path, monkeypatch):
+    errors = [[[1, 2, 3, 4], [5, 6, 7, 8]]]  # one step, two seeds, four ratios
+    curves = {"step": [0.1], "ratios": [1, 2, 4, 8], "errors": errors, "seeds": [1, 2]}
+    path = tmp_path / "result.json"
+    replace(find_result("S22-F3a"), findings=Findings({}, curves)).save(path)
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda own, _: drawn.append(own))
+    assert main(["plot", str(path)]) == 0
+    (axes,) = drawn[0].axes
+    assert (axes.get_xlabel(), axes.get_title()) == ("ratios", "errors")
+    assert axes.lines[0].get_xydata().tolist() == [[1, 3], [2, 4], [4, 5], [8, 6]]
+
+
 def test_a_file_that_is_no_text_is_named(tmp_path, capsys):
     path = tmp_path / "curves.png"
     path.write_bytes(b"\x89PNG")
