@@ -44,16 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+_pressed: list[int] = []
+"""The interruptions of the command at work: an import may lose one."""
+
+
 @contextmanager
 def _interrupts() -> Iterator[None]:
     """Take any error that follows Ctrl-C for it: importing scipy turns it into others."""
-    seen = False
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
-        seen = True
+        _pressed.append(number)
         signal.default_int_handler(number, frame)
 
+    _pressed.clear()
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
@@ -62,11 +65,15 @@ def _interrupts() -> Iterator[None]:
     try:
         yield
     except Exception:
-        if seen:
-            raise KeyboardInterrupt from None
+        _stop_if_interrupted()
         raise
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _stop_if_interrupted() -> None:
+    if _pressed:
+        raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,18 +143,21 @@ def _run(options: argparse.Namespace) -> None:
     locate(options.id)
     from companion.commands.run import run
 
+    _stop_if_interrupted()
     run(options)
 
 
 def _show(options: argparse.Namespace) -> None:
     from companion.commands.show import show
 
+    _stop_if_interrupted()
     show(options.result)
 
 
 def _plot(options: argparse.Namespace) -> None:
     from companion.commands.show import plot
 
+    _stop_if_interrupted()
     plot(options.result, options.out)
 
 

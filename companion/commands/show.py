@@ -41,7 +41,8 @@ def verdicts(result: Result) -> Iterator[str]:
 def plot(name: str, out: Path | None = None) -> Path:
     """Draw every curve of a result against the first list that is as long, and say where.
 
-    Further axes of a curve, such as seeds, become a line of medians and a band.
+    As long as its first axis, or else the last one that has such a list. All other axes, such as
+    seeds, become a line of medians and a band.
 
     Args:
         name: what :func:`find_result` takes.
@@ -61,9 +62,9 @@ def plot(name: str, out: Path | None = None) -> Path:
     with use_style():
         rows = -(-len(pairs) // 3)
         figure = Figure(figsize=(12.0, 3.0 * rows))
-        for place, (x, curve) in enumerate(pairs, start=1):
+        for place, (x, curve, axis) in enumerate(pairs, start=1):
             axes = figure.add_subplot(rows, 3, place)
-            values = result[curve]
+            values = np.moveaxis(result[curve], axis, 0)
             spread(axes, result[x], values.reshape(len(values), -1))
             axes.set(xlabel=x, title=curve, xscale=_scale(result[x]), yscale=_scale(values))
     target = out or Path()
@@ -111,11 +112,14 @@ def _scale(values: NDArray[np.float64]) -> Literal["linear", "log"]:
     return "log" if (values > 0).all() and values.max() > 1e3 * values.min() else "linear"
 
 
-def _pairs(result: Result) -> Iterator[tuple[str, str]]:
-    """Yield the name of a list to draw over, and of a curve that is as long."""
+def _pairs(result: Result) -> Iterator[tuple[str, str, int]]:
+    """Yield the name of a list to draw over, that of a curve, and its axis that is as long."""
     shapes = {name: np.shape(values) for name, values in result.findings.curves.items()}
-    lists = [name for name, shape in shapes.items() if len(shape) == 1 and shape[0] > 1]
+    lists = {shape[0]: name for name, shape in reversed(shapes.items()) if len(shape) == 1}
     for curve, shape in shapes.items():
-        x = next((name for name in lists if shape and shapes[name][0] == shape[0]), None)
-        if x is not None and x != curve and np.isfinite(result[curve]).any():
-            yield x, curve
+        axes = [k for k, size in enumerate(shape) if size > 1 and size in lists]
+        if not axes or not np.isfinite(result[curve]).any():
+            continue
+        axis = 0 if 0 in axes else axes[-1]
+        if lists[shape[axis]] != curve:
+            yield lists[shape[axis]], curve, axis

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +137,19 @@ def test_plot_takes_a_logarithm_of_what_spans_more_than_three_decades(tmp_path, 
     assert scales.keys() == curves.keys() - {"steps"}
     assert logs == {"error", "more", "infinite"}
     assert {axes.get_xscale() for axes in drawn[0].axes} == {"linear"}
+
+
+def test_plot_draws_over_the_axis_that_a_list_belongs_to(tmp_path, monkeypatch):
+    errors = [[[1, 2, 3, 4], [5, 6, 7, 8]]]  # one step, two seeds, four ratios
+    curves = {"step": [0.1], "ratios": [1, 2, 4, 8], "errors": errors, "seeds": [1, 2]}
+    path = tmp_path / "result.json"
+    replace(find_result("S22-F3a"), findings=Findings({}, curves)).save(path)
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda own, _: drawn.append(own))
+    assert main(["plot", str(path)]) == 0
+    (axes,) = drawn[0].axes
+    assert (axes.get_xlabel(), axes.get_title()) == ("ratios", "errors")
+    assert axes.lines[0].get_xydata().tolist() == [[1, 3], [2, 4], [4, 5], [8, 6]]
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path, capsys):
@@ -298,6 +312,20 @@ def test_ctrl_c_is_known_by_what_follows_from_it(capsys, monkeypatch, error):
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "companion: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_an_import_loses_stops_the_run(tmp_path, monkeypatch):
+    """What is imported may go on after any exception."""
+
+    def locating(id):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("companion.__main__.locate", locating)
+    assert main(["run", "Q20-ST", "--out", str(tmp_path)]) == 130
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert main(["run", "Q20-ST", "--tier", "tiny", "--out", str(tmp_path)]) == 0
 
 
 def test_other_errors_are_no_interruption_and_an_ignored_signal_stays_so(monkeypatch):
