@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune
 import torch.utils.checkpoint
 from fields import Tanh, knobs, largest_difference, randn
 from torch import nn
@@ -433,6 +434,33 @@ def test_what_cannot_be_stacked_is_named():
             OdeBlock(module)
     with pytest.raises(ValueError, match=r"torch.jit.trace cannot follow .*torch.compile"):
         torch.jit.trace(OdeBlock(nn.Linear(3, 3)), torch.ones(1, 3))
+
+
+def test_stacks_under_other_names_are_named():
+    """Pruning and parametrising rename a parameter: its residual would look for the old one."""
+    block = OdeBlock(nn.Sequential(nn.Linear(3, 3)), PiecewiseConstant(2), steps=2)
+    nn.utils.prune.l1_unstructured(block.weights.stacks.get_submodule("0"), "weight", 0.5)
+    with pytest.raises(ValueError, match=r"block: .*'0.weight', '0.weight_orig'.* before the bl"):
+        block(torch.ones(1, 3))
+    pruned = nn.Sequential(nn.Linear(3, 3))
+    nn.utils.prune.l1_unstructured(pruned[0], "weight", 0.5)
+    x = torch.ones(1, 3)
+    torch.testing.assert_close(OdeBlock(pruned)(x), x + pruned(x))
+
+
+def test_what_makes_no_residual_is_said_to_be_so():
+    for bad in (nn.Linear, lambda x: x):
+        with pytest.raises(TypeError, match=r"residual: a function that cannot be called without"):
+            OdeBlock(bad)
+    with pytest.raises(TypeError, match=r"residual: made a NoneType; it must make an nn.Module"):
+        OdeBlock(lambda: None)
+    with pytest.raises(ValueError, match=r"time: 'yes' is not allowed"):
+        OdeBlock(nn.Identity(), time="yes")
+    block = OdeBlock(nn.Identity())
+    block.gradient = "checkpoint"
+    assert block.gradient == Checkpoint()
+    with pytest.raises(ValueError, match=r"gradient: 'exact' is not allowed"):
+        block.gradient = "exact"
 
 
 @pytest.mark.parametrize("method", ["euler", "dopri5"])
