@@ -584,6 +584,11 @@ def test_numbers_of_other_libraries_are_numbers():
     y = odeint(lambda t, y: -y, one(), (x for x in (0.0, 1.0)), method="rk4", steps=np.int64(4))
     assert y[-1].item() == pytest.approx(math.exp(-1), abs=1e-4)
     odeint(lambda t, y: -y, one(), range(2), rtol=np.float32(1e-3), atol=1)
+    basis = PiecewiseConstant(np.uint8(200))
+    assert repr(basis) == "PiecewiseConstant(cells=200)"
+    assert basis.refined().cells == 400
+    gradient = Reconstruct(rule="predicted", order=np.int64(2), sweeps=np.int8(1), every=np.int8(3))
+    assert repr(gradient) == "Reconstruct(rule='predicted', order=2, sweeps=1, every=3)"
     assert OdeBlock(nn.Linear(2, 2), PiecewiseConstant(np.int32(2)), steps=np.uint8(2)).steps == 2
     for times in (["0", "1"], b"01", [False, True], [0.0, np.bool_(True)]):
         with pytest.raises(TypeError, match=r"t: .* is not allowed; pass a 1-D tensor or floats"):
