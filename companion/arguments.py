@@ -4,7 +4,15 @@ from collections.abc import Collection
 from math import isfinite
 from numbers import Integral, Real
 
-__all__ = ["check_choice", "check_count", "check_number", "check_type", "is_count", "not_allowed"]
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_number",
+    "check_type",
+    "is_count",
+    "not_allowed",
+    "store_count",
+]
 
 
 def not_allowed(name: str, value: object, must: str) -> str:
@@ -41,6 +49,15 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     if not isinstance(value, Integral) or not is_count(value, least):
         raise ValueError(not_allowed(name, value, f"it must be an integer of at least {least}"))
     return int(value)
+
+
+def store_count(owner: object, name: str, least: int = 1) -> None:
+    """Check a count that a frozen data class holds, and keep it as an ``int``.
+
+    Raises:
+        ValueError: as :func:`check_count` does.
+    """
+    object.__setattr__(owner, name, check_count(name, getattr(owner, name), least))
 
 
 def check_number(name: str, value: object, least: float | None = None) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from companion.arguments import check_number, not_allowed
+from companion.arguments import check_choice, check_number, not_allowed
 from companion.basis import Basis, Constant, PiecewiseConstant
 from companion.depth_field import Asked, DepthField
 from companion.depth_weights import DepthWeights, check_alike
@@ -98,9 +99,10 @@ class OdeBlock(nn.Module):
         basis = Constant() if basis is None else _check_basis(basis)
         self.weights = DepthWeights(_instances(residual, basis.size), basis)
         self.scale = check_number("scale", scale)
+        check_choice("time", time, (False, True))
         self.time = time
         self.params = check_params(params)
-        self.gradient = get_gradient(gradient)
+        self.gradient = gradient
         self.solver = get_solver(method, steps, rtol, atol)
 
     @classmethod
@@ -155,6 +157,15 @@ class OdeBlock(nn.Module):
         return cls(
             lambda: next(fresh), basis, method, steps, gradient, scale, time, rtol, atol, params
         )
+
+    @property
+    def gradient(self) -> Gradient:
+        """How the solve is differentiated; it may be set by name."""
+        return self._gradient
+
+    @gradient.setter
+    def gradient(self, gradient: str | Gradient) -> None:
+        self._gradient = get_gradient(gradient)
 
     @property
     def method(self) -> str:
@@ -314,7 +325,7 @@ class OdeBlock(nn.Module):
         nn.Module.__init__(other)
         other.weights, other.scale, other.time = self.weights, self.scale, self.time
         other.training, other.params = self.training, self.params
-        other.gradient = self.gradient if gradient is None else get_gradient(gradient)
+        other._gradient = self.gradient if gradient is None else get_gradient(gradient)
         method = self.method if method is None else method
         other.solver = get_solver(method, **inherited(self.solver, method, steps, rtol, atol))
         return other
@@ -424,6 +435,20 @@ def _check_basis(basis: Basis) -> Basis:
     return basis
 
 
+def _made(residual: Callable[[], nn.Module]) -> nn.Module:
+    try:
+        signature(residual).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"residual: a function that cannot be called without arguments is not allowed, it must "
+            f"make a module: {error}; give the module itself, or a lambda"
+        ) from None
+    module = residual()
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"residual: made a {type(module).__name__}; it must make an nn.Module")
+    return module
+
+
 def _instances(residual: nn.Module | Callable[[], nn.Module], size: int) -> list[nn.Module]:
     if isinstance(residual, nn.Module):
         return [residual] * size
@@ -431,6 +456,6 @@ def _instances(residual: nn.Module | Callable[[], nn.Module], size: int) -> list
         raise TypeError(
             not_allowed("residual", residual, "pass a module, or a function that makes one")
         )
-    modules = [residual() for _ in range(size)]
+    modules = [_made(residual) for _ in range(size)]
     check_alike(modules)
     return modules

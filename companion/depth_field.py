@@ -67,7 +67,7 @@ class DepthField(CheckedField):
         self.weights, self.asked, self.cell = weights, asked, cell
         self._latest: tuple[Stage, Place] | None = None
         # Tied tensors are unbound once under each name, so that autograd sums their gradients.
-        stacks = dict(weights.stacks.named_parameters(remove_duplicate=False))
+        stacks = weights.named()
         norms = weights.per_cell
         coefficients = _rows(_without(stacks, norms), self.basis.size)
         own = _rows({name: stacks[name] for name in norms}, self.basis.cells)

@@ -72,6 +72,21 @@ class DepthWeights(nn.Module):
         """The residual module that every evaluation runs, with values on the meta device."""
         return self._template.module
 
+    def named(self) -> dict[str, nn.Parameter]:
+        """Return the stacks under the names of the residual's parameters.
+
+        Raises:
+            ValueError: if they have other names by now.
+        """
+        stacks = dict(self.stacks.named_parameters(remove_duplicate=False))
+        if stacks.keys() != self._template.names:
+            found = sorted(stacks.keys() ^ self._template.names)
+            raise ValueError(
+                f"block: its stacks and its residual do not share the parameters {found}; prune, "
+                "parametrise or change the residual before the block is made"
+            )
+        return stacks
+
     @override
     def train(self, mode: bool = True) -> Self:
         # In the template too: batch norm and dropout read it there.
@@ -152,6 +167,7 @@ class _Template:
     """A module without values: the code of a residual. No ``nn.Module``, so nobody's child."""
 
     def __init__(self, module: nn.Module) -> None:
+        self.names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         self.module = _without_graph(module, {}).to("meta")
         for part in self.module.modules():
             for name, param in part._parameters.items():

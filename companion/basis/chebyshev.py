@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from companion.arguments import check_count
+from companion.arguments import store_count
 from companion.basis.linear_maps import apply, solve
 from companion.basis.places import Place
 
@@ -42,8 +42,8 @@ class Chebyshev:
     cells: int = 1
 
     def __post_init__(self) -> None:
-        check_count("size", self.size)
-        check_count("cells", self.cells)
+        store_count(self, "size")
+        store_count(self, "cells")
 
     @property
     def continuity(self) -> float:

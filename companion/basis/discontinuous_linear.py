@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from companion.arguments import check_count
+from companion.arguments import store_count
 from companion.basis.places import Place
 
 __all__ = ["DiscontinuousLinear"]
@@ -40,7 +40,7 @@ class DiscontinuousLinear:
     cells: int
 
     def __post_init__(self) -> None:
-        check_count("cells", self.cells)
+        store_count(self, "cells")
 
     @property
     def size(self) -> int:

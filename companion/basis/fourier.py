@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from companion.arguments import check_count
+from companion.arguments import store_count
 from companion.basis.linear_maps import apply, solve
 from companion.basis.places import Place
 
@@ -44,8 +44,8 @@ class Fourier:
     cells: int = 1
 
     def __post_init__(self) -> None:
-        check_count("size", self.size)
-        check_count("cells", self.cells)
+        store_count(self, "size")
+        store_count(self, "cells")
         if self.size % 2 == 0:
             raise ValueError(
                 f"size: {self.size} is not allowed; it must be odd: a constant, and a cosine and a "

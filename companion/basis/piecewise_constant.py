@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from companion.arguments import check_count
+from companion.arguments import store_count
 from companion.basis.places import Place
 
 __all__ = ["PiecewiseConstant"]
@@ -34,7 +34,7 @@ class PiecewiseConstant:
     cells: int
 
     def __post_init__(self) -> None:
-        check_count("cells", self.cells)
+        store_count(self, "cells")
 
     @property
     def size(self) -> int:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from companion.arguments import check_count
+from companion.arguments import store_count
 from companion.gradients.function import Given, Kept, recomputing_states
 from companion.gradients.pullback import Sums, taped
 from companion.gradients.randomness import (
@@ -58,7 +58,7 @@ class Checkpoint:
     records_graph: ClassVar[bool] = False  # so parameters must be named
 
     def __post_init__(self) -> None:
-        check_count("every", self.every)
+        store_count(self, "every")
 
     def differentiable_states(self, problem: Problem) -> States:
         """Return the states at all output times."""

@@ -157,8 +157,9 @@ def _saved(ctx: Any) -> tuple[Tensor, ...]:
         if "inplace operation" not in str(error):
             raise
         raise RuntimeError(
-            "gradient: the states that a solve returned, or the parameters of its field, were "
-            f"changed in place before backward(), which reads them; change a clone(): {error}"
+            "gradient: the start of a solve, the states that it returned, or the parameters of its "
+            "field were changed in place before backward(), which reads them; change a clone(): "
+            f"{error}"
         ) from error
     return saved
 

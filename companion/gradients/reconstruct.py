@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from companion.arguments import check_choice, check_count, is_count, not_allowed
+from companion.arguments import check_choice, is_count, not_allowed, store_count
 from companion.gradients.function import Given, Kept, recomputing_states
 from companion.gradients.randomness import replayable, replaying
 from companion.gradients.reverse_sweep import WAYS_BACK, ReverseSweep
@@ -81,14 +81,15 @@ class Reconstruct:
         check_choice("rule", self.rule, WAYS_BACK)
         if not is_count(self.order) or self.order not in ORDERS:
             raise ValueError(not_allowed("order", self.order, "it must be 1, 2, 3 or 4"))
+        store_count(self, "order")
         if self.order != 1 and self.rule != "predicted":
             raise ValueError(
                 f"order: {self.order!r} is not allowed with rule={self.rule!r}; only 'predicted' "
                 "extrapolates"
             )
-        check_count("sweeps", self.sweeps, least=0)
+        store_count(self, "sweeps", least=0)
         if self.every is not None:
-            check_count("every", self.every)
+            store_count(self, "every")
 
     def differentiable_states(self, problem: Problem) -> States:
         """Return the states at all output times."""

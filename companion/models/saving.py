@@ -11,14 +11,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import companion.basis as bases
 import companion.gradients as gradients
+from companion.arguments import check_type
 from companion.block import OdeBlock, ode_blocks
 from companion.files import load_checkpoint, save_checkpoint
 from companion.methods import get_solver
+from companion.plain_layers import all_modules
 
 __all__ = ["load", "save"]
 
@@ -47,6 +50,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     Raises:
         ValueError: a block with a basis or a gradient that is none of this package's, or one that
             was given tensors to differentiate.
+        TypeError: something else than a module.
 
     Example:
         >>> import tempfile
@@ -58,6 +62,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         >>> again.blocks[1].method, again.blocks[1].steps
         ('rk4', 2)
     """
+    check_type("model", model, nn.Module)
     own = _public().get(type(model).__name__) is type(model)
     arguments = getattr(model, "arguments", None) if own else None
     held = {name: value for name, value in (arguments or {}).items() if _can_hold(value)}
@@ -66,7 +71,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         "class": type(model).__name__,
         "arguments": arguments and {name: _encoded(value) for name, value in held.items()},
         "left_out": arguments and sorted(arguments.keys() - held.keys()),
-        "blocks": [_block_state(block, k) for k, block in enumerate(ode_blocks(model))],
+        "blocks": [_block_state(block, k) for k, block in enumerate(_all_blocks(model))],
         "training": model.training,
         "values": model.state_dict(),
     }
@@ -135,12 +140,18 @@ def _made(state: dict[str, Any], left_out: dict[str, Any]) -> nn.Module:
 
 
 def _filled(model: nn.Module, state: dict[str, Any]) -> nn.Module:
-    blocks, found = ode_blocks(model), state["blocks"]
+    blocks, found = _all_blocks(model), state["blocks"]
+    outer = ode_blocks(model)
     if len(blocks) != len(found):
         raise ValueError(f"the file has {len(found)} blocks, the model {len(blocks)}")
     for block, knobs in zip(blocks, found, strict=True):
         wanted = {name: _decoded(value) for name, value in knobs.items()}
         if block.weights.basis != wanted["basis"]:
+            if block not in outer:  # its weights are the outer block's
+                raise ValueError(
+                    f"a block inside a residual has the basis {block.weights.basis!r}; the file's "
+                    f"is {wanted['basis']!r}"
+                )
             block.weights.project(wanted["basis"])  # for the shapes
         block.gradient, block.scale = wanted["gradient"], wanted["scale"]
         block.solver = get_solver(*(wanted[name] for name in _GRAPH))
@@ -150,6 +161,11 @@ def _filled(model: nn.Module, state: dict[str, Any]) -> nn.Module:
             own[name].data = own[name].data.to(value.dtype)
     model.load_state_dict(state["values"])
     return model.train(state["training"])
+
+
+def _all_blocks(model: nn.Module) -> list[OdeBlock]:
+    """Return the blocks of a model, and those inside the residuals of others."""
+    return [module for module in all_modules(model) if isinstance(module, OdeBlock)]
 
 
 def _block_state(block: OdeBlock, position: int) -> dict[str, Any]:
@@ -190,6 +206,10 @@ def _encoded(value: Any) -> Any:
         return value
     if isinstance(value, tuple | list):
         return tuple(map(_encoded, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        knobs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        plain = ((n, v.item() if isinstance(v, np.generic) else v) for n, v in knobs)
+        return {"code": f"{type(value).__name__}({', '.join(f'{n}={v!r}' for n, v in plain)})"}
     return {"code": getattr(value, "__name__", None) or repr(value)}
 
 

@@ -239,6 +239,12 @@ def _scalar(value: Tensor) -> Tensor:
     """Return what the loss returned, or say why it cannot be trained on."""
     if not isinstance(value, Tensor):
         raise TypeError(f"loss: the value {value!r} is not allowed; it must be a tensor")
+    if not value.requires_grad or value.is_complex():
+        found = "a complex number" if value.is_complex() else "a tensor that needs no gradient"
+        raise ValueError(
+            f"loss: {found} is not allowed; it must be a real number that depends on parameters "
+            "that are trained"
+        )
     if value.numel() != 1:
         raise ValueError(
             f"loss: a tensor of shape {tuple(value.shape)} is not allowed; it must be a scalar, "

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune
 import torch.utils.checkpoint
 from fields import Tanh, knobs, largest_difference, randn
 from torch import nn
@@ -435,6 +436,33 @@ def test_what_cannot_be_stacked_is_named():
         torch.jit.trace(OdeBlock(nn.Linear(3, 3)), torch.ones(1, 3))
 
 
+def test_stacks_under_other_names_are_named():
+    """Pruning and parametrising rename a parameter: its residual would look for the old one."""
+    block = OdeBlock(nn.Sequential(nn.Linear(3, 3)), PiecewiseConstant(2), steps=2)
+    nn.utils.prune.l1_unstructured(block.weights.stacks.get_submodule("0"), "weight", 0.5)
+    with pytest.raises(ValueError, match=r"block: .*'0.weight', '0.weight_orig'.* before the bl"):
+        block(torch.ones(1, 3))
+    pruned = nn.Sequential(nn.Linear(3, 3))
+    nn.utils.prune.l1_unstructured(pruned[0], "weight", 0.5)
+    x = torch.ones(1, 3)
+    torch.testing.assert_close(OdeBlock(pruned)(x), x + pruned(x))
+
+
+def test_what_makes_no_residual_is_said_to_be_so():
+    for bad in (nn.Linear, lambda x: x):
+        with pytest.raises(TypeError, match=r"residual: a function that cannot be called without"):
+            OdeBlock(bad)
+    with pytest.raises(TypeError, match=r"residual: made a NoneType; it must make an nn.Module"):
+        OdeBlock(lambda: None)
+    with pytest.raises(ValueError, match=r"time: 'yes' is not allowed"):
+        OdeBlock(nn.Identity(), time="yes")
+    block = OdeBlock(nn.Identity())
+    block.gradient = "checkpoint"
+    assert block.gradient == Checkpoint()
+    with pytest.raises(ValueError, match=r"gradient: 'exact' is not allowed"):
+        block.gradient = "exact"
+
+
 @pytest.mark.parametrize("method", ["euler", "dopri5"])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_an_operation_in_place_may_follow(gradient, method):
@@ -556,6 +584,11 @@ def test_numbers_of_other_libraries_are_numbers():
     y = odeint(lambda t, y: -y, one(), (x for x in (0.0, 1.0)), method="rk4", steps=np.int64(4))
     assert y[-1].item() == pytest.approx(math.exp(-1), abs=1e-4)
     odeint(lambda t, y: -y, one(), range(2), rtol=np.float32(1e-3), atol=1)
+    basis = PiecewiseConstant(np.uint8(200))
+    assert repr(basis) == "PiecewiseConstant(cells=200)"
+    assert basis.refined().cells == 400
+    gradient = Reconstruct(rule="predicted", order=np.int64(2), sweeps=np.int8(1), every=np.int8(3))
+    assert repr(gradient) == "Reconstruct(rule='predicted', order=2, sweeps=1, every=3)"
     assert OdeBlock(nn.Linear(2, 2), PiecewiseConstant(np.int32(2)), steps=np.uint8(2)).steps == 2
     for times in (["0", "1"], b"01", [False, True], [0.0, np.bool_(True)]):
         with pytest.raises(TypeError, match=r"t: .* is not allowed; pass a 1-D tensor or floats"):

@@ -183,8 +183,8 @@ ROWS = [
      ["PiecewiseConstant"]),
     ("basis as a number", lambda: block(basis=8), TypeError, "basis", ["8", "basis"]),
     ("residual not a module", lambda: block(residual=3), TypeError, "residual", ["3", "module"]),
-    ("factory of something else", lambda: block(residual=lambda: 3), ValueError, "modules",
-     ["nn.Module"]),
+    ("factory of something else", lambda: block(residual=lambda: 3), TypeError, "residual",
+     ["int", "nn.Module"]),
     ("factory of unlike modules", lambda: block(
         residual=iter([nn.Linear(2, 2), nn.Linear(2, 3)]).__next__, basis=PiecewiseConstant(2)),
      ValueError, "modules", ["number 1", "(3, 2)", "(2, 2)"]),

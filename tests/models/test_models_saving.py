@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from companion import (
     PiecewiseLinear,
 )
 from companion.files import load_checkpoint, save_checkpoint
-from companion.gradients import Adjoint, Reconstruct
+from companion.gradients import Adjoint, Checkpoint, Reconstruct
 from companion.methods import get_solver
 from companion.models import ContinuousMLP, ContinuousNet, ResNet, load, ode_blocks, save
 from companion.train import seeded
@@ -185,6 +186,32 @@ def test_other_models_take_over_what_a_file_holds(make, tmp_path):
     state = again.state_dict()
     for name, value in model.state_dict().items():
         assert torch.equal(state[name], value)
+
+
+def test_blocks_inside_residuals_keep_their_graph(tmp_path):
+    def nested(cells=2, **inner):
+        def unit():
+            return OdeBlock(nn.Linear(2, 2), PiecewiseConstant(cells), **inner)
+
+        return OdeBlock(unit, PiecewiseConstant(2), steps=2)
+
+    net, x = nested(method="rk4", steps=3, scale=2.0), torch.ones(1, 2)
+    save(net, tmp_path / "net.pt")
+    assert torch.equal(load(tmp_path / "net.pt", nested(steps=1))(x), net(x))
+    with pytest.raises(ValueError, match=r"does not fit model: a block inside .*cells=4.*cells=2"):
+        load(tmp_path / "net.pt", nested(cells=4))
+
+
+def test_knobs_that_are_numbers_of_numpy(tmp_path):
+    two = np.int64(2)
+    net = OdeBlock(nn.Linear(2, 2), PiecewiseConstant(two), steps=two, gradient=Checkpoint(two))
+    save(net, tmp_path / "net.pt")
+    again = load(tmp_path / "net.pt", OdeBlock(nn.Linear(2, 2)))
+    assert repr(again) == repr(OdeBlock(
+        nn.Linear(2, 2), PiecewiseConstant(2), steps=2, gradient=Checkpoint(2)
+    ))  # fmt: skip
+    with pytest.raises(TypeError, match="model: 3 is not allowed"):
+        save(3, tmp_path / "three.pt")
 
 
 def test_a_file_of_another_model_is_refused(tmp_path):

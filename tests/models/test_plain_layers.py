@@ -189,6 +189,8 @@ def test_freezing_reaches_the_stack():
         (lambda layer: layer.half(), r"fn: .*torch\.float16"),
         (lambda layer: nn.utils.parametrizations.weight_norm(layer[0]), "fn: .*original0"),
         (lambda layer: setattr(layer[2], "p", 0.9), r"fn: .*p=0\.9"),
+        (lambda layer: setattr(layer[1], "gain", 0.9), r"fn: .*'1.gain', 0\.9"),
+        (lambda layer: layer[1].eval(), r"fn: .*'1.training', False"),
         (lambda layer: layer.append(nn.ReLU()), "fn: .*ReLU"),
         (lambda layer: setattr(layer[0], "bias", None), r"fn: .*bias=False"),
         (lambda layer: layer.__delitem__(2), "fn: .*fewer parts"),

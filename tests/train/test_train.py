@@ -535,6 +535,12 @@ def test_data_of_another_kind(data, message):
             r"loss: .*shape \(6,\) is not allowed; it must be a scalar",
         ),
         (
+            lambda m, x, y: m(x).sum().detach(),
+            ValueError,
+            "loss: a tensor that needs no gradient is not allowed",
+        ),
+        (lambda m, x, y: m(x).sum() * 1j, ValueError, "loss: a complex number is not allowed"),
+        (
             None,
             TypeError,
             r"loss: None is not allowed; it must be a function loss\(model, \*batch\)",
