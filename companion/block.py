@@ -22,7 +22,7 @@ from companion.gradients import Gradient, get_gradient, solved
 from companion.methods import get_solver, inherited, takes
 from companion.solve import GridSolver, Problem, check_finite
 
-__all__ = ["DepthWeights", "OdeBlock", "ode_blocks", "refine"]
+__all__ = ["OdeBlock", "ode_blocks", "refine"]
 
 
 class OdeBlock(nn.Module):
@@ -59,7 +59,7 @@ class OdeBlock(nn.Module):
     goes through a network layer by layer does not find these, or finds tensors of another rank:
     initialisation or weight decay by rank or by class (``net.apply``),
     ``nn.SyncBatchNorm.convert_sync_batchnorm``, ``torch.optim.swa_utils.update_bn``. Do it to the
-    residual beforehand, or with :func:`companion.models.apply_to_layers`, which shows such a
+    residual beforehand, or with :func:`companion.plain_layers.apply_to_layers`, which shows a
     function one layer after another.
 
     Raises:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from companion.block import DepthWeights
+from companion.depth_weights import DepthWeights
 
 __all__ = [
     "Bytes",

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.basis import Basis
-from companion.block import DepthWeights
-from companion.depth_weights import constants
+from companion.depth_weights import DepthWeights, constants
 
 __all__ = ["all_modules", "apply_to_layers", "own_rank", "stacks_by_name"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.arguments import check_count, is_count
-from companion.block import DepthWeights
+from companion.depth_weights import DepthWeights
 from companion.models import ode_blocks, with_graph
 from companion.observe import count_nfe
 from companion.train import error_rate, evaluating

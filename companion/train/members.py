@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from companion.arguments import check_count
-from companion.block import DepthWeights
+from companion.depth_weights import DepthWeights
 from companion.plain_layers import own_rank
 from companion.solve import NonFiniteError
 from companion.train.batches import check_rows

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from companion.arguments import check_type
-from companion.block import DepthWeights
+from companion.depth_weights import DepthWeights
 from companion.plain_layers import all_modules, stacks_by_name
 from companion.train.batches import device_of
 
