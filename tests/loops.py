@@ -8,7 +8,7 @@ import pytest
 
 
 def loop(names: str | tuple[str, ...], values: Iterable) -> Callable:
-    """Run a test for every value, and report all that fail: ``parametrize`` with one result.
+    """Run a test for every value, and report all that fail: `parametrize` with one result.
 
     Fixtures are set up once for all values.
     """
