@@ -66,6 +66,7 @@ def _run(options: argparse.Namespace, team: Team) -> None:
                 models=models if options.keep else None,
                 **overrides,
             )
+    team.wait()  # the parts are removed when everybody has read them
     if team.rank == 0:
         if not overrides and options.tier != "tiny":
             result = checked(result, entry)  # gives it a tiny run to be compared with later

@@ -104,6 +104,7 @@ class Experiment:
         report: Report = lambda fraction, part: None,
         data: Path | None = None,
         models: Path | None = None,
+        team: Team | None = None,
         **overrides: Any,
     ) -> Result:
         """Run the experiment.
@@ -125,6 +126,7 @@ class Experiment:
             data: folder with data sets that do not come with the package; ``None`` takes the one
                 that the environment variable ``COMPANION_DATA`` names.
             models: folder to keep trained models in, one file a part; ``None`` keeps none.
+            team: the processes that share the run; those that ``torchrun`` started if ``None``.
             **overrides: parameters that differ from the tier's.
 
         Returns:
@@ -140,7 +142,7 @@ class Experiment:
             raise ValueError(f"every: {every} is not allowed; it must lie between 0 and 60 seconds")
         place = resolve_device(device)
         identity = self.identity(tier, seed, place, parameters)
-        team = Team.running()
+        team = Team.running() if team is None else team
         if folder is not None and team.rank == 0:
             open_folder(folder, identity, resume)
         if folder is None and team.size > 1:

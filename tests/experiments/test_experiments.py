@@ -13,6 +13,7 @@ from companion.experiments.freshness import checked, moved, tiny
 from companion.experiments.registry import Row
 from companion.listing import entries
 from companion.results import Claim, Findings
+from companion.train import Team
 
 
 def scaled(run, *, terms=(1, 2), rate=0.5):
@@ -256,6 +257,15 @@ def test_a_record_gets_a_tiny_run_and_then_answers_for_it():
     assert checked(changed, entry).moved == ("sum",)
     text = checked(changed, entry).to_json()
     assert type(first).from_json(text).moved == ("sum",)
+
+
+def test_a_tiny_run_needs_no_other_process(monkeypatch):
+    """After a run of several processes, the first alone computes it, without a shared folder."""
+    entry = declare(timed=("draw",))
+    monkeypatch.setattr(Team, "running", lambda: Team(rank=0, size=2))
+    assert tiny(entry) == Findings({"sum": 0.5})
+    with pytest.raises(ValueError, match="folder: None is not allowed; 2 processes must share"):
+        entry()
 
 
 def test_a_row_words_what_it_measures():

@@ -306,7 +306,7 @@ def test_the_profile_is_that_of_the_weight_with_the_largest_jump():
     [
         ({"depths": (4, 8)}, r"depths must be at least three and double; got \(4, 8\)"),
         ({"depths": (4, 8, 12)}, "depths must be at least three and double"),
-        ({"early": 0}, "early must lie between 1 and steps = 6; got 0"),
+        ({"early": 0}, "early: 0 is not allowed; it must be at least 1"),
         ({"early": 7}, "early must lie between 1 and steps = 6; got 7"),
     ],
 )
