@@ -13,6 +13,9 @@ from companion.experiments.registry import Experiment
 from companion.results import Findings, Result
 from companion.train import Team
 
+ROUNDING = 1e-14
+"""What is smaller is left by rounding in double precision: another number on every processor."""
+
 
 def tiny(entry: Experiment) -> Findings:
     """Run the experiment's tier ``tiny`` on the CPU and return its numbers, without its claims.
@@ -33,7 +36,8 @@ def moved(then: Findings, now: Findings, tolerance: float) -> tuple[str, ...]:
     Args:
         then: the numbers of the tiny run that is stored.
         now: those of a new one.
-        tolerance: by how much a number may differ, relative to the largest of its array.
+        tolerance: by how much a number may differ, relative to the largest of its array; what is
+            below :data:`ROUNDING` is not compared.
 
     Example:
         >>> then = Findings({"slope": 2.0}, {"error": [1.0, 1e-9]})
@@ -69,5 +73,5 @@ def _close(old: object, new: object, tolerance: float) -> bool:
     if a.shape != b.shape:
         return False
     finite = np.abs(a[np.isfinite(a)])
-    within = tolerance * finite.max(initial=0.0)
+    within = tolerance * finite.max(initial=0.0) + ROUNDING
     return bool(np.allclose(a, b, rtol=0.0, atol=within, equal_nan=True))
