@@ -39,7 +39,6 @@ MEASURED = ("own", "shared", "deviation_shared", "deviation_doubled")
     paper="Queiruga et al. 2020, appendix A.3",
     full={"seeds": 8, "epochs": 10, "channels": (8, 16)},
     tiny={"seeds": 1, "epochs": 1, "channels": (4,)},
-    tolerance=0.1,  # batch norm on small batches: rounding grows to 0.3 % within an epoch
     claims=(
         ("CL45", "split", None, 0, "change of a net's scores when its cells split"),
         ("CL45", "equal", None, 0, "halves with equal statistics a batch later"),
@@ -64,10 +63,10 @@ def q20_bn(
     halves of cells whose statistics are still equal after a batch more; ``miscounted``, cells of
     six schemes whose norms were not updated once a call.
     """
-    data = load_digits(as_images=True, device=run.device)
+    data = load_digits(as_images=True, device=run.device, dtype=run.dtype)
 
     def measure(part: Part, method: str, seed: int) -> list[float]:
-        with seeded(seed):
+        with seeded(seed, dtype=run.dtype):
             net = ContinuousNet(
                 inputs=1, channels=channels, basis=PiecewiseConstant(CELLS), method=method,
                 steps=CELLS, scale=float(CELLS), skip_init=False,

@@ -26,9 +26,6 @@ _Layer = Callable[[_Unit, Tensor, float], Tensor]
     paper="Queiruga et al. 2020, Eqs. 1 to 3 and Fig. 5",
     full={"depths": (1, 3, 8, 64, 512), "width": 64},
     tiny={"depths": (3, 8)},
-    # Equal to the last bit, or rounding errors, which differ between processors: only a hundred
-    # times as much is another number.
-    tolerance=100.0,
     claims=(
         ("CL02", "worst_unit_steps", None, 0, "Euler with step 1 against x + f(x), float32"),
         ("CL31", "worst_classic", None, 0, "block with scale N against x + f(x), float32"),
