@@ -95,12 +95,10 @@ def test_a_network_is_trained_by_the_recipe(dataset, batch_size, epochs, cifar10
     assert found.findings.data == data.provenance
 
 
-def test_a_resnet_with_the_factor_learns_as_well_as_one_without():
-    """In two epochs both leave guessing behind, by the same; the record tells the rest."""
-    found = run(rules=("original", "scaled"), layers=(2, 2), seeds=1, epochs=2)
-    _, excess = found.claims
-    assert excess.holds
-    assert max(found["mean_error_original"], found["mean_error_scaled"]) < 0.6
+def test_a_resnet_with_the_factor_reads_digits_as_well_as_one_without():
+    found = run(rules=("original", "scaled"), seeds=1)
+    assert found.claim("CL57").holds
+    assert found["mean_error_original"] < 0.08
 
 
 def test_stages_train_with_any_gradient():

@@ -15,14 +15,14 @@ def test_deep_plain_networks_fail_and_scaled_ones_do_not():
 
     The plain networks of 64 layers guess on any processor, whichever classes they guess.
     """
-    result = run(depths=(2, 64), seeds=1, epochs=2)
+    result = run(depths=(2, 64), seeds=1, epochs=4)
     assert result["depths"].tolist() == [2.0, 64.0]
     assert result["error_tied_plain"].shape == (2, 1)
-    assert result["error_tied_plain"][0, 0] < 0.3
+    assert result["error_tied_plain"][0, 0] < 0.15
     assert result["error_tied_plain"][1, 0] > 0.5
     assert result["error_untied_plain"][1, 0] > 0.5
-    assert result["error_tied_scaled"].max() < 0.3
-    assert result["error_untied_scaled"].max() < 0.3
+    assert result["error_tied_scaled"].max() < 0.15
+    assert result["error_untied_scaled"].max() < 0.15
     assert result["error_tied_plain_64"] == result["error_tied_plain"][1, 0]
     assert result.claim("CL58").holds
     assert result.findings.data == DIGITS.sha256
