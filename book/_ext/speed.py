@@ -11,7 +11,7 @@ from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
-from ledger import table
+from markdown_table import table
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
