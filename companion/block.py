@@ -202,7 +202,7 @@ class OdeBlock(nn.Module):
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """Return the state at depth 1; ``context`` is passed on to the residual."""
         self._check_input(x)
-        y = self._solved(x, context)[-1]
+        y = self._solved(self.weights.in_format(x), context)[-1]
         # A backward pass of its own reads the state again, and the next layer may work in place.
         return y if self.gradient.records_graph or not y.requires_grad else y.clone()
 
