@@ -17,7 +17,6 @@ from torch import Tensor
 
 from companion.basis import Basis, PiecewiseConstant
 from companion.data import Samples
-from companion.experiments.grid import seeds
 from companion.experiments.recipes import deviation, digits_recipe, error_of
 from companion.experiments.running import Part, Run
 from companion.experiments.side_by_side import fit_side_by_side
@@ -147,7 +146,7 @@ def measure_digits(
     """
 
     def train(part: Part, variant: Variant) -> list[Any]:
-        nets = train_digits(part, variant, seeds(run, count), data, **options)
+        nets = train_digits(part, variant, run.seeds(count), data, **options)
         return [measure(net) for net in nets]
 
     found = run.map(train, {variant.name: (variant,) for variant in variants})

@@ -107,7 +107,7 @@ def train_all(
         raise ValueError(f"rules must include {', '.join(missing)}; got {', '.join(rules)}")
     found = grid(
         run, train, together=together,
-        rule=rules, depth=depths, seed=range(run.seed, run.seed + seeds),
+        rule=rules, depth=depths, seed=run.seeds(seeds),
     )  # fmt: skip
     return Study(found.pick(0), found.pick(1))
 

@@ -91,6 +91,10 @@ class Run:
     team: Team = field(default_factory=Team)
     dtype: torch.dtype = torch.float32
 
+    def seeds(self, count: int) -> range:
+        """Return ``count`` seeds, from the run's own on."""
+        return range(self.seed, self.seed + count)
+
     def map(
         self,
         compute: Callable[..., Any],

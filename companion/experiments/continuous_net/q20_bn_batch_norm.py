@@ -14,7 +14,6 @@ from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock, ode_blocks
 from companion.data import load_digits
 from companion.experiments import Findings, Part, Run, experiment, grid
-from companion.experiments import seeds as own_seeds
 from companion.experiments.recipes import (
     SIX_SCHEMES,
     deviation,
@@ -83,7 +82,7 @@ def q20_bn(
             _equal_halves(split, data.x_train[:64]),
         ]  # fmt: skip
 
-    found = grid(run, measure, method=TRAINED, seed=own_seeds(run, seeds))
+    found = grid(run, measure, method=TRAINED, seed=run.seeds(seeds))
     curves = {
         f"{name}_{method}": found.at(method=method).pick(k).values
         for method in TRAINED

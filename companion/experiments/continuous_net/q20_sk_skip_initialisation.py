@@ -18,7 +18,6 @@ from companion.basis import (
 )
 from companion.block import OdeBlock
 from companion.experiments import Findings, Part, Run, experiment, grid
-from companion.experiments import seeds as own_seeds
 from companion.experiments.recipes import SIX_SCHEMES
 from companion.models import ContinuousNet, SkipInit, Stitch, pre_activation_unit
 from companion.models.layers import basic_branch, pre_activation
@@ -77,7 +76,7 @@ def q20_sk(run: Run, *, seeds: int = 2, steps: int = 4, channels: int = 4) -> Fi
         shares = [moved.max(), others.max(), size.min() / size.max(), awake.min()]
         return [*map(float, shares), _net(seed, steps, x), nothing]
 
-    found = grid(run, look, seed=own_seeds(run, seeds)).values.T
+    found = grid(run, look, seed=run.seeds(seeds)).values.T
     names = ("moved", "others", "scalar", "awake", "net", "silenced")
     extremes = {name: min if name in ("scalar", "awake") else max for name in names}
     return Findings({name: extremes[name](row) for name, row in zip(names, found, strict=True)})

@@ -23,7 +23,7 @@ from companion.train import seeded
     full={"steps": (1, 2, 4, 8, 16, 32, 64, 128), "channels": 16},
     tiny={"steps": (1, 3, 8), "channels": 2},
     tolerance=1e-2,  # single precision
-    timed=("worst_corrected",),  # rounding, which no two processors share
+    machine_dependent=("worst_corrected",),  # rounding, which no two processors share
     claims=(),
 )
 def q20_st(

@@ -10,10 +10,9 @@ tier is the same code on the small images of scikit-learn's digits.
 
 from dataclasses import replace
 
-from companion.experiments import Run, experiment
+from companion.experiments import Claim, Findings, Run, experiment
 from companion.experiments.images import load_images
 from companion.experiments.many_graphs.image_nets import Settings, Study, study
-from companion.results import Claim, Findings
 
 NETWORKS = ("resnet", "euler", "rk4", "rk4_deep")
 
@@ -40,7 +39,9 @@ MARGINS = {"digits": 0.02, "cifar10": 0.015}
         "refine_at": (1,),
         "epochs": 2,
     },
-    timed=tuple(f"images_per_second_{name}" for name in ("resnet", "euler", "rk4", "rk4_deep")),
+    machine_dependent=tuple(
+        f"images_per_second_{name}" for name in ("resnet", "euler", "rk4", "rk4_deep")
+    ),
 )
 def q20_t1a(
     run: Run,

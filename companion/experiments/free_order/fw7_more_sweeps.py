@@ -64,7 +64,7 @@ def fw7(
     as deep as the last of them. Scalars: ``slope_KIND_k``; ``slope_stored``, of
     ``stored_reverse`` against the distance, but for the largest.
     """
-    seeds, device = range(run.seed, run.seed + networks), run.device
+    seeds, device = run.seeds(networks), run.device
 
     def states(part: Part, kind: str, depth: int, seed: int) -> list[float]:
         return _errors(draw_task("mlp", kind, depth, "euler", seed, device), _ORDERS)

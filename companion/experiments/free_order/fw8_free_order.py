@@ -84,7 +84,7 @@ Curve = NDArray[np.float64]
     ),
     full={"depths": (16, 64, 256), "fine": (4, 8, 16, 32, 64, 128, 256, 512, 1024), "networks": 4},
     tiny={"depths": (1, 2), "fine": (2, 4), "fitted": 2, "networks": 1},
-    timed=(
+    machine_dependent=(
         *(f"seconds_{rule}" for rule in _COSTED),
         # No times, but what rounding leaves: other numbers on every processor.
         "relative_reversible_fitted",
@@ -113,7 +113,7 @@ def fw8(
     ``over_corrected_RULE_CAUSE``, the largest relative error over that of ``corrected``, where
     ``weights`` or ``dropout`` make the network rough; ``units_a_layer_RULE`` of the deepest one.
     """
-    seeds = range(run.seed, run.seed + networks)
+    seeds = run.seeds(networks)
     one, rules = seeds[:1], errors_of_rules
     groups: dict[str, tuple[Callable[..., dict[str, float]], Any, Any, range]] = {
         **{f"{n}_{k}_": (rules, (n, k), depths, one) for n in _NETWORKS for k in KINDS},

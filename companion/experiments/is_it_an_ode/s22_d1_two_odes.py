@@ -110,9 +110,7 @@ def s22_d1(
         return [found[name] for name in _MEASURES]
 
     random = grid(run, draw, family=FAMILIES, depth=depths)
-    trained = grid(
-        run, train, start=STARTS, depth=trained_depths, seed=range(run.seed, run.seed + seeds)
-    )
+    trained = grid(run, train, start=STARTS, depth=trained_depths, seed=run.seeds(seeds))
 
     def rate(values: Any, grid: tuple[int, ...]) -> float:
         medians = np.median(values, axis=1).tolist()

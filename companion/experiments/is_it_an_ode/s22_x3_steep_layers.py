@@ -55,7 +55,7 @@ _DTYPE = torch.float64
         "factors": (0.5, 1.05), "layers": 3, "copies": 3, "depths": (2, 6), "seeds": 1, "epochs": 1,
     },
     tolerance=1e-2,  # the networks are trained in single precision
-    timed=("largest_inverse", "inverse_scaled", "inverse_plain"),  # not times: rounding alone
+    machine_dependent=("largest_inverse", "inverse_scaled", "inverse_plain"),
 )  # fmt: skip
 def s22_x3(
     run: Run, *,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from companion.data import Samples, load_digits
-from companion.experiments import Run, experiment
+from companion.experiments import Findings, Run, experiment
 from companion.experiments.continuous_digits import (
     CELLS,
     Table,
@@ -28,7 +28,6 @@ from companion.experiments.recipes import deviation, error_of
 from companion.models import ContinuousMLP
 from companion.observe import count_nfe
 from companion.ode import odeint
-from companion.results import Findings
 
 VARIANTS = (
     Variant("euler", scale=CELLS),

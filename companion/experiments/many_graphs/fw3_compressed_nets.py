@@ -11,10 +11,9 @@ from typing import Any
 
 from companion.analysis.compression import Report, report
 from companion.data import Samples, load_digits
-from companion.experiments import Run, experiment
+from companion.experiments import Findings, Run, experiment
 from companion.experiments.continuous_digits import CELLS, Table, Variant, measure_digits, named
 from companion.models import ContinuousMLP
-from companion.results import Findings
 
 VARIANTS = (
     Variant("euler", scale=CELLS),
@@ -45,7 +44,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     paper="beyond Queiruga et al. 2020, section 6",
     full={"seeds": 20},
     tiny={"seeds": 1, "epochs": 2},
-    timed=tuple(f"seconds_{name}" for name in (EULER, RK4, REFINED)),
+    machine_dependent=tuple(f"seconds_{name}" for name in (EULER, RK4, REFINED)),
     claims=(
         ("FW3", "rounding_ratio", None, 0.6,
          "mean deviation of logits at 4 bits: RK4-refined over Euler-trained with epsilon = 8"),

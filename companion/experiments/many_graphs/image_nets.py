@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from companion.analysis.smoothness import total_variation
 from companion.basis import PiecewiseConstant
 from companion.block import ode_blocks
-from companion.experiments import Part, Run
+from companion.experiments import Claim, Findings, Part, Run
 from companion.experiments.continuous_digits import SCHEMES, Tables, named
-from companion.experiments.grid import seeds
 from companion.experiments.images import EVALUATION_BATCH, Images
 from companion.experiments.recipes import (
     bfloat16_loss,
@@ -34,7 +33,6 @@ from companion.experiments.recipes import (
 from companion.models import ContinuousNet, Stitch
 from companion.models.continuous_net import pre_activation_unit
 from companion.models.layers import basic_branch, convolution
-from companion.results import Claim, Findings
 from companion.train import Refinement, error_rate, seeded, step_decay
 
 RATE, DECAY = 0.1, 5e-4
@@ -321,7 +319,7 @@ def study(
     def speed(part: Part) -> dict[str, float]:
         return images_per_second(part, networks, data, settings, rounds=10)
 
-    own = seeds(run, count)
+    own = run.seeds(count)
     parts = {f"{name}, seed {seed}": (name, seed) for name in networks for seed in own}
     found = run.map(trained, parts)
     rates = run.map(speed, {"images per second": ()})["images per second"]

@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
 from companion.data import Samples, load_digits
-from companion.experiments import Grid, Part, Run, experiment, grid
-from companion.experiments.grid import seeds as seeds_of
+from companion.experiments import Findings, Grid, Part, Run, experiment, grid
 from companion.experiments.recipes import classification_loss, digits_recipe, splits
 from companion.gradients import Adjoint, Gradient, Reconstruct
 from companion.models import ContinuousMLP
 from companion.observe import fit_slope, geometric_mean
-from companion.results import Findings
 from companion.schemes import get_scheme
 from companion.train import error_rate, fit, seeded
 
@@ -109,7 +107,7 @@ def q20_adj(
             for method, gradient in PAIRS.values()
         ]
 
-    table = grid(run, compare, seed=seeds_of(run, seeds)).values
+    table = grid(run, compare, seed=run.seeds(seeds)).values
     curves: dict[str, Any] = {
         f"{what}_{name}": table[:, k, :, i]
         for i, what in enumerate(("error", "cosine"))
@@ -152,7 +150,7 @@ def _trained(run: Run, data: Samples, nets: int, ratios: tuple[int, ...], epochs
         part.keep(net)
         return error_rate(net, splits(data)[1]), history["loss"][-1]
 
-    return grid(run, train, kind=("adjoint", "backprop"), seed=seeds_of(run, nets), ratio=ratios)
+    return grid(run, train, kind=("adjoint", "backprop"), seed=run.seeds(nets), ratio=ratios)
 
 
 def _task(seed: int, gain: float, device: torch.device) -> Task:

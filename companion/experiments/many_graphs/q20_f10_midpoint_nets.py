@@ -7,9 +7,8 @@ with epsilon = 1 does not break (Q20-X3).
 """
 
 from companion.data import load_digits
-from companion.experiments import Run, experiment
+from companion.experiments import Findings, Run, experiment
 from companion.experiments.continuous_digits import CELLS, MORE_STEPS, STEPS, Variant, swap_graphs
-from companion.results import Findings
 
 MIDPOINT = Variant("midpoint", refined=True)
 EULER = Variant("euler", refined=True)

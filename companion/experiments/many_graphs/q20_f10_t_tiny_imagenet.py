@@ -11,10 +11,9 @@ small images of scikit-learn's digits.
 
 from dataclasses import replace
 
-from companion.experiments import Run, experiment
+from companion.experiments import Claim, Findings, Run, experiment
 from companion.experiments.images import load_images
 from companion.experiments.many_graphs.image_nets import Settings, Study, study
-from companion.results import Claim, Findings
 
 
 @experiment(
@@ -30,7 +29,7 @@ from companion.results import Claim, Findings
         "autocast": True,
     },
     tiny={"channels": (2,), "refine_at": (1,), "epochs": 2},
-    timed=tuple(f"images_per_second_{name}" for name in ("euler", "midpoint")),
+    machine_dependent=tuple(f"images_per_second_{name}" for name in ("euler", "midpoint")),
 )
 def q20_f10_t(
     run: Run,

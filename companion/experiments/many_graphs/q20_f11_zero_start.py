@@ -7,9 +7,8 @@ Here the networks are perceptrons on digits in both tiers; ``full`` has more see
 
 from companion.basis import PiecewiseConstant
 from companion.data import load_digits
-from companion.experiments import Run, experiment
+from companion.experiments import Findings, Run, experiment
 from companion.experiments.continuous_digits import CELLS, MORE_STEPS, STEPS, Variant, swap_graphs
-from companion.results import Findings
 
 EULER = Variant("euler", scale=CELLS)
 EULER_SKIP = Variant("euler", scale=CELLS, skip_init=True)

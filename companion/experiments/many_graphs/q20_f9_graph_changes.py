@@ -16,7 +16,7 @@ from torch import nn
 
 from companion.analysis.compression import processor_seconds
 from companion.data import Samples, load_digits
-from companion.experiments import Part, Run, experiment
+from companion.experiments import Findings, Part, Run, experiment
 from companion.experiments.continuous_digits import (
     CELLS,
     MORE_STEPS,
@@ -29,7 +29,6 @@ from companion.experiments.continuous_digits import (
 )  # fmt: skip
 from companion.models import ContinuousMLP
 from companion.observe import count_nfe, fit_line
-from companion.results import Findings
 
 EULER = Variant("euler", scale=CELLS)
 EULER_UNIT = Variant("euler")
@@ -45,7 +44,7 @@ REFINED = Variant("rk4", refined=True)
         "seeds": 20, "steps": MORE_STEPS, "timed_steps": (2, 4, 8, 16, 32, 64), "repeats": 50,
     },
     tiny={"seeds": 2, "epochs": 2, "steps": (2, 8, 9), "timed_steps": (2, 4), "repeats": 1},
-    timed=("seconds", "seconds_fixed", "seconds_per_evaluation", "r2"),
+    machine_dependent=("seconds", "seconds_fixed", "seconds_per_evaluation", "r2"),
     claims=(
         ("CL38", "change_euler", None, 0.006,
          "largest change of test error over seeds, RK4-refined net under Euler, 8 steps"),

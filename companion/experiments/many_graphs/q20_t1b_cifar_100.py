@@ -7,10 +7,9 @@ each of three stages, and refine the one with RK4 after 20, 50 and 80 epochs of 
 
 from dataclasses import replace
 
-from companion.experiments import Run, experiment
+from companion.experiments import Claim, Findings, Run, experiment
 from companion.experiments.images import load_images
 from companion.experiments.many_graphs.image_nets import Settings, Study, study
-from companion.results import Claim, Findings
 
 LEVELS = {"digits": (0.1, 0.1), "cifar100": (0.232, 0.24)}
 """Largest errors of Euler and RK4: on CIFAR-100 two points above the paper's."""
@@ -30,7 +29,7 @@ LEVELS = {"digits": (0.1, 0.1), "cifar100": (0.232, 0.24)}
         "autocast": True,
     },
     tiny={"channels": (2, 3), "refine_at": (1,), "epochs": 2},
-    timed=tuple(f"images_per_second_{name}" for name in ("euler", "rk4")),
+    machine_dependent=tuple(f"images_per_second_{name}" for name in ("euler", "rk4")),
 )
 def q20_t1b(
     run: Run,

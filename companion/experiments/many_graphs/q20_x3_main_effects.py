@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 
 from companion.data import load_digits
-from companion.experiments import Run, experiment
+from companion.experiments import Findings, Run, experiment
 from companion.experiments.continuous_digits import (
     CELLS,
     MORE_STEPS,
@@ -20,7 +20,6 @@ from companion.experiments.continuous_digits import (
     Variant,
     swap_graphs,
 )  # fmt: skip
-from companion.results import Findings
 
 FACTORS = ("scheme", "eps", "refined")
 """What the grid varies."""

@@ -63,7 +63,7 @@ Curve = NDArray[np.float64]
     ),
     full={"steps": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024), "networks": 32, "dim": 16},
     tiny={"steps": (1, 16, 32), "networks": 2, "dim": 3},
-    timed=("identity",),  # not a time: what rounding leaves, another number on every processor
+    machine_dependent=("identity",),
 )  # fmt: skip
 def s22_p3(
     run: Run, *, steps: tuple[int, ...] = (1, 4, 16, 32, 64, 128, 256), networks: int = 8,

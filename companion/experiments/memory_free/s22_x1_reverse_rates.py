@@ -85,7 +85,7 @@ Curve = NDArray[np.float64]
     ),
     full={"steps": (16, 32, 64, 128, 256, 512, 1024), "networks": 32, "dim": 16},
     tiny={"steps": (8, 16), "networks": 2, "dim": 3},
-    timed=("identity",),  # not a time: what rounding leaves, another number on every processor
+    machine_dependent=("identity",),
 )  # fmt: skip
 def s22_x1(
     run: Run, *, steps: tuple[int, ...] = (16, 32, 64, 128, 256), networks: int = 8, dim: int = 6

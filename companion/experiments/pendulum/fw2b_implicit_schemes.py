@@ -37,7 +37,7 @@ RATIOS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
     paper="none; Queiruga et al. 2020, section 6, names implicit schemes as future work",
     full={"seeds": 8, "adam": 4000, "lbfgs": 200, "order_steps": (80, 160, 320)},
     tiny={"step": 0.8, "seeds": 2, "adam": 5, "lbfgs": 2, "order_steps": (10, 20)},
-    timed=("round_trip", "longest_trip"),  # rounding, which no two processors share
+    machine_dependent=("round_trip", "longest_trip"),  # rounding, which no two processors share
     claims=(
         ("FW2b", "implicit_growth", None, 1,
          "largest growth of implicit schemes on the stiff equation"),

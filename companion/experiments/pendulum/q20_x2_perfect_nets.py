@@ -20,7 +20,6 @@ from companion.analysis.convergence import DIP_LIMIT
 from companion.analysis.modified_equation import learnt_field, perfect_field
 from companion.data import pendulum
 from companion.experiments import Findings, Grid, Part, Run, experiment, grid
-from companion.experiments import seeds as own_seeds
 from companion.experiments.pendulum.rollouts import TEST_TIME, compared
 from companion.experiments.pendulum.training import fit_closely
 from companion.models import OneStepNet
@@ -83,7 +82,7 @@ def q20_x2(
         errors = [test.errors[method][0] for test in tests]
         return [*distances, *errors, *(test.dip for test in tests)]
 
-    found = grid(run, measure, method=SCHEMES, step=steps, seed=own_seeds(run, seeds))
+    found = grid(run, measure, method=SCHEMES, step=steps, seed=run.seeds(seeds))
     plain, corrected = found.pick(0), found.pick(1)
     own, dip = (Grid(found.axes, part) for part in np.split(found.values[..., 2:], 2, axis=-1))
     curves: dict[str, Any] = {"steps": steps, "fits": fits}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from companion.analysis.convergence import Convergence, convergence_test, graph_errors
 from companion.data import pendulum
-from companion.experiments import Part, Run, seeds
+from companion.experiments import Part, Run
 from companion.experiments.pendulum.training import Pairs, train_nets
 from companion.models import OneStepNet
 from companion.ode import odeint
@@ -45,7 +45,7 @@ def motion_nets(
     """
     now, later = pendulum.pairs(step, DATA_TIME)
     data = (now.to(run.device), later.to(run.device))
-    own = seeds(run, count)
+    own = run.seeds(count)
     nets = train_nets(method, step, data, own, **iterations)
     for net, seed in zip(nets, own, strict=True):
         part.keep(net, f"seed {seed}")

@@ -15,11 +15,9 @@ from torch.nn.functional import cross_entropy
 
 from companion.basis import PiecewiseConstant
 from companion.data import Samples, load_digits
-from companion.experiments import Part, Run, experiment, grid
-from companion.experiments.grid import seeds as seeds_of
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.recipes import classification_loss, digits_recipe, sgd
 from companion.models import ContinuousMLP
-from companion.results import Findings
 from companion.train import error_rate, fit, seeded, step_decay
 
 CELLS, COARSE, TRAINED = 8, 2, 2
@@ -62,7 +60,7 @@ def fw4(run: Run, *, seeds: int = 4, epochs: int = 15, tuning: int = 15) -> Find
     def transfer(part: Part, kind: str, seed: int) -> list[float]:
         return _transferred(part, kind, seed, epochs, tuning, data)
 
-    found = grid(run, transfer, kind=KINDS, seed=seeds_of(run, seeds))
+    found = grid(run, transfer, kind=KINDS, seed=run.seeds(seeds))
     before, after, change, trained = map(found.pick, range(4))
     error = after.mean("seed").named("error", "kind")
     change = change.at(kind="continuous")

@@ -16,13 +16,11 @@ from torch.nn.functional import cross_entropy
 
 from companion.basis import PiecewiseConstant
 from companion.data import load_digits
-from companion.experiments import Part, Run, experiment, grid
+from companion.experiments import Claim, Findings, Part, Run, experiment, grid
 from companion.experiments.continuous_digits import Table
-from companion.experiments.grid import seeds as seeds_of
 from companion.experiments.recipes import digits_recipe, scores
 from companion.experiments.side_by_side import fit_side_by_side
 from companion.models import ContinuousMLP
-from companion.results import Claim, Findings
 from companion.solve import NonFiniteError
 from companion.train import seeded
 
@@ -57,7 +55,7 @@ def fw5(
     of seeds whose best cell of the grid is the same at all depths.
     """
     data = load_digits(device=run.device, dtype=run.dtype)
-    own = seeds_of(run, seeds)
+    own = run.seeds(seeds)
 
     def losses(part: Part, family: str, layers: int, rate: float, decay: float) -> list[float]:
         nets = [_net(family, layers, seed, run.dtype).to(run.device) for seed in own]

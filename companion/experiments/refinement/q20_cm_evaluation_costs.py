@@ -12,10 +12,9 @@ import time
 import torch
 
 from companion.basis import PiecewiseConstant
-from companion.experiments import Part, Run, experiment
+from companion.experiments import Findings, Part, Run, experiment
 from companion.models import ContinuousMLP
 from companion.observe import fit_line
-from companion.results import Findings
 from companion.schemes import SCHEMES
 from companion.train import seeded
 
@@ -42,7 +41,7 @@ INFERENCE = ((11, 32, 11.06, 32.55), (6, 32, 6.25, 32.55), (4, 8, 7.74, 14.56))
         "repeats": 200,
     },
     tiny={"steps": (2, 3, 6), "repeats": 1},
-    timed=("r_squared", "overhead", "seconds"),
+    machine_dependent=("r_squared", "overhead", "seconds"),
     claims=(
         ("CL34", "away_refined", None, 0.005,
          "minutes of the paper's training, refined: relative difference of the model"),

@@ -17,7 +17,7 @@ import torch
 
 from companion.basis import PiecewiseConstant
 from companion.data import Samples, load_digits
-from companion.experiments import Part, Run, experiment
+from companion.experiments import Findings, Part, Run, experiment
 from companion.experiments.continuous_digits import (
     CELLS,
     REFINEMENTS,
@@ -30,10 +30,8 @@ from companion.experiments.continuous_digits import (
     net_error,
     train_digits,
 )
-from companion.experiments.grid import seeds as seeds_of
 from companion.experiments.recipes import classification_loss, splits
 from companion.observe import fit_line
-from companion.results import Findings
 from companion.train import fit
 
 VARIANTS = {
@@ -50,7 +48,7 @@ VARIANTS = {
     paper="Queiruga et al. 2020, Fig. 7 and section 5",
     full={"variants": ("rk4", "euler", "rk4_drop"), "seeds": 12, "repeats": 20},
     tiny={"variants": ("rk4", "euler", "rk4_drop"), "seeds": 1, "epochs": 5, "repeats": 1},
-    timed=("seconds", "time_ratio", "r_squared", "fixed", "per_step"),
+    machine_dependent=("seconds", "time_ratio", "r_squared", "fixed", "per_step"),
     claims=(
         ("CL33", "split_rk4", None, 0.005,
          "change of the test error at a split, RK4, largest over seeds and splits"),
@@ -88,7 +86,7 @@ def q20_f7(
     if epochs < 5:
         raise ValueError(f"epochs: {epochs} is not allowed; from 5 on each size has one")
     data = load_digits(device=run.device, dtype=run.dtype)
-    options, own = {"epochs": epochs, "rate": rate}, seeds_of(run, seeds)
+    options, own = {"epochs": epochs, "rate": rate}, run.seeds(seeds)
 
     def train(part: Part, variant: str, seed: int) -> dict[str, list[float]]:
         return _refined(part, variant, seed, data, options)

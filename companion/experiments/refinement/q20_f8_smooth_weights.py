@@ -14,7 +14,7 @@ from torch import Tensor
 from companion.analysis.smoothness import total_variation
 from companion.basis import PiecewiseConstant
 from companion.data import Samples, load_digits
-from companion.experiments import Run, experiment
+from companion.experiments import Findings, Run, experiment
 from companion.experiments.continuous_digits import (
     CELLS,
     Tables,
@@ -25,7 +25,6 @@ from companion.experiments.continuous_digits import (
 )
 from companion.experiments.recipes import error_of
 from companion.models import ContinuousMLP
-from companion.results import Findings
 
 VARIANTS = (
     Variant("euler", scale=8.0),

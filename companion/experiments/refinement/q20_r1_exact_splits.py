@@ -19,13 +19,11 @@ from companion.basis import (
     PiecewiseLinear,
 )
 from companion.block import OdeBlock
-from companion.experiments import Part, Run, experiment, grid
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.depth_study import initial_states, random_block
-from companion.experiments.grid import seeds as seeds_of
 from companion.experiments.recipes import SIX_SCHEMES
 from companion.models import pre_activation_unit
 from companion.observe import fit_slope, geometric_mean
-from companion.results import Findings
 from companion.schemes import get_scheme
 from companion.train import seeded
 
@@ -97,7 +95,7 @@ def q20_r1(
         x = initial_states(seed, run.device)
         return [[_doubled(block, x, scheme, n) for n in steps] for scheme in SIX_SCHEMES]
 
-    own = seeds_of(run, seeds)
+    own = run.seeds(seeds)
     largest = grid(run, split, mode=MODES, seed=own).max("seed")
     names = ("constant", *SMOOTHER)
     scalars = {

@@ -7,9 +7,8 @@ section 6) name the theorem of Picard and Lindelöf; the two-sided bound is ours
 
 import torch
 
-from companion.experiments import Part, Run, experiment, grid, seeds
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.ode import odeint
-from companion.results import Findings
 
 
 @experiment(
@@ -47,7 +46,7 @@ def c18_pl2(
         rates = (after / before).log() / lipschitz
         return [lipschitz.item(), rates.min().item(), rates.max().item()]
 
-    found = grid(run, solve, seed=seeds(run, fields))
+    found = grid(run, solve, seed=run.seeds(fields))
     lipschitz, slowest, fastest = (found.pick(k).values for k in range(3))
     scalars = {"pairs": fields * pairs, "lowest": slowest.min(), "highest": fastest.max()}
     return Findings(scalars, {"lipschitz": lipschitz, "slowest": slowest, "fastest": fastest})

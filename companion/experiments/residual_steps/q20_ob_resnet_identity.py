@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from companion.block import OdeBlock
-from companion.experiments import Part, Run, experiment, grid
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.ode import odeint
-from companion.results import Findings
 from companion.train import seeded
 
 _Unit = Callable[[Tensor], Tensor]

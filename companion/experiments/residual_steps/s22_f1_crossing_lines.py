@@ -19,9 +19,8 @@ from torch.optim import Adam
 
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
-from companion.experiments import Part, Run, experiment
+from companion.experiments import Findings, Part, Run, experiment
 from companion.models.scalar_field import ScalarField
-from companion.results import Findings
 from companion.train import cosine, fit
 
 _POINTS = torch.linspace(-1, 1, 21, dtype=torch.float64)

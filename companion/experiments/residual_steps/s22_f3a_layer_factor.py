@@ -7,9 +7,8 @@ depths and seeds, not CIFAR-10. Untied networks are trained beside the tied ones
 """
 
 from companion.data import load_digits
-from companion.experiments import Part, Run, experiment, grid, recipes
+from companion.experiments import Findings, Part, Run, experiment, grid, recipes
 from companion.models import ResidualMLP
-from companion.results import Findings
 from companion.train import seeded, step_decay
 
 VARIANTS = {
@@ -58,7 +57,7 @@ def s22_f3a(
             schedule=step_decay(0.7), clip=5.0,
         )  # fmt: skip
 
-    each = range(run.seed, run.seed + seeds)
+    each = run.seeds(seeds)
     found = grid(run, train, variant=VARIANTS, depth=depths, seed=each)
     error, diverged = found.pick(0), found.pick(1)
     mean = error.mean("seed").named("error", "variant", "depth")

@@ -15,10 +15,9 @@ from contextlib import suppress
 from math import nan
 from typing import NamedTuple
 
-from companion.experiments import Part, Run, experiment, grid, recipes
+from companion.experiments import Claim, Findings, Part, Run, experiment, grid, recipes
 from companion.experiments.images import EVALUATION_BATCH, load_images
 from companion.models import ResNet
-from companion.results import Claim, Findings
 from companion.solve import NonFiniteError
 from companion.train import cosine, error_rate, seeded, step_decay
 
@@ -97,7 +96,7 @@ def s22_t1(
         return [recipes.guessing(data.classes), 1.0] + [nan] * epochs
 
     # ImageNet trains for days: several processes share one network, not the list of them.
-    each = range(run.seed, run.seed + seeds)
+    each = run.seeds(seeds)
     found = grid(run, train, together=dataset == "imagenet", rule=rules, seed=each)
     error = found.pick(0)
     mean = error.mean("seed").named("mean_error", "rule")

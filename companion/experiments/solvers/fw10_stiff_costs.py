@@ -35,13 +35,13 @@ IMPLICIT = ("LSODA", "Radau")
     tiny={"ratios": (1.0, 30.0), "time": 2.0},
     claims=(
         ("CL20", "growth_dopri5", 30.0, None,
-         "dopri5's evaluations at the largest ratio over those at the smallest"),
+         "dopri5's evaluations at the ratio {ratios[-1]:g} over those at {ratios[0]:g}"),
         ("FW10", "slope_dopri5", 0.9, 1.1,
-         "slope of dopri5's evaluations against the ratio, between the two largest"),
+         "slope of dopri5's evaluations against the ratio, {ratios[-2]:g} to {ratios[-1]:g}"),
         ("FW10", "growth_LSODA", None, 3.0,
-         "LSODA's evaluations at the largest ratio over those at the smallest"),
+         "LSODA's evaluations at the ratio {ratios[-1]:g} over those at {ratios[0]:g}"),
         ("FW10", "growth_Radau", None, 3.0,
-         "Radau's evaluations at the largest ratio over those at the smallest"),
+         "Radau's evaluations at the ratio {ratios[-1]:g} over those at {ratios[0]:g}"),
     ),
 )  # fmt: skip
 def fw10(
@@ -91,6 +91,7 @@ class Follower:
         self.ratio = ratio
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        """Evaluate it."""
         u, v, w = y.unbind()
         return torch.stack([v, -u, self.ratio * (u - w)])
 

@@ -8,10 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from companion.data import pendulum
-from companion.experiments import Part, Run, experiment, grid
+from companion.experiments import Claim, Findings, Part, Run, experiment, grid
 from companion.observe import fit_slope
 from companion.ode import odeint
-from companion.results import Claim, Findings
 from companion.schemes import get_scheme
 
 TIME = 2.0

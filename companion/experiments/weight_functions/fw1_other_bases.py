@@ -21,7 +21,6 @@ from companion.basis import (
 )
 from companion.data import load_digits
 from companion.experiments import Findings, Grid, Part, Run, experiment, grid
-from companion.experiments import seeds as own_seeds
 from companion.experiments.continuous_digits import Variant, swap_table, train_digits
 from companion.experiments.depth_study import largest_distance, random_problem, solve_block
 from companion.observe import fit_slope
@@ -90,11 +89,11 @@ def fw1(
         return [[largest_distance(y, truth) for y in row] for row in ends]
 
     def train(part: Part, name: str) -> dict[str, Any]:
-        nets = train_digits(part, NETS[name], own_seeds(run, seeds), data, epochs=epochs)
+        nets = train_digits(part, NETS[name], run.seeds(seeds), data, epochs=epochs)
         size = sum(p.numel() for p in nets[0].block.parameters())
         return {"parameters": size, "tables": [swap_table(net, data, graphs) for net in nets]}
 
-    table = grid(run, errors, basis=BASES, seed=own_seeds(run, fields))
+    table = grid(run, errors, basis=BASES, seed=run.seeds(fields))
     found = Grid({**table.axes, "scheme": SCHEMES}, table.values)
     nets = run.map(train, {f"net, {name}": (name,) for name in NETS})
     scalars: dict[str, float] = {}

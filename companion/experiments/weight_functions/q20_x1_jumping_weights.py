@@ -10,7 +10,6 @@ from typing import Any
 
 from companion.basis import PiecewiseConstant
 from companion.experiments import Findings, Grid, Part, Run, experiment, grid
-from companion.experiments import seeds as own_seeds
 from companion.experiments.depth_study import (
     largest_distance,
     random_problem,
@@ -69,7 +68,7 @@ def q20_x1(
             for kind, where, m in every
         ]
 
-    found = grid(run, errors, seed=own_seeds(run, fields))
+    found = grid(run, errors, seed=run.seeds(fields))
     scalars: dict[str, float] = {}
     curves: dict[str, Any] = {"steps": steps}
     for k, (kind, where, scheme) in enumerate(every):
