@@ -46,33 +46,6 @@ def test_gradients_are_compared_too(monkeypatch):
     assert not result.claim("CL02").holds
 
 
-# Q20-ERR: orders on the pendulum
-
-
-@pytest.mark.parametrize(
-    ("scheme", "order", "errors"),
-    [
-        ("euler", 1, [0.524, 0.251]),
-        ("midpoint", 2, [7.38e-5, 1.62e-5]),
-        ("heun", 2, [3.02e-4, 7.24e-5]),
-        ("rk4", 4, [5.71e-9, 3.72e-10]),
-        ("rk4_38", 4, [5.38e-9, 3.61e-10]),
-    ],
-)
-def test_errors_on_the_pendulum(scheme, order, errors):
-    """The errors are those of an independent implementation in NumPy."""
-    result = run("Q20-ERR", schemes=(scheme,), steps=(400, 800), local_steps=(200, 400))
-    np.testing.assert_allclose(result[f"global_{scheme}"], errors, rtol=5e-3)
-    assert result.claim("CL24").holds
-    assert result[f"order_{scheme}"] == pytest.approx(order, abs=0.25)
-    assert result[f"local_order_{scheme}"] == pytest.approx(order + 1, abs=0.1)
-
-
-def test_a_grid_before_the_asymptotic_range_misses():
-    result = run("Q20-ERR", schemes=("midpoint",), steps=(50, 100, 200), local_steps=(100, 200))
-    assert not result.claim("CL24").holds
-
-
 # C18-PL2: distances
 
 
