@@ -12,9 +12,9 @@ from companion import counting, odeint
 
 QUESTION = "What do adaptive solves and their adjoint cost beside torchdiffeq's?"
 EXCLUDED = (
-    "Both use torchdiffeq's dopri5 and the same tolerances, 1e-6 and 1e-8. Forward solves take the "
-    "same steps. Backward solves choose their own: the evaluations are counted apart. All "
-    "gradients agree to 1e-4 in double precision."
+    "Both use dopri5 and the same tolerances, 1e-6 and 1e-8, with controllers of their own. The "
+    "evaluations of backward solves are counted apart. All gradients agree to 1e-4 in double "
+    "precision."
 )
 FULL = {"outputs": 100, "end": 10.0}
 TINY = {"outputs": 3, "end": 0.5}
@@ -71,6 +71,4 @@ def evaluations(t: Tensor, dtype: torch.dtype) -> tuple[int, int]:
     with counting() as stats:
         ys = odeint(field, y0, t, gradient="adjoint", **TOLERANCES)
     ys.square().mean().backward()
-    if before != stats.nfe:
-        raise AssertionError(f"forward solves differ: {before} and {stats.nfe} evaluations")
     return len(calls) - before, stats.nfe_backward
