@@ -29,6 +29,7 @@ __all__ = [
     "States",
     "Stats",
     "Step",
+    "StepLimitError",
     "Times",
     "check_finite",
     "check_start",
@@ -207,6 +208,8 @@ class Problem:
         t: the output times.
         solver: the configured integrator.
         stats: where to count, or ``None``.
+        parts: the sizes of the parts of a flat state whose errors are measured apart, so that none
+            drowns in another; what is beyond them is not measured. One part if empty.
     """
 
     field: Field
@@ -214,6 +217,7 @@ class Problem:
     t: Times
     solver: Solver
     stats: Stats | None = None
+    parts: tuple[int, ...] = ()
 
     def integrate(self) -> States:
         """Run the solver; autograd records what its mode says."""
@@ -352,6 +356,10 @@ def time_like(t: float | Tensor, y: Tensor) -> Tensor:
 
 class NonFiniteError(ValueError):
     """A state stopped being finite during a solve, or an adaptive solver could not go on."""
+
+
+class StepLimitError(ValueError):
+    """An adaptive solver took as many steps as it was allowed, and is not at the end."""
 
 
 def check_finite(ys: States, problem: Problem, argument: str = "y0") -> None:

@@ -11,8 +11,9 @@ ROOT = Path(companion.__file__).parent
 LAYERS = (
     {"arguments", "files", "sources", "claims", "chapters", "machine", "version", "transforms"},
     {"first_evaluation", "schemes", "basis", "listing", "results"},
-    {"solve", "records"},
-    {"buffers", "counts", "leapfrog"},
+    {"solve", "records", "pairs"},
+    {"buffers", "counts", "leapfrog", "time_gradients", "scipy_solver"},
+    {"adaptive", "adams"},
     {"depth_weights", "evaluation", "methods"},
     {"gradients"},
     {"depth_field", "ode"},
