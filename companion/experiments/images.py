@@ -36,17 +36,7 @@ _FOLDERS = {"tiny-imagenet": (64, 128), "imagenet": (224, 256)}
 
 @dataclass(frozen=True)
 class Images:
-    """A data set as training and testing take it.
-
-    Attributes:
-        train: training samples, in memory or read when they are needed.
-        test: test samples.
-        augment: random changes to training images, or ``None``.
-        channels: of an image.
-        classes: number of classes.
-        batch_size: samples a step.
-        provenance: what findings record.
-    """
+    """A data set as training and testing take it; ``provenance`` is what findings record."""
 
     train: Split
     test: Split

@@ -15,17 +15,17 @@ from torch import Tensor
 
 from companion.analysis.bounds import euler_bounds, tanh_constants
 from companion.analysis.reconstruction import reconstruction
-from companion.experiments import Findings, Part, Run, experiment, grid
+from companion.experiments import Findings, Part, Run, experiment, grids, named
+from companion.experiments.memory_free import tanh_networks as tanh
 from companion.experiments.memory_free.tanh_networks import (
     DEEP,
+    ERRORS,
     FAMILIES,
-    MEASURES,
     Draw,
     draw_networks,
     fit_rate,
     measure,
-    round_trip,
-)
+)  # fmt: skip
 from companion.gradients import Reconstruct
 from companion.ode import odeint
 
@@ -78,28 +78,21 @@ def s22_p3(
     to the limit curve, relative, for smooth weights. ``profile_error``, ``profile_bound`` and
     ``profile_limit``: scaled errors, bound and limit, layer by layer, of the smooth network nearest
     its bound at the largest depth.
-    Scalars: ``slope_states_FAMILY``, ``slope_gradients_FAMILY``, ``slope_relative_FAMILY``,
-    ``slope_limit``, ``identity``; ``state_ratio`` and ``gradient_ratio``, the largest of all.
     """
     drawn = Draw(networks, dim, run.seed, run.device)
 
-    def sweep(part: Part, family: str, n: int) -> list[list[float]]:
+    def sweep(part: Part, family: str, n: int) -> dict[str, list[float]]:
         return measure(draw_networks(family, "euler", n, drawn)).largest()
 
-    table = grid(run, sweep, family=FAMILIES, n=steps)
-    curves: dict[str, Curve] = {
-        f"{name}_{family}": table.at(family=family).values[:, j]
-        for family in FAMILIES
-        for j, name in enumerate(MEASURES)
-    }
+    curves = named(grids(run, sweep, family=FAMILIES, n=steps), "family")
     deep = tuple(n for n in steps if n >= DEEP)
-    trips = {(rate, n): round_trip("euler", rate, n) for rate in (1.7, -0.9) for n in steps}
+    trips = {(rate, n): tanh.round_trip("euler", rate, n) for rate in (1.7, -0.9) for n in steps}
     scalars = {
         "identity": max(abs(x / (1 - (rate / n) ** 2) ** n - 1) for (rate, n), x in trips.items()),
-        "state_ratio": table.values[:, :, 3].max(),
-        "gradient_ratio": table.values[:, :, 4].max(),
+        "state_ratio": max(curves[f"state_ratio_{family}"].max() for family in FAMILIES),
+        "gradient_ratio": max(curves[f"gradient_ratio_{family}"].max() for family in FAMILIES),
     }
-    for key in (f"{name}_{family}" for family in FAMILIES for name in MEASURES[:3]):
+    for key in (f"{name}_{family}" for family in FAMILIES for name in ERRORS):
         slope = fit_rate(deep, curves[key][-len(deep) :])
         scalars |= {f"slope_{key}": slope.value, f"slope_error_{key}": slope.error}
     profiles = [_profile(n, drawn) for n in steps]

@@ -12,17 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from companion.experiments import Findings, Part, Run, experiment, grid
+from companion.experiments import Findings, Part, Run, experiment, grids, named
 from companion.experiments.memory_free.tanh_networks import (
     FAMILIES,
-    MEASURES,
     Draw,
     TanhLayer,
     draw_networks,
     fit_rate,
     measure,
     round_trip,
-)
+)  # fmt: skip
 
 _PAPER: dict[str, float] = {
     "tied": -2, "smooth": -2, "zigzag_1_over_n": -2, "zigzag_1_over_root_n": -2, "zigzag_1": -1,
@@ -96,32 +95,28 @@ def s22_x1(
     ``gradients_METHOD_FAMILY``, the largest error of a state and of the gradient of one set of
     weights, and ``relative_METHOD_FAMILY``, the relative error of the whole gradient, of shape
     ``(steps, networks)``; ``defect_jump`` and ``defect_tied``, of shape ``(steps, networks)``:
-    what the leading term of lemma 4 leaves of one step's defect.
-    Scalars: ``slope_NAME`` and ``slope_error_NAME`` for every such curve; ``ratio_states`` and
-    ``ratio_gradients``, Heun's largest error over its bound; ``identity``.
+    what the leading term of lemma 4 leaves of one step's defect. Scalars: ``slope_NAME`` and
+    ``slope_error_NAME`` for every such curve, and what decides claims.
     """
     drawn = Draw(networks, dim, run.seed, run.device)
 
-    def sweep(part: Part, method: str, family: str, n: int) -> list[list[float]]:
+    def sweep(part: Part, method: str, family: str, n: int) -> dict[str, list[float]]:
         return measure(draw_networks(family, method, n, drawn)).largest()
 
-    table = grid(run, sweep, method=("euler", "heun"), family=FAMILIES, n=steps)
-    curves: dict[str, Curve] = {
-        f"{name}_{method}_{family}": table.at(method=method, family=family).values[:, j]
-        for method in ("euler", "heun")
-        for family in FAMILIES
-        for j, name in enumerate(MEASURES[:3])
-    }
+    found = grids(run, sweep, method=("euler", "heun"), family=FAMILIES, n=steps)
+    states, gradients = (
+        found.pop(f"{name}_ratio").at(method="heun") for name in ("state", "gradient")
+    )
+    curves: dict[str, Curve] = named(found, "method", "family")
     for name, family in (("jump", "zigzag_1"), ("tied", "tied")):
         curves[f"defect_{name}"] = _defects(family, steps, drawn)
     trips = {(rate, n): round_trip("heun", rate, n) for rate in (1.7, -0.9) for n in (1, 5, *steps)}
-    heun = table.at(method="heun").values
     scalars = {
         "identity": max(
             abs(x / (1 + (rate / n) ** 4 / 4) ** n - 1) for (rate, n), x in trips.items()
         ),
-        "ratio_states": heun[:, :, 3].max(),
-        "ratio_gradients": heun[:, :, 4].max(),
+        "ratio_states": states.values.max(),
+        "ratio_gradients": gradients.values.max(),
     }
     for key, curve in curves.items():
         slope = fit_rate(steps, curve)
