@@ -19,6 +19,7 @@ from companion.evaluation import CheckedField, check_params, replacing
 from companion.gradients import Gradient, get_gradient, solved
 from companion.methods import get_solver
 from companion.solve import Problem, Stage, Times, stacked, time_like
+from companion.transforms import beneath, followed
 
 __all__ = ["odeint"]
 
@@ -234,20 +235,27 @@ def _times(t: Tensor | Iterable[float], y0: Tensor) -> Times:
             )
         if torch.compiler.is_compiling():
             return t.to(y0)
-        values = t.tolist()
-    else:
-        values = _floats(t)
-    if not torch.compiler.is_compiling():
-        _check_times(values)
-    traced = isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled()
-    return t.to(y0.device) if isinstance(t, Tensor) and traced else values
+        for values in _each(t):
+            _check_times(values)
+        traced = (t.requires_grad and torch.is_grad_enabled()) or followed(t)
+        return t.to(y0.device) if traced else values
+    values = _floats(t)
+    _check_times(values)
+    return values
+
+
+def _each(t: Tensor) -> list[list[float]]:
+    """Return the values of a 1-D tensor; under vmap those of the whole batch, one by one."""
+    entries = [beneath(x).reshape(-1) for x in t]
+    rows: list[list[float]] = torch.stack(entries, 1).tolist() if entries else [[]]
+    return rows
 
 
 def _floats(t: object) -> list[float]:
     if not isinstance(t, Iterable) or isinstance(t, str):
         raise TypeError(not_allowed("t", t, "pass a 1-D tensor or floats"))
     entries = list(t)  # it may be a generator
-    if any(isinstance(x, Tensor) and x.requires_grad for x in entries):
+    if any(isinstance(x, Tensor) and (x.requires_grad or followed(x)) for x in entries):
         raise TypeError("t: a list of tensors that need gradients is not allowed; stack them")
     if any(isinstance(x, str | bool | np.bool_) for x in entries) or isinstance(t, bytes):
         raise TypeError(not_allowed("t", t, "pass a 1-D tensor or floats"))

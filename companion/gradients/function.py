@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from companion.gradients.pullback import Accumulator, Sums
 from companion.solve import Field, Problem, States, stacked
+from companion.transforms import CANNOT_FOLLOW, transforming
 
 __all__ = ["Given", "Kept", "Recomputing", "needs_gradient", "recomputing_states"]
 
@@ -80,12 +80,11 @@ def needs_gradient(problem: Problem) -> bool:
 def recomputing_states(method: Recomputing, problem: Problem) -> States:
     """Solve with a backward pass of its own, or plainly where nothing needs a gradient."""
     if not needs_gradient(problem):
-        return method.forward(problem)[0]
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return problem.integrate() if transforming() else method.forward(problem)[0]
+    if transforming():
         name = type(method).__name__.lower()
         raise ValueError(
-            f"gradient: {name!r} goes back through a solve by itself, which torch.func's "
-            "transforms (grad, vjp, jvp, vmap) and torch.autograd.forward_ad cannot follow; use "
+            f"gradient: {name!r} goes back through a solve by itself, {CANNOT_FOLLOW}; use "
             "gradient='backprop' inside them, or torch.autograd.grad outside"
         )
     t = problem.t if isinstance(problem.t, Tensor) else None

@@ -9,7 +9,7 @@ ROOT = Path(companion.__file__).parent
 
 # From the bottom up. A module imports modules of lower layers, and of its own package.
 LAYERS = (
-    {"arguments", "files", "sources", "claims", "chapters", "machine", "version"},
+    {"arguments", "files", "sources", "claims", "chapters", "machine", "version", "transforms"},
     {"first_evaluation", "schemes", "basis", "listing", "results"},
     {"solve", "records"},
     {"buffers", "counts", "leapfrog"},
