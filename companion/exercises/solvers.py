@@ -141,11 +141,13 @@ def _check_size(answer: Size) -> str:
 
 def _size_hint(factor: float, ratio: float, order: int) -> str:
     if (factor > 1) == (ratio > 1):
-        return f"A ratio of {ratio:g} makes your step go the wrong way: is it too long or too short?"
+        return (
+            f"A ratio of {ratio:g} makes your step go the wrong way: is it too long or too short?"
+        )
     if close(factor, ratio ** (-1 / order)):
         return (
-            f"An estimate of order {order} shrinks like h^{order + 1} in one step. Which power of h "
-            "undoes a ratio?"
+            f"An estimate of order {order} shrinks like h^{order + 1} in one step. Which power of "
+            "the ratio undoes that?"
         )
     return f"For the ratio {ratio:g}, what h would have made it 1? The estimate is C h^(order + 1)."
 

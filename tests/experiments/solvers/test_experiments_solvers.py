@@ -94,8 +94,9 @@ def test_the_gain_is_read_at_one_error():
 
 def test_the_follower_has_the_solution_stated():
     for ratio in (1.0, 40.0):
+        field = Follower(ratio)
         solved = solve_ivp(
-            lambda t, y: Follower(ratio)(t, torch.from_numpy(y)).numpy(),
+            lambda t, y, field=field: field(t, torch.from_numpy(y)).numpy(),
             (0, 3), [1.0, 0.0, 0.0], method="Radau", rtol=1e-9, atol=1e-11,
         )  # fmt: skip
         np.testing.assert_allclose(solved.y[:, -1], exact(ratio, 3.0), atol=1e-7)
@@ -110,7 +111,8 @@ def test_explicit_costs_follow_the_region_of_stability():
     assert result.claim("CL20").observed == result["growth_dopri5"] > 5
     for method in ("LSODA", "Radau"):
         counts = result[f"nfe_{method}"]
-        assert result[f"growth_{method}"] == counts[2] / counts[0] < 4
+        growth = result[f"growth_{method}"]
+        assert growth == counts[2] / counts[0] < result["growth_dopri5"] / 5
         assert result[f"error_{method}"].max() < 1e-3
 
 
