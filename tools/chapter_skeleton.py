@@ -13,8 +13,8 @@ from nbformat import NotebookNode
 SECTIONS = ("what goes wrong", "exercises", "summary", "further reading")
 CARD = ("you will do", "you will be able to", "you need", "to read", "cpu", "gpu")
 THEOREMS = {"prf:theorem", "prf:proposition", "prf:lemma", "prf:corollary"}
-LONGEST_CELL = 15
-LONGEST_TAGGED_CELL = 25  # cells tagged `setup` (imports) or `plot`
+LONGEST_CELL = 30
+LONGEST_TAGGED_CELL = 30  # cells tagged `setup` (imports) or `plot`
 _TEST = re.compile(r"tests/[\w/]+\.py::[\w:]+")
 _PARSER = MarkdownIt().use(colon_fence_plugin)
 

@@ -472,8 +472,8 @@ MISSING = {
     "section": ("## Summary", "## The end", "a section `## Summary`"),
     "order": ("## Measure it", "## Further reading", "in the order what goes wrong"),
     "failure": ("turns decay into growth.", "grows.\n\n## Later", "a code cell under `## What"),
-    "short cells": ("end = (1", "# \n" * 15 + "end = (1", "15 lines or fewer, not 18"),
-    "short plots": ("with use", "# \n" * 25 + "with use", "25 lines or fewer, not 29"),
+    "short cells": ("end = (1", "# \n" * 30 + "end = (1", "30 lines or fewer, not 33"),
+    "short plots": ("with use", "# \n" * 30 + "with use", "30 lines or fewer, not 34"),
     "alt text": (
         "image:\n    alt:",
         "image:\n    align:",
