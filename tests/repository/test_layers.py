@@ -19,7 +19,7 @@ LAYERS = (
     {"depth_field", "ode"},
     {"block"},
     {"plain_layers"},
-    {"models", "data", "train", "observe", "figures", "notebook"},
+    {"models", "data", "train", "observe", "figures", "animation", "notebook"},
     {"analysis"},
     {"experiments"},
     {"exercises", "commands"},

@@ -227,6 +227,7 @@ def test_relative_error_takes_all_tensors_as_one_vector():
         (JUMPS, "jumps with a minus sign", "sign"),
         (JUMPS, "the last gradient counts twice", "twice"),
         (SPACING, "the root rounded up", "items"),
+        (SPACING, "the root rounded", "For 20 steps|For 75 steps|items"),
         (BOUNCE, "contracts too slowly", "Errors grow"),
         (BOUNCE, "the end is below the tolerance", "solve itself"),
         (BOUNCE, "the gradient is below the tolerance", "gradient itself"),
