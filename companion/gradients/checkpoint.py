@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,7 +68,9 @@ class Checkpoint:
                 "gradient: 'checkpoint' needs a fixed-step method; "
                 "use gradient='adjoint' or 'backprop' with adaptive ones"
             )
-        return recomputing_states(self, problem)
+        return recomputing_states(
+            self, problem, list(problem.solver.segments(problem.t, self.every))
+        )
 
     def forward(self, problem: Problem) -> tuple[States, Kept]:
         """Solve; keep the states where segments start, and the generators' if the field draws."""
@@ -84,7 +87,7 @@ class Checkpoint:
                 chance.end_segment(step, y)
         return states, Kept(problem, starts, chance.finished())
 
-    def backward(self, given: Given) -> Tensor:
+    def backward(self, given: Given) -> Iterator[Tensor]:
         """Recompute the segments from the last to the first."""
         problem, a = given.problem, given.grad_ys[-1]
         assert isinstance(problem.solver, FixedStep)
@@ -95,7 +98,7 @@ class Checkpoint:
                 a = _pulled_through(problem, steps, start, a, given.sums)
             if steps[0].n == 0:
                 a = a + given.grad_ys[steps[0].output]
-        return a
+            yield a
 
 
 class _Chance:
