@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from companion.schemes import Tableau
-from companion.transforms import beneath, followed
+from companion.transforms import beneath, followed, has_values
 
 __all__ = [
     "Carried",
@@ -373,6 +373,8 @@ def check_finite(ys: States, problem: Problem, argument: str = "y0") -> None:
     Raises:
         NonFiniteError: naming the time at which the state stopped being finite.
     """
+    if not has_values(ys[-1]):
+        return
     end = beneath(ys[-1]).detach()
     # A finite sum has finite terms. It is one operation; the sum may overflow, the check may not.
     if torch.isfinite(end.sum()) or torch.isfinite(end).all():
