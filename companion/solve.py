@@ -378,6 +378,8 @@ def check_finite(ys: States, problem: Problem, argument: str = "y0") -> None:
         NonFiniteError: naming the time at which the state stopped being finite.
     """
     end = beneath(ys[-1]).detach()
+    if end.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # nothing has been computed yet
     # A finite sum has finite terms. It is one operation; the sum may overflow, the check may not.
     if torch.isfinite(end.sum()) or torch.isfinite(end).all():
         return
