@@ -244,6 +244,10 @@ class GridSolver(ABC):
     def onward(self, field: Field, carried: Carried, step: Step) -> Carried:
         """Return what is carried out of a step."""
 
+    @abstractmethod
+    def stages(self, step: Step) -> list[Stage]:
+        """Return where a step evaluates the field."""
+
     def grid(self, t: Times) -> Iterator[Step]:
         """Yield all steps in order."""
         for output, span in enumerate(intervals(t)):
@@ -319,8 +323,8 @@ class FixedStep(GridSolver):
         """Return what a step adds to ``y``, to full precision."""
         return self.scheme.increment(self._evaluation(field, step), y, step.size(y))
 
+    @override
     def stages(self, step: Step) -> list[Stage]:
-        """Return where a step evaluates the field."""
         places = zip(self.scheme.c, self.scheme.fractions, strict=True)
         return [step.stage(c, fraction, i) for i, (c, fraction) in enumerate(places)]
 
