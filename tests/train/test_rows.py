@@ -1,45 +1,23 @@
-"""Gradients of blocks that arrive row by row, in one process and in two."""
+"""Gradients of blocks that arrive row by row, in one process; test_torchrun.py has two."""
 
 import copy
-import gc
 
 import pytest
 import torch
-import torch.distributed as dist
+from arrivals import LAYERS, PASSED, data, in_turn, loss, model, names
 from loops import loop
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from companion import (
     Constant,
     DiscontinuousLinear,
-    OdeBlock,
     PiecewiseConstant,
     PiecewiseLinear,
     refine,
 )
 from companion.gradients import Checkpoint, Reconstruct
-from companion.train import data_parallel, seeded
+from companion.train import data_parallel
 from companion.train.rows import RowByRow
-
-F64 = torch.float64
-LAYERS = 4
-PASSED = []
-"""The layers whose own backward pass is over, and the rows whose gradient came, in their order."""
-
-
-class Noted(nn.Module):
-    """A layer that notes when the gradient has passed it."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(3, 3)
-
-    def forward(self, t, x):
-        layer = f"layer {round(float(t) * LAYERS)}"
-        if x.requires_grad:
-            x.register_hook(lambda grad: PASSED.append(layer))
-        return torch.tanh(self.inner(x))
 
 
 class Tied(nn.Module):
@@ -52,21 +30,6 @@ class Tied(nn.Module):
 
     def forward(self, t, x):
         return torch.tanh(self.inner(x) + self.bias)
-
-
-def model(gradient, basis=None, method="euler", steps=LAYERS, layer=Noted):
-    with seeded(0):
-        basis = PiecewiseConstant(LAYERS) if basis is None else basis
-        block = OdeBlock(layer, basis, method, steps, gradient, time=True)
-        return nn.Sequential(nn.Linear(3, 3), block, nn.Linear(3, 1)).double()
-
-
-def data(rows=8):
-    return torch.randn(rows, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
-
-
-def loss(net, x):
-    return net(x).square().mean()
 
 
 BASES = [PiecewiseConstant(LAYERS), PiecewiseLinear(2), DiscontinuousLinear(2), Constant()]
@@ -108,21 +71,6 @@ def test_rows_fill_the_gradients_of_their_stacks(gradient, basis):
     assert torch.equal(loss(net, x), loss(plain, x))
     again = copy.deepcopy(net)
     assert torch.equal(loss(again, x), loss(net, x))
-
-
-def names(module):
-    """Return the layer of every row by identity; of stacks, that they are."""
-    if not isinstance(module, RowByRow):
-        return {id(p): "stack" for p in module[1].parameters()}
-    stacks = len(module.rows) // LAYERS
-    return {id(row): f"row {k // stacks}" for k, row in enumerate(module.rows)}
-
-
-def in_turn(events):
-    """Say whether rows come from the last to the first, each before the layer below is passed."""
-    rows = [events.index(f"row {k}") for k in reversed(range(LAYERS))]
-    below = [events.index(f"layer {k}") for k in reversed(range(LAYERS - 1))]
-    return rows == sorted(rows) and all(a < b for a, b in zip(rows, below, strict=False))
 
 
 @loop("gradient", ["backprop", "checkpoint", "reconstruct", Reconstruct(rule="predicted")])
@@ -171,68 +119,3 @@ def test_what_changes_the_weights_asks_to_wrap_them_again():
         loss(rows, data()).backward(create_graph=True)
     with pytest.raises(ValueError, match="gradient_as_bucket_view: True is not allowed"):
         data_parallel(model("backprop"), gradient_as_bucket_view=True)
-
-
-# --- two processes --------------------------------------------------------------------------------
-
-
-def connected(function, folder):
-    """Run a function in two processes, and return what each of them saved."""
-    torch.multiprocessing.spawn(process, (function, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
-def process(rank, function, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(function(rank, folder), f"{folder}/{rank}.pt")
-    gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-COMPARED = ["backprop", "checkpoint", "reconstruct", "sparse", "stacks"]
-
-
-def average(rank, folder):
-    """Return the gradients of two steps, and the order of the second's: DDP sorts in the first."""
-    found = {}
-    for name in COMPARED:
-        gradient = name if name in GRADIENTS else "backprop"
-        net = model(gradient, steps=2 if name == "sparse" else LAYERS)
-        wrap = DistributedDataParallel if name == "stacks" else data_parallel
-        network = wrap(net, bucket_cap_mb=1e-6)  # a bucket for each
-        layer = names(network.module)
-
-        def averaged(state, bucket, layer=layer):
-            PASSED.extend(layer[id(p)] for p in bucket.parameters() if id(p) in layer)
-            return (
-                dist.all_reduce(bucket.buffer() / 2, async_op=True)
-                .get_future()
-                .then(lambda done: done.value()[0])
-            )
-
-        network.register_comm_hook(None, averaged)
-        for _ in range(2):
-            net.zero_grad()
-            value = loss(network, data().chunk(2)[rank])
-            PASSED.clear()
-            value.backward()
-        found[name] = [p.grad for p in net.parameters()], list(PASSED)
-        del network
-    return found
-
-
-def test_two_processes_average_rows_while_others_come(tmp_path):
-    for found in connected(average, tmp_path):
-        for name in COMPARED:
-            gradient = name if name in GRADIENTS else "backprop"
-            alone = model(gradient, steps=2 if name == "sparse" else LAYERS)
-            loss(alone, data()).backward()
-            grads, events = found[name]
-            for one, p in zip(grads, alone.parameters(), strict=True):
-                torch.testing.assert_close(one, p.grad, rtol=1e-12, atol=1e-14)
-            if name == "stacks":
-                assert events.index("stack") > events.index("layer 1")
-            elif name != "sparse":
-                assert in_turn(events)
