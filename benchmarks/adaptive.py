@@ -25,7 +25,7 @@ EXCLUDED = (
     "All use dopri5 at a tolerance of 1e-6, relative and absolute. The plain loop is a textbook's, "
     "recorded by autograd. torchode gives each row its own steps. zuko's gradient and that of the "
     "checkpoint are exact for the accepted steps. With 100 outputs, the plain loop is rk4 with a "
-    "step from output to output. Gradients agree to 1e-4 in double precision; the notes say how "
+    "step from output to output. Gradients agree to 1e-3 in double precision; the notes say how "
     "far they are from a solve at 1e-11. diffrax compiles the whole solve."
 )
 FULL = {"outputs": 100}
@@ -38,11 +38,11 @@ KEPT = 20_000
 
 def run(rounds: int, outputs: int, compiling: bool = True) -> list[Row]:
     ends = candidates(torch.float32, compiling)
-    agree(candidates(torch.float64), rtol=1e-4)
+    agree(candidates(torch.float64), rtol=1e-3)
     agree(ends, rtol=1e-3)  # compiles, so that no round pays for it
     errors = {name: f"gradient error {error(one):.1e}" for name, one in ends.items() if one}
     inside = latent(outputs, torch.float32)
-    agree(latent(outputs, torch.float64), rtol=1e-4)
+    agree(latent(outputs, torch.float64), rtol=1e-3)
     work = f"{outputs} outputs inside steps, forward + backward"
     theirs, ours = evaluations()
     adjoints = ("dopri5, adjoint, backward", "companion", "torchdiffeq", "evaluations")

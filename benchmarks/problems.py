@@ -77,7 +77,7 @@ def dopri5_loop(
         ks.append(func(t + h, new))
         wrong = h * sum(e * k for e, k in zip(error, ks, strict=True))
         scale = tol + tol * torch.maximum(y.abs(), new.abs())
-        ratio = float((wrong / scale).square().mean().sqrt())
+        ratio = float((wrong / scale).detach().square().mean().sqrt())
         if ratio <= 1:
             t, y, k1 = t + h, new, ks[-1]
         h *= min(10.0, max(0.2, 0.9 * ratio**-0.2)) if ratio else 10.0

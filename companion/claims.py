@@ -75,7 +75,7 @@ CATALOGUE: dict[str, Statement] = {
             "MNIST",
         ),
         ("CL09", "Function evaluations grow during training", "", "C18", "ode_nets", "MNIST"),
-        ("CL10", "The tolerance trades accuracy for speed", "", "C18", "ode_nets", "MNIST"),
+        ("CL10", "The tolerance trades accuracy for speed", "", "C18", "solvers", "MNIST"),
         ("CL11", "Log-density changes at the rate $-\\operatorname{tr}J$", "", "C18", "cnf"),
         ("CL12", "A trace is cheaper than a determinant", "$O(M)$ and $O(M^3)$", "C18", "cnf"),
         ("CL13", "A continuous flow beats a discrete one in 2-D", "lower KL", "C18", "cnf"),
@@ -91,7 +91,7 @@ CATALOGUE: dict[str, Statement] = {
         ),
         ("CL18", "A latent ODE handles irregular times", "", "C18", "latent_ode"),
         ("CL19", "One solve gives a Poisson process likelihood", "", "C18", "point_processes"),
-        ("CL20", "Stiffness raises the cost of explicit solvers", "", "C18", "limits"),
+        ("CL20", "Stiffness raises the cost of explicit solvers", "", "C18", "solvers"),
         ("CL21", "Solving backwards in time can be unstable", "", "C18", "adjoint"),
         ("CL22", "No ODE maps $x$ to $-x$ in 1-D; augmentation helps", "", "C18", "limits"),
         ("CL23", "The pendulum has a closed form", "Eq. 13, misprinted", "Q20", "pendulum"),
@@ -100,7 +100,7 @@ CATALOGUE: dict[str, Statement] = {
             "Euler, midpoint and RK4 have orders 1, 2 and 4",
             "slopes 1, 2, 4",
             "Q20",
-            "residual_steps",
+            "solvers",
         ),
         (
             "CL25",
@@ -436,6 +436,20 @@ CATALOGUE: dict[str, Statement] = {
             "",
             "here",
             "free_order",
+        ),
+        (
+            "FW9",
+            "dopri5 takes the evaluations of SciPy's RK45, within 2 %",
+            "",
+            "here",
+            "solvers",
+        ),
+        (
+            "FW10",
+            "Explicit evaluations grow like the ratio of rates, implicit ones hardly",
+            "",
+            "here",
+            "solvers",
         ),
     )
 }

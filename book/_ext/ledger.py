@@ -74,7 +74,7 @@ def claim_row(
     claims = [claim for result in results for claim in result.claims if claim.id == statement.id]
     stand_in = analogue(statement, results)
     word = status(claims, stand_in, written)
-    source: list[nodes.Node | str] = [f"{SOURCES[statement.source]} · chapter ", words.chapter]
+    source: list[nodes.Node | str] = ["Chapter ", words.chapter]
     if words.paper:
         source += [" · in the paper: ", *words.paper]
     head = element("a", statement.id, href=f"#{anchor(statement.id)}", class_="claim-id")
@@ -115,11 +115,9 @@ def explanations(claims: list[Claim], results: list[Result]) -> Iterator[nodes.N
 
 def fold(id: str, results: list[Result]) -> nodes.Node:
     """Return the folded table of every number that decides a claim."""
-    rows = list(measurements(id, results))
-    name = "The number" if len(rows) == 1 else f"All {len(rows)} numbers"
-    summary = element("summary", name, aria_label=f"{name} of {id}")
+    name = element("summary", "What was measured", aria_label=f"What was measured for {id}")
     heads = ("Run", "Measured", "Expected", "Smoke run", "Full run")
-    return element("details", summary, table(heads, rows))
+    return element("details", name, table(heads, measurements(id, results)))
 
 
 def measurements(id: str, results: list[Result]) -> Iterator[tuple[nodes.Node | str, ...]]:

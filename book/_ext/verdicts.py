@@ -13,7 +13,10 @@ def number(x: float) -> str:
     """Spell a number with three digits, large and small ones with a power of ten."""
     mantissa, _, exponent = f"{x:.3g}".partition("e")
     mantissa = mantissa.replace("-", "−")
-    return f"{mantissa} × 10{str(int(exponent)).translate(RAISED)}" if exponent else mantissa
+    if not exponent:
+        return mantissa
+    power = f"10{str(int(exponent)).translate(RAISED)}"
+    return {"1": power, "−1": f"−{power}"}.get(mantissa, f"{mantissa} × {power}")
 
 
 def expected(claim: Claim) -> str:

@@ -77,6 +77,11 @@ class Grid(NamedTuple):
         table = np.array(fitted).reshape(*rows.shape[:-1], 2)
         return Grid(rest, table[..., 0]), Grid(rest, table[..., 1])
 
+    def orders(self, axis: str) -> "Grid":
+        """Return the slopes along an axis with their signs changed: orders in the step size."""
+        slopes, _ = self.slopes(axis)
+        return Grid(slopes.axes, -slopes.values)
+
     def max(self, *names: str) -> "Grid":
         """Return the largest number over the axes named."""
         return self._over(np.max, self.values, names)

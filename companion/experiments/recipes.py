@@ -6,7 +6,8 @@ says: ``digits_recipe(epochs) | {"schedule": None}``.
 
 import math
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -100,13 +101,7 @@ def train(
 ) -> History | None:
     """Train a classifier in place and keep it; return ``None`` where its state became infinite.
 
-    Args:
-        part: the part of the run that this is.
-        net: the classifier.
-        data: what to train on.
-        seed: seed of the order of the samples.
-        loss: called with the classifier and a batch.
-        **options: further ones of :func:`companion.train.fit`, such as a recipe.
+    The seed orders the samples; ``options`` are those of :func:`companion.train.fit`.
     """
     generator = torch.Generator().manual_seed(seed)
     try:
@@ -162,6 +157,21 @@ def scores(net: nn.Module, x: Tensor, batch_size: int = 1000) -> Tensor:
             return torch.cat([net(batch) for batch in torch.split(x, batch_size)])
         except NonFiniteError:
             return torch.full((len(x), 1), math.nan, device=x.device)
+
+
+def shortest(part: Part, works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Return the least processor seconds of each work.
+
+    All take turns, so that a slow moment of the machine does not fall on one of them alone.
+    """
+    least = [math.inf] * len(works)
+    for repeat in range(repeats):
+        for k, work in enumerate(works):
+            start = time.process_time()
+            work()
+            least[k] = min(least[k], time.process_time() - start)
+        part.report((repeat + 1) / repeats)
+    return least
 
 
 def error_of(scores: Tensor, y: Tensor) -> float:

@@ -38,11 +38,6 @@ class TanhLayer(nn.Module):
     r"""One layer of several independent networks: $x \mapsto \tanh(Wx + b)$ for each of them.
 
     Shapes: ``(networks, dim)`` to the same; ``weight`` is ``(networks, dim, dim)``.
-
-    Example:
-        >>> layer = TanhLayer(torch.eye(2).repeat(5, 1, 1), torch.zeros(5, 2))
-        >>> layer(torch.zeros(5, 2)).shape
-        torch.Size([5, 2])
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -158,15 +153,17 @@ class Errors(NamedTuple):
     state_ratio: list[float]
     gradient_ratio: list[float]
 
-    def largest(self) -> list[list[float]]:
-        """Return the numbers that :data:`MEASURES` name, of every network."""
-        states, gradients = self.states.amax(0).tolist(), self.gradients.amax(0).tolist()
-        ratios = [self.state_ratio, self.gradient_ratio]
-        return [states, gradients, self.relative.tolist(), *ratios]
+    def largest(self) -> dict[str, list[float]]:
+        """Return the largest error of a state, and so on, of every network."""
+        return {
+            "states": self.states.amax(0).tolist(), "gradients": self.gradients.amax(0).tolist(),
+            "relative": self.relative.tolist(), "state_ratio": self.state_ratio,
+            "gradient_ratio": self.gradient_ratio,
+        }  # fmt: skip
 
 
-MEASURES = ("states", "gradients", "relative", "state_ratio", "gradient_ratio")
-"""The largest error of a state and of a gradient, the relative one of all, and over bounds."""
+ERRORS = ("states", "gradients", "relative")
+"""Of these, those whose rates are fitted."""
 
 
 def measure(networks: Networks) -> Errors:

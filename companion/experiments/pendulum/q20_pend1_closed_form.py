@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 from scipy.special import ellipj, ellipk
 
 from companion.data import pendulum
-from companion.experiments import Findings, Part, Run, experiment, grid
+from companion.experiments import Findings, Part, Run, experiment, grids, named
 
 STARTS = 40
 """Points from which a numerical solution starts anew."""
@@ -47,17 +47,17 @@ def q20_pend1(
     the first angle, ``restarted`` and ``range``, the largest of these errors.
     """
 
-    def compare(part: Part, angle: float) -> list[float]:
+    def compare(part: Part, angle: float) -> dict[str, float]:
         t = np.linspace(0, time, points)
         found = pendulum.exact(t, angle).numpy()
         error = np.abs(found - _solved(found[0], t)).max(axis=0)
         energy = found[:, 1] ** 2 / 2 - pendulum.GRAVITY * np.cos(found[:, 0])
         short = [abs(_solved(found[n], t[n : n + 2])[-1] - found[n + 1]) for n in range(STARTS)]
         wrong = np.abs(_with_modulus(t, angle) - found[:, 0]).max()
-        return [*error, np.ptp(energy), np.max(short), wrong]
+        numbers = (*error, np.ptp(energy), np.max(short), wrong)
+        return dict(zip(ERRORS, map(float, numbers), strict=True))
 
-    found = grid(run, compare, angle=angles)
-    curves = {name: found.pick(k).values for k, name in enumerate(ERRORS)}
+    curves = named(grids(run, compare, angle=angles))
     scalars = {
         "period": pendulum.period(angles[0]),
         "distance": max(curves["angle_error"][0], curves["velocity_error"][0]),

@@ -27,12 +27,7 @@ HALF, OWN = RATIOS.index(0.5), RATIOS.index(1.0)
 
 
 def step_counts(step: float) -> list[int]:
-    """Return the numbers of steps from 0 to the time of the test, from fine to coarse.
-
-    Example:
-        >>> step_counts(0.1)
-        [512, 256, 128, 64, 32, 16, 8]
-    """
+    """Return the numbers of steps from 0 to the time of the test, from fine to coarse."""
     return [round(TEST_TIME / (ratio * step)) for ratio in RATIOS]
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from deciding import decided
 from torch import nn
 
 from companion import PiecewiseConstant
 from companion.analysis.compression import Report
 from companion.data import load_digits
-from companion.experiments import find
 from companion.experiments.continuous_digits import (
     SCHEMES,
     Swaps,
@@ -159,11 +159,6 @@ def test_the_table_of_a_net(few):
     expected = np.linalg.norm(fine - own) / np.linalg.norm(own)
     assert table["limit"] == pytest.approx(expected, rel=1e-9)
     assert table["trained"] == table["error"][SCHEMES.index("rk4")][1]
-
-
-def decided(id, scalars):
-    """What the rows of an experiment say of these numbers."""
-    return [row.decide(scalars, {}) for row in find(id).rows]
 
 
 def swaps(steps=(2, 4, 8, 9), **variants):
