@@ -39,6 +39,7 @@ def odeint(
     steps: int | None = None,
     gradient: str | Gradient = "backprop",
     params: Sequence[Tensor] = (),
+    max_steps: int | None = None,
 ) -> Any:
     r"""Solve $\dot y = f(t, y)$, $y(t_0) = y_0$, and return $y$ at all times in ``t``.
 
@@ -58,6 +59,8 @@ def odeint(
         params: tensors to differentiate besides ``y0`` and a module's own parameters. All gradients
             but ``"backprop"`` must be told of them: a ``func`` that reads others is refused, as far
             as its first evaluation shows.
+        max_steps: most steps between the first and the last time, rejected ones included, for
+            methods that choose their own; ``None`` is 20,000.
 
     Returns:
         A tensor of shape ``(len(t), *y0.shape)`` whose first entry is ``y0``; a tuple of such
@@ -66,7 +69,8 @@ def odeint(
     Raises:
         ValueError: for a bad value (unknown method or gradient, ``t`` not monotone, ``steps < 1``,
             steps or tolerances that the method would ignore, a derivative of another shape, dtype
-            or device, a state that stops being finite, a parameter the gradient method cannot see).
+            or device, a state that stops being finite, a parameter the gradient method cannot see,
+            more steps than ``max_steps``).
         TypeError: for a bad type.
 
     Example:
@@ -75,14 +79,16 @@ def odeint(
         tensor([0.3679])
     """
     gradient = get_gradient(gradient)
-    solver = get_solver(method, steps, rtol, atol)
+    solver = get_solver(method, steps, rtol, atol, max_steps)
     state, shapes = _pack_state(y0)
     times = _times(t, state)
     field = FuncField(func, shapes, check_params(params), gradient)
     if len(times) == 1:  # nothing to solve
         ys = state.unsqueeze(0)
     else:
-        ys = stacked(solved(Problem(field, state, times, solver, field.stats), gradient, "y0"))
+        parts = () if shapes is None else tuple(math.prod(shape) for shape in shapes)
+        problem = Problem(field, state, times, solver, field.stats, parts)
+        ys = stacked(solved(problem, gradient, "y0"))
     return ys if shapes is None else _unpack(ys, shapes)
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "States",
     "Stats",
     "Step",
+    "StepLimitError",
     "Times",
     "check_finite",
     "check_start",
@@ -207,6 +208,8 @@ class Problem:
         t: the output times.
         solver: the configured integrator.
         stats: where to count, or ``None``.
+        parts: the sizes of the parts of a flat state whose errors are measured apart, so that none
+            drowns in another; what is beyond them is not measured. One part if empty.
     """
 
     field: Field
@@ -214,6 +217,7 @@ class Problem:
     t: Times
     solver: Solver
     stats: Stats | None = None
+    parts: tuple[int, ...] = ()
 
     def integrate(self) -> States:
         """Run the solver; autograd records what its mode says."""
@@ -358,6 +362,10 @@ class NonFiniteError(ValueError):
     """A state stopped being finite during a solve, or an adaptive solver could not go on."""
 
 
+class StepLimitError(ValueError):
+    """An adaptive solver took as many steps as it was allowed, and is not at the end."""
+
+
 def check_finite(ys: States, problem: Problem, argument: str = "y0") -> None:
     """Raise an error that says where, if a solve left the finite numbers.
 
@@ -376,6 +384,8 @@ def check_finite(ys: States, problem: Problem, argument: str = "y0") -> None:
     if not has_values(ys[-1]):
         return
     end = beneath(ys[-1]).detach()
+    if end.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # nothing has been computed yet
     # A finite sum has finite terms. It is one operation; the sum may overflow, the check may not.
     if torch.isfinite(end.sum()) or torch.isfinite(end).all():
         return

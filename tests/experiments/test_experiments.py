@@ -241,7 +241,7 @@ def test_the_smoke_tier_runs_on_one_thread():
 
 
 def test_numbers_that_moved_are_named():
-    entry = declare(timed=("draw",))
+    entry = declare(machine_dependent=("draw",))
     now = tiny(entry)
     assert now == Findings({"sum": 0.5})
     assert moved(now, Findings({"sum": 0.5 + 1e-8}), 1e-6) == ()
@@ -251,7 +251,7 @@ def test_numbers_that_moved_are_named():
 
 
 def test_a_record_gets_a_tiny_run_and_then_answers_for_it():
-    entry = declare(timed=("draw",))
+    entry = declare(machine_dependent=("draw",))
     first = checked(entry(), entry)
     assert first.tiny == tiny(entry)
     assert first.moved == ()
@@ -264,7 +264,7 @@ def test_a_record_gets_a_tiny_run_and_then_answers_for_it():
 
 def test_a_tiny_run_needs_no_other_process(monkeypatch):
     """After a run of several processes, the first alone computes it, without a shared folder."""
-    entry = declare(timed=("draw",))
+    entry = declare(machine_dependent=("draw",))
     monkeypatch.setattr(Team, "running", lambda: Team(rank=0, size=2))
     assert tiny(entry) == Findings({"sum": 0.5})
     with pytest.raises(ValueError, match="folder: None is not allowed; 2 processes must share"):

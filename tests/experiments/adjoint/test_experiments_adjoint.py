@@ -155,7 +155,8 @@ def test_an_accurate_solve_can_have_a_wrong_adjoint():
     assert (result["gradient_backprop"] < 1e-4).all()
     assert result["gradient_adjoint_1"] < 1e-4
     assert 10 < result["gradient_adjoint_20"] < 1e4  # exp(20) times an error of about 1e-6
-    assert result["gradient_adjoint_20"] > 1e4 * result["gradient_adjoint_10"]
+    growth = result["gradient_adjoint_20"] / result["gradient_adjoint_10"]
+    assert 0.1 < growth / math.exp(10) < 10  # the errors at the end differ, too
 
 
 def test_braking_is_its_formula():
@@ -226,6 +227,7 @@ def test_relative_error_takes_all_tensors_as_one_vector():
         (JUMPS, "jumps with a minus sign", "sign"),
         (JUMPS, "the last gradient counts twice", "twice"),
         (SPACING, "the root rounded up", "items"),
+        (SPACING, "the root rounded", "For 20 steps|For 75 steps|items"),
         (BOUNCE, "contracts too slowly", "Errors grow"),
         (BOUNCE, "the end is below the tolerance", "solve itself"),
         (BOUNCE, "the gradient is below the tolerance", "gradient itself"),
