@@ -18,7 +18,7 @@ LAYERS = (
     {"gradients"},
     {"depth_field", "ode"},
     {"block"},
-    {"plain_layers"},
+    {"capture", "plain_layers"},
     {"models", "data", "train", "observe", "figures", "animation", "notebook"},
     {"analysis"},
     {"experiments"},
