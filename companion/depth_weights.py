@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, Self
 
@@ -16,7 +17,14 @@ from companion.basis import Basis, Constant, PiecewiseConstant, Place, project
 from companion.buffers import running_statistics
 from companion.transforms import transforming
 
-__all__ = ["DepthWeights", "check_alike", "constants", "first_difference"]
+__all__ = [
+    "DepthWeights",
+    "check_alike",
+    "constants",
+    "first_difference",
+    "rows_of",
+    "split_into",
+]
 
 Tensors = dict[str, Tensor]
 
@@ -241,6 +249,38 @@ def _without_graph(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(module, memo)
+
+
+@contextmanager
+def split_into(rows: Mapping[nn.Parameter, Sequence[Tensor]]) -> Iterator[None]:
+    """Let blocks read given tensors in the place of the rows of their stacks.
+
+    Autograd hands a stack its gradient when those of all rows are there. Rows that are leaves get
+    theirs one by one, as soon as the layers that read them have been passed.
+    """
+    for stack, own in rows.items():
+        stack.rows = own  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for stack in rows:
+            del stack.rows  # type: ignore[attr-defined]
+
+
+def rows_of(stack: Tensor) -> Sequence[Tensor]:
+    """Return what a block reads as the rows of a stack: its own, or those of :func:`split_into`.
+
+    Example:
+        >>> stack = nn.Parameter(torch.zeros(2, 3))
+        >>> leaves = [nn.Parameter(row) for row in stack.detach()]
+        >>> with split_into({stack: leaves}):
+        ...     [row.is_leaf for row in rows_of(stack)]
+        [True, True]
+        >>> [row.is_leaf for row in rows_of(stack)]
+        [False, False]
+    """
+    rows: Sequence[Tensor] | None = getattr(stack, "rows", None)
+    return stack.unbind(0) if rows is None else rows
 
 
 def _as_layer(fn: Callable[[Tensor], Tensor], stack: Tensor, axes: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from companion.schemes import Tableau
-from companion.transforms import beneath, followed
+from companion.transforms import beneath, followed, has_values
 
 __all__ = [
     "Carried",
@@ -246,6 +246,10 @@ class GridSolver(ABC):
     def onward(self, field: Field, carried: Carried, step: Step) -> Carried:
         """Return what is carried out of a step."""
 
+    @abstractmethod
+    def stages(self, step: Step) -> list[Stage]:
+        """Return where a step evaluates the field."""
+
     def grid(self, t: Times) -> Iterator[Step]:
         """Yield all steps in order."""
         for output, span in enumerate(intervals(t)):
@@ -321,8 +325,8 @@ class FixedStep(GridSolver):
         """Return what a step adds to ``y``, to full precision."""
         return self.scheme.increment(self._evaluation(field, step), y, step.size(y))
 
+    @override
     def stages(self, step: Step) -> list[Stage]:
-        """Return where a step evaluates the field."""
         places = zip(self.scheme.c, self.scheme.fractions, strict=True)
         return [step.stage(c, fraction, i) for i, (c, fraction) in enumerate(places)]
 
@@ -379,7 +383,11 @@ def check_finite(ys: States, problem: Problem, argument: str = "y0") -> None:
     Raises:
         NonFiniteError: naming the time at which the state stopped being finite.
     """
+    if not has_values(ys[-1]):
+        return
     end = beneath(ys[-1]).detach()
+    if end.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # nothing has been computed yet
     # A finite sum has finite terms. It is one operation; the sum may overflow, the check may not.
     if torch.isfinite(end.sum()) or torch.isfinite(end).all():
         return

@@ -16,7 +16,9 @@ def number(x: float) -> str:
     if not exponent:
         return mantissa
     power = f"10{str(int(exponent)).translate(RAISED)}"
-    return {"1": power, "−1": f"−{power}"}.get(mantissa, f"{mantissa} × {power}")
+    return {"1": power, "−1": f"−{power}"}.get(
+        mantissa, f"{mantissa}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}{power}"
+    )
 
 
 def expected(claim: Claim) -> str:

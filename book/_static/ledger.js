@@ -14,6 +14,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
   for (const [facet, name] of Object.entries(facets)) {
     const select = document.createElement("select");
+    select.name = facet;
     const values = [...new Set(rows.map((row) => row.dataset[facet]))];
     if (facet === "chapter") values.sort((a, b) => a - b);
     select.append(new Option("all", ""), ...values.map((value) => new Option(value, value)));

@@ -153,7 +153,8 @@ def _size_hint(factor: float, ratio: float, order: int) -> str:
 
 
 def _next_size(h: float, ratio: float, order: int) -> float:
-    return h * min(10.0, max(0.2, 0.9 * ratio ** (-1 / (order + 1))))
+    factor: float = 0.9 * ratio ** (-1 / (order + 1))
+    return h * min(10.0, max(0.2, factor))
 
 
 SIZE = Exercise(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from companion.basis import Basis
 from companion.block import OdeBlock
+from companion.experiments.recipes import normal
 from companion.ode import odeint
 from companion.train import seeded
 
@@ -32,8 +33,7 @@ def random_block(weights: Basis, seed: int, device: torch.device) -> OdeBlock:
 
 def initial_states(seed: int, device: torch.device) -> Tensor:
     """Return standard normal states, shape ``(8, 4)``, in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(POINTS, WIDTH, generator=generator, dtype=torch.float64).to(device)
+    return normal(seed, device)(POINTS, WIDTH)
 
 
 @torch.no_grad()

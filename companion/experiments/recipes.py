@@ -27,6 +27,18 @@ Split = tuple[Tensor, Tensor] | Rows
 """Samples with their classes, in memory or read when they are needed."""
 
 
+def normal(seed: int, device: torch.device | str = "cpu") -> Callable[..., Tensor]:
+    """Return what draws standard normal tensors of given shapes in turn, in double precision.
+
+    Example:
+        >>> draw = normal(0)
+        >>> draw(2, 3).shape, draw(4).dtype
+        (torch.Size([2, 3]), torch.float64)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(device)
+
+
 def guessing(classes: int = 10) -> float:
     """Return the error of guessing: that of a network whose state stopped being finite.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,7 +74,11 @@ class Checkpoint:
                 "gradient: 'checkpoint' needs a Runge-Kutta method, such as 'rk4' or 'dopri5'; "
                 f"use gradient='backprop' or 'adjoint' with {problem.solver.method!r}"
             )
-        return recomputing_states(self, problem)
+        if isinstance(problem.solver, Adaptive):  # its steps are known when they are taken
+            return recomputing_states(self, problem)
+        return recomputing_states(
+            self, problem, list(problem.solver.segments(problem.t, self.every))
+        )
 
     def forward(self, problem: Problem) -> tuple[States, Kept]:
         """Solve; keep the states where segments start, and the generators' if the field draws."""
@@ -92,10 +97,13 @@ class Checkpoint:
                 chance.end_segment(step, y)
         return states, Kept(problem, starts, chance.finished())
 
-    def backward(self, given: Given) -> Tensor:
+    def backward(self, given: Given) -> Tensor | Iterator[Tensor]:
         """Recompute the segments from the last to the first."""
         if isinstance(given.problem.solver, Adaptive):
             return back_through_accepted_steps(given)
+        return self._through_segments(given)
+
+    def _through_segments(self, given: Given) -> Iterator[Tensor]:
         problem, a = given.problem, given.grad_ys[-1]
         assert isinstance(problem.solver, FixedStep)
         segments = problem.solver.segments(problem.t, self.every)
@@ -105,7 +113,7 @@ class Checkpoint:
                 a = _pulled_through(problem, steps, start, a, given.sums)
             if steps[0].n == 0:
                 a = a + given.grad_ys[steps[0].output]
-        return a
+            yield a
 
 
 class _Chance:

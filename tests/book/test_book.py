@@ -122,6 +122,10 @@ def test_equal_numbers_of_images_for_light_and_dark(book):
     assert len(page.select("img.only-light")) == len(page.select("img.only-dark")) == 1
 
 
+def test_the_ledger_stays_light(book):
+    assert book.pages()["book/ledger.html"].stat().st_size <= 300_000
+
+
 def test_titles_are_unique(book):
     titles = [soup(book.pages()[f"{name}.html"]).h1.get_text() for name in chapters_in_toc()]
     assert len(set(titles)) == len(titles)

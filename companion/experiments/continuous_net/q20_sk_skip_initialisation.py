@@ -7,15 +7,7 @@ nothing at first, in any basis and under any graph. Its scalar alone has a gradi
 import torch
 from torch import Tensor
 
-from companion.basis import (
-    Basis,
-    Chebyshev,
-    Constant,
-    DiscontinuousLinear,
-    Fourier,
-    PiecewiseConstant,
-    PiecewiseLinear,
-)
+from companion import basis as bases
 from companion.block import OdeBlock
 from companion.experiments import Findings, Part, Run, experiment, grids, named
 from companion.experiments.recipes import SIX_SCHEMES
@@ -23,13 +15,13 @@ from companion.models import ContinuousNet, SkipInit, Stitch, pre_activation_uni
 from companion.models.layers import basic_branch, pre_activation
 from companion.train import seeded
 
-BASES: tuple[Basis, ...] = (
-    Constant(),
-    PiecewiseConstant(4),
-    PiecewiseLinear(4),
-    DiscontinuousLinear(4),
-    Chebyshev(4, cells=4),
-    Fourier(5, cells=4),
+BASES: tuple[bases.Basis, ...] = (
+    bases.Constant(),
+    bases.PiecewiseConstant(4),
+    bases.PiecewiseLinear(4),
+    bases.DiscontinuousLinear(4),
+    bases.Chebyshev(4, cells=4),
+    bases.Fourier(5, cells=4),
 )
 
 
@@ -62,7 +54,7 @@ def q20_sk(run: Run, *, seeds: int = 2, steps: int = 4, channels: int = 4) -> Fi
         with seeded(seed):
             silent = OdeBlock(
                 lambda: SkipInit(pre_activation(basic_branch(channels, channels))),
-                PiecewiseConstant(steps), steps=steps,
+                bases.PiecewiseConstant(steps), steps=steps,
             )  # fmt: skip
         nothing = max(_sizes(_gradients(silent.to(run.device), x)))
         found = torch.tensor(
@@ -81,7 +73,7 @@ def q20_sk(run: Run, *, seeds: int = 2, steps: int = 4, channels: int = 4) -> Fi
     return Findings(least | {name: values.max() for name, values in found.items()})
 
 
-def _block(basis: Basis, scheme: str, steps: int, seed: int, x: Tensor) -> list[float]:
+def _block(basis: bases.Basis, scheme: str, steps: int, seed: int, x: Tensor) -> list[float]:
     """Return the block's change, the others' largest gradient, the scalars', the share awake."""
     with seeded(seed):
         block = OdeBlock(

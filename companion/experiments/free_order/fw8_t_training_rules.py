@@ -17,14 +17,8 @@ from torch import Tensor
 from companion.analysis.reconstruction import trajectory
 from companion.data import load_digits
 from companion.experiments import Findings, Part, Run, experiment
-from companion.experiments.gradient_rules import (
-    RULES,
-    Study,
-    at_depth,
-    digits_error,
-    digits_net,
-    train_all,
-)
+from companion.experiments import gradient_rules as training
+from companion.experiments.gradient_rules import RULES, Study
 from companion.gradients import Reconstruct
 from companion.models import ResidualMLP
 
@@ -75,12 +69,14 @@ def fw8_t(
     data = load_digits(device=run.device)
 
     def train(part: Part, rule: str, depth: int, seed: int) -> list[float]:
-        net = digits_net(rule, depth, seed, gain)
-        return digits_error(part, data, net, seed, epochs=epochs, rate=rate)
+        net = training.digits_net(rule, depth, seed, gain)
+        return training.digits_error(part, data, net, seed, epochs=epochs, rate=rate)
 
     needed = ("backprop", "sweeps")
-    study = train_all(run, train, rules=rules, depths=depths, seeds=seeds, needed=needed)
-    starts = [[digits_net("backprop", n, k, gain) for k in run.seeds(seeds)] for n in depths]
+    study = training.train_all(run, train, rules=rules, depths=depths, seeds=seeds, needed=needed)
+    starts = [
+        [training.digits_net("backprop", n, k, gain) for k in run.seeds(seeds)] for n in depths
+    ]
     contraction = np.array([[steepest(net, data.x_test.cpu()) for net in row] for row in starts])
     scalars = study.scalars()
     for rule in rules:
@@ -88,7 +84,7 @@ def fw8_t(
         scalars[f"enough_median_{rule}"] = enough(study, rule, np.median)
         for depth in depths:
             median = np.median(study.errors.at(rule=rule, depth=depth).values)
-            scalars[f"median_{at_depth(rule, depth)}"] = float(median)
+            scalars[f"median_{training.at_depth(rule, depth)}"] = float(median)
     means = contraction.mean(axis=1)
     scalars |= {f"contraction_{n}": x for n, x in zip(depths, means, strict=True)}
     scalars["excess_flat"], scalars["excess_steep"] = _excess(study, means)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from companion.experiments import Findings, Part, Run, experiment
+from companion.experiments.recipes import normal
 
 VARIANTS = ("smooth", "large", "rough", "relu")
 
@@ -135,11 +136,7 @@ class _Problem(NamedTuple):
 
 
 def _problem(starts: int, seed: int, device: torch.device, activation: str) -> _Problem:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+    draw = normal(seed)
     variants = VARIANTS[:3] if activation == "tanh" else VARIANTS[3:]
     x = draw(_POINTS, _WIDTH)
     y = torch.stack([torch.sin(x[:, 0]), 0.3 * x[:, 0] * x[:, 1]], dim=1)

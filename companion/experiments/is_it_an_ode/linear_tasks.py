@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from companion.experiments.recipes import normal
 from companion.models.linear_resnet import LinearTask, end_map
 
 _DEEP = 1024
@@ -49,11 +50,7 @@ class LinearProblem:
 
 def linear_problem(starts: int, width: int, seed: int, device: torch.device) -> LinearProblem:
     """Draw the starts; the first few are the same however many are drawn."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+    draw = normal(seed)
     inputs = draw(width, 200)
     draws = torch.stack([draw(3, width, width) for _ in range(starts)])
     base, wave, direction = (draws / torch.linalg.matrix_norm(draws, 2)[..., None, None]).unbind(1)

@@ -22,6 +22,7 @@ from companion.analysis.smoothness import smoothness
 from companion.data import load_digits
 from companion.experiments import Findings, Part, Run, experiment, grids, named
 from companion.experiments.is_it_an_ode.digits_nets import train_perceptron
+from companion.experiments.recipes import normal
 from companion.models import ResidualMLP
 from companion.observe import fit_slope
 from companion.train import error_rate
@@ -147,12 +148,7 @@ def _draw(
     family: str, layers: int, copies: int, dimension: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Draw weights and biases (layers + 1, copies, dimension, dimension + 1), and states."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    shape = (copies, dimension, dimension + 1)
+    draw, shape = normal(seed), (copies, dimension, dimension + 1)
     x, mean, change = draw(copies, dimension), draw(*shape), draw(*shape)
     n = torch.arange(layers + 1, dtype=torch.float64)
     if family == "iid":

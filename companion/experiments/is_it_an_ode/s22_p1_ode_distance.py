@@ -23,6 +23,7 @@ from torch import Tensor
 from companion.analysis import interpolation as between
 from companion.analysis.interpolation import euler_bound, from_field, network
 from companion.experiments import Findings, Part, Run, experiment
+from companion.experiments.recipes import normal
 from companion.observe import fit_slope
 
 _LIPSCHITZ, _ACCELERATION = 1.3, 2.0
@@ -154,11 +155,7 @@ def _compare(
 
 def _generic(run: Run, depths: tuple[int, ...], fields: int, dimension: int) -> dict[str, Any]:
     """Measure random fields tanh(Wx + c sin 3s) + w cos 2s with norm of W one, all at once."""
-    generator = torch.Generator().manual_seed(run.seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=_DTYPE).to(run.device)
-
+    draw = normal(run.seed, run.device)
     weight, shift = draw(fields, dimension, dimension), draw(fields, dimension)
     drift, x = draw(fields, dimension), draw(fields, dimension)
     weight /= torch.linalg.matrix_norm(weight, 2)[:, None, None]

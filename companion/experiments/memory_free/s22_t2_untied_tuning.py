@@ -64,7 +64,7 @@ def s22_t2(
     def follow(part: Part, seed: int) -> dict[str, Any]:
         return _follow(part, task, depths, rules, seed)
 
-    found = list(run.map(follow, {f"seed {k}": (k,) for k in run.seeds(seeds)}).values())
+    found = list(run.map(follow, {f"seed {k}": (run.seed + k,) for k in range(seeds)}).values())
     transfer = np.array([result["transfer"] for result in found])
     tuned = {rule: np.array([result["tuned"][rule] for result in found]) for rule in rules}
     change = np.abs(transfer[:, 1:, 0] - transfer[:, :1, 0]).max()

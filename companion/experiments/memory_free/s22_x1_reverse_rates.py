@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from companion.experiments import Findings, Part, Run, experiment, grids, named
-from companion.experiments.memory_free.tanh_networks import (
-    FAMILIES,
-    Draw,
-    TanhLayer,
-    draw_networks,
-    fit_rate,
-    measure,
-    round_trip,
-)  # fmt: skip
+from companion.experiments.memory_free import tanh_networks as nets
+from companion.experiments.memory_free.tanh_networks import FAMILIES, Draw
 
 _PAPER: dict[str, float] = {
     "tied": -2, "smooth": -2, "zigzag_1_over_n": -2, "zigzag_1_over_root_n": -2, "zigzag_1": -1,
@@ -101,7 +94,7 @@ def s22_x1(
     drawn = Draw(networks, dim, run.seed, run.device)
 
     def sweep(part: Part, method: str, family: str, n: int) -> dict[str, list[float]]:
-        return measure(draw_networks(family, method, n, drawn)).largest()
+        return nets.measure(nets.draw_networks(family, method, n, drawn)).largest()
 
     found = grids(run, sweep, method=("euler", "heun"), family=FAMILIES, n=steps)
     states, gradients = (
@@ -110,7 +103,9 @@ def s22_x1(
     curves: dict[str, Curve] = named(found, "method", "family")
     for name, family in (("jump", "zigzag_1"), ("tied", "tied")):
         curves[f"defect_{name}"] = _defects(family, steps, drawn)
-    trips = {(rate, n): round_trip("heun", rate, n) for rate in (1.7, -0.9) for n in (1, 5, *steps)}
+    trips = {
+        (rate, n): nets.round_trip("heun", rate, n) for rate in (1.7, -0.9) for n in (1, 5, *steps)
+    }
     scalars = {
         "identity": max(
             abs(x / (1 + (rate / n) ** 4 / 4) ** n - 1) for (rate, n), x in trips.items()
@@ -119,7 +114,7 @@ def s22_x1(
         "ratio_gradients": gradients.values.max(),
     }
     for key, curve in curves.items():
-        slope = fit_rate(steps, curve)
+        slope = nets.fit_rate(steps, curve)
         scalars |= {f"slope_{key}": slope.value, f"slope_error_{key}": slope.error}
     return Findings(scalars, {"steps": steps, **curves})
 
@@ -127,7 +122,7 @@ def s22_x1(
 @torch.no_grad()
 def _defects(family: str, steps: tuple[int, ...], drawn: Draw) -> Curve:
     """Return the norm of a step's defect minus its leading term, of shape (steps, networks)."""
-    networks = draw_networks(family, "heun", 1, drawn)
+    networks = nets.draw_networks(family, "heun", 1, drawn)
     first, second = networks.layers
     x, rows = networks.x0, []
     f, g = first(x), second(x)
@@ -141,6 +136,6 @@ def _defects(family: str, steps: tuple[int, ...], drawn: Draw) -> Curve:
     return np.array(rows)
 
 
-def _pushed(layer: TanhLayer, x: Tensor, value: Tensor, v: Tensor) -> Tensor:
+def _pushed(layer: nets.TanhLayer, x: Tensor, value: Tensor, v: Tensor) -> Tensor:
     """Return the layer's Jacobian at ``x``, where it takes ``value``, applied to ``v``."""
     return (1 - value**2) * (layer.weight @ v.unsqueeze(-1)).squeeze(-1)

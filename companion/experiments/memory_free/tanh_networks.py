@@ -14,6 +14,7 @@ from companion.analysis.bounds import Bounds, euler_bounds, heun_bounds, tanh_co
 from companion.analysis.reconstruction import reconstruction
 from companion.basis import Constant, PiecewiseConstant, PiecewiseLinear
 from companion.block import OdeBlock
+from companion.experiments.recipes import normal
 from companion.gradients import Reconstruct
 from companion.observe import Slope, fit_slope, geometric_mean
 
@@ -51,13 +52,9 @@ class TanhLayer(nn.Module):
 
 @dataclass(frozen=True)
 class Networks:
-    """Networks of one depth and one method, with inputs and targets, in double precision.
+    """Networks of one depth and one method, in double precision, alone and as a block.
 
-    Attributes:
-        layers: one set of weights a layer (Euler) or a node (Heun).
-        block: the same as a block.
-        x0: inputs, shape ``(networks, dim)``.
-        target: the loss is half the squared distance of the outputs to it.
+    Inputs and targets have shape ``(networks, dim)``; the loss is half the squared distance.
     """
 
     layers: list[TanhLayer]
@@ -87,14 +84,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Draw:
-    """Which networks to draw: the same for all depths and methods, but for independent layers.
-
-    Attributes:
-        count: number of networks.
-        dim: size of their states.
-        seed: of everything drawn.
-        device: where the networks live.
-    """
+    """Which networks to draw: the same for all depths and methods, but for independent layers."""
 
     count: int
     dim: int
@@ -113,10 +103,7 @@ def draw_networks(family: str, method: str, steps: int, of: Draw) -> Networks:
         torch.Size([11, 4, 4, 3])
     """
     count, dim = of.count, of.dim
-    generator = torch.Generator().manual_seed(of.seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(of.device)
+    draw = normal(of.seed, of.device)
 
     def matrices(norm: float, *shape: int) -> Tensor:
         drawn = draw(*shape, count, dim, dim)

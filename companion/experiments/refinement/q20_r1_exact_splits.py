@@ -11,14 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion.basis import (
-    Basis,
-    Chebyshev,
-    DiscontinuousLinear,
-    Fourier,
-    PiecewiseConstant,
-    PiecewiseLinear,
-)
+from companion import basis as bases
 from companion.block import OdeBlock
 from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.depth_study import initial_states, random_block
@@ -28,12 +21,12 @@ from companion.schemes import get_scheme
 from companion.train import seeded
 
 CELLS = 4
-BASES: dict[str, Basis] = {
-    "constant": PiecewiseConstant(CELLS),
-    "linear": PiecewiseLinear(CELLS),
-    "discontinuous_linear": DiscontinuousLinear(CELLS),
-    "chebyshev": Chebyshev(5, cells=CELLS),
-    "fourier": Fourier(5, cells=CELLS),
+BASES: dict[str, bases.Basis] = {
+    "constant": bases.PiecewiseConstant(CELLS),
+    "linear": bases.PiecewiseLinear(CELLS),
+    "discontinuous_linear": bases.DiscontinuousLinear(CELLS),
+    "chebyshev": bases.Chebyshev(5, cells=CELLS),
+    "fourier": bases.Fourier(5, cells=CELLS),
 }
 
 
@@ -99,15 +92,12 @@ def q20_r1(
     for mode in MODES:
         scalars[f"smoother_{mode}"] = largest.at(mode=mode).values[1:].max()
     doubled = grid(run, double, scheme=SIX_SCHEMES, seed=own, steps=steps)
-    for name, slope in (
-        doubled.geometric("seed").slopes("steps")[0].named("order", "scheme").items()
-    ):
-        scalars[name] = -slope
+    scalars |= doubled.geometric("seed").orders("steps").named("order", "scheme")
     return Findings(scalars, {"steps": steps, **doubled.named("doubled", "scheme")})
 
 
 def _conv_block(
-    basis: Basis, seed: int, dtype: torch.dtype, device: torch.device
+    basis: bases.Basis, seed: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[OdeBlock, Tensor]:
     """Return a block with random weights, affine values and statistics, and a batch."""
     with seeded(seed):

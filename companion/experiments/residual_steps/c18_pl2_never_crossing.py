@@ -7,7 +7,7 @@ section 6) name the theorem of Picard and Lindelöf; the two-sided bound is ours
 
 import torch
 
-from companion.experiments import Findings, Part, Run, experiment, grids, named
+from companion.experiments import Findings, Part, Run, experiment, grids, named, recipes
 from companion.ode import odeint
 
 
@@ -33,11 +33,8 @@ def c18_pl2(
     """
 
     def solve(part: Part, seed: int) -> dict[str, float]:
-        generator = torch.Generator().manual_seed(seed)
-        weight, start = (
-            torch.randn(*shape, dimension, generator=generator, dtype=torch.float64).to(run.device)
-            for shape in ((dimension,), (2, pairs))
-        )
+        draw = recipes.normal(seed, run.device)
+        weight, start = draw(dimension, dimension), draw(2, pairs, dimension)
         end = odeint(
             lambda t, x: torch.tanh(x @ weight.T), start, [0.0, 1.0], method="rk4", steps=steps
         )[-1]

@@ -71,7 +71,7 @@ def fw10(
 
     found = grid(run, solve, method=("dopri5", *IMPLICIT), ratio=ratios)
     nfe, error = found.pick(0), found.pick(1)
-    counts = {method: nfe[method].values for method in nfe.axes["method"]}
+    counts = {method: nfe.at(method=method).values for method in nfe.axes["method"]}
     explicit = counts["dopri5"]
     scalars = {f"growth_{method}": float(n[-1] / n[0]) for method, n in counts.items()}
     scalars["slope_dopri5"] = fit_slope(ratios[-2:], explicit[-2:].tolist()).value

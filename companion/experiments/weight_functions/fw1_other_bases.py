@@ -10,14 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from companion.basis import (
-    Basis,
-    Chebyshev,
-    DiscontinuousLinear,
-    Fourier,
-    PiecewiseConstant,
-    PiecewiseLinear,
-)
+from companion import basis as bases
 from companion.data import load_digits
 from companion.experiments import Findings, Grid, Part, Run, experiment, grid, grids, named
 from companion.experiments.continuous_digits import Variant, swap_table, train_digits
@@ -30,17 +23,17 @@ CELLS = 5
 """Not 4: at a quarter, a half and three quarters of a step the 3/8 rule integrates a kink exactly,
 and a grid with a step more than a multiple of 4 meets every knot there."""
 
-BASES: dict[str, Basis] = {
-    "constant": PiecewiseConstant(CELLS),
-    "discontinuous_linear": DiscontinuousLinear(CELLS),
-    "linear": PiecewiseLinear(CELLS),
-    "chebyshev": Chebyshev(3),
-    "fourier": Fourier(3),
+BASES: dict[str, bases.Basis] = {
+    "constant": bases.PiecewiseConstant(CELLS),
+    "discontinuous_linear": bases.DiscontinuousLinear(CELLS),
+    "linear": bases.PiecewiseLinear(CELLS),
+    "chebyshev": bases.Chebyshev(3),
+    "fourier": bases.Fourier(3),
 }
 
 NETS = {
-    "constant": Variant("rk4", weights=PiecewiseConstant(8)),
-    "chebyshev": Variant("rk4", weights=Chebyshev(4)),
+    "constant": Variant("rk4", weights=bases.PiecewiseConstant(8)),
+    "chebyshev": Variant("rk4", weights=bases.Chebyshev(4)),
 }
 """Perceptrons on digits with 8 and with 4 coefficients for every weight."""
 

@@ -7,18 +7,13 @@ not guaranteed with discontinuous weights; this is where, and why.
 
 from companion.basis import PiecewiseConstant
 from companion.experiments import Findings, Part, Run, experiment, grids, named
-from companion.experiments.depth_study import (
-    largest_distance,
-    random_problem,
-    solve_block,
-    solve_naively,
-)
+from companion.experiments import depth_study as study
 from companion.observe import fit_slope, geometric_mean
 from companion.schemes import get_scheme
 
 SCHEMES = ("euler", "midpoint", "heun", "rk4", "rk4_38")
 CELLS = 4
-STAGES = {"one_sided": solve_block, "naive": solve_naively}
+STAGES = {"one_sided": study.solve_block, "naive": study.solve_naively}
 GRIDS = {"aligned": 0, "unaligned": 1}
 """By how many steps a grid exceeds a multiple of the cells."""
 
@@ -58,10 +53,10 @@ def q20_x1(
     """
 
     def errors(part: Part, seed: int) -> dict[str, list[float]]:
-        block, x, truth = random_problem(PiecewiseConstant(CELLS), seed, finest, run.device)
+        block, x, truth = study.random_problem(PiecewiseConstant(CELLS), seed, finest, run.device)
         return {
             f"{kind}_{where}_{scheme}": [
-                largest_distance(solve(block, x, scheme, n + more), truth) for n in steps
+                study.largest_distance(solve(block, x, scheme, n + more), truth) for n in steps
             ]
             for kind, solve in STAGES.items()
             for where, more in GRIDS.items()

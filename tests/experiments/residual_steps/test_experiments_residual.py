@@ -7,7 +7,14 @@ from scipy.integrate import solve_ivp
 
 from companion import OdeBlock, PiecewiseConstant
 from companion.exercises import WrongAnswer
-from companion.exercises.residual_steps import SCHEME, THRESHOLD, TURN
+from companion.exercises.residual_steps import (
+    BETWEEN,
+    COMPOUND,
+    RINGS,
+    SCHEME,
+    THRESHOLD,
+    TURN,
+)
 from companion.experiments import run
 from companion.experiments.residual_steps import q20_ob_resnet_identity as q20_ob
 from companion.experiments.residual_steps.s22_f1_crossing_lines import (
@@ -149,6 +156,31 @@ def test_a_spiral_is_right_too():
     assert TURN.check(spiral).startswith("Right")
 
 
+def test_answers_computed_in_single_precision_are_judged_as_in_double():
+    def step(f, t, x, h):
+        t, x, h = (torch.tensor(float(v), dtype=torch.float32) for v in (t, x, h))
+        first = f(t.item(), x.item())
+        second = f((t + 2 / 3 * h).item(), (x + 2 / 3 * h * first).item())
+        return x + h * (first + 3 * second) / 4
+
+    assert SCHEME.check(step).startswith("Right")
+    for shrink in (0.01, 0.004, 0.001):
+
+        def slopes(layers, shrink=shrink, dtype=torch.float32):
+            small = max(shrink, 2.0 ** (1 - layers) * 1.01)  # the others may stretch by 2
+            stretch = small ** (-1 / (layers - 1))
+            reverse = torch.tensor([-(1 + small) * layers], dtype=dtype)
+            return torch.cat([reverse, torch.full((layers - 1,), layers * (stretch - 1))])
+
+        assert THRESHOLD.check(slopes).startswith("Right")
+
+        def too_short(layers, slopes=slopes):
+            return torch.cat([slopes(layers)[:1], 0.999 * slopes(layers)[1:]])
+
+        with pytest.raises(WrongAnswer, match=r"multiplies by -0\.9"):
+            THRESHOLD.check(too_short)
+
+
 @pytest.mark.parametrize(
     ("exercise", "mistake", "hint"),
     [
@@ -160,6 +192,12 @@ def test_a_spiral_is_right_too():
         (THRESHOLD, "shrunk below rounding", "collapses"),
         (TURN, "a rounded half turn", "Almost"),
         (TURN, "a quarter turn", "where is there room"),
+        (TURN, "all meet on the way", "they meet there"),
+        (TURN, "jumps at another time", "jumps at another t"),
+        (COMPOUND, "the sign", "with its sign"),
+        (RINGS, "a narrow strip", "where is there room"),
+        (RINGS, "the other way round", "The sign"),
+        (BETWEEN, "the same power", "independent directions"),
     ],
 )
 def test_hints_name_the_mistake(exercise, mistake, hint):

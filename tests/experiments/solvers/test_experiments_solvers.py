@@ -67,12 +67,16 @@ def test_work_and_precision_by_other_means():
             lambda t, y: y * np.cos(t), (0, 20), [1.0], method="RK45", rtol=tol, atol=tol
         )
         assert result["nfe_A3_RK45"][k] == solved.nfev
+        assert result["steps_A3_RK45"][k] == len(solved.t) - 1
         error = abs(solved.y[0, -1] / math.exp(math.sin(20)) - 1)
         assert result["error_A3_RK45"][k] == pytest.approx(error, rel=1e-4)
     assert result["difference"] == np.abs(result["nfe_A3_dopri5"] / result["nfe_A3_RK45"] - 1).max()
     ratio = result["nfe_A3_dopri5"][1] / result["nfe_A3_dopri5"][0]
     assert result["slope_A3"] == pytest.approx(-math.log(ratio) / math.log(100))
     assert result["slope_least"] == result["slope_most"] == result["slope_A3"]
+    assert result["tight_least"] == pytest.approx(result["slope_A3"])
+    attempts = (result["nfe_A3_dopri5"] - 2) / 6
+    assert result["rejected_tight"] == 1 - result["steps_A3_dopri5"][1] / attempts[1]
     assert result["gain_A3_bosh3"] < 1
 
 
@@ -83,7 +87,7 @@ def test_the_gain_is_read_at_one_error():
 
     error = np.array([1e-2, 1e-4, 1e-6])
     one, other = (
-        Grid({"tolerance": (1, 2, 3)}, np.stack([c * error**p, error], axis=1))
+        Grid({"tolerance": (1, 2, 3)}, np.stack([c * error**p, error, error], axis=1))
         for c, p in ((10.0, -0.25), (2.0, -0.5))
     )
     assert _gain(one, other) == pytest.approx(10 * 10.0 ** (4 / 4) / (2 * 10.0 ** (4 / 2)))
