@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from companion.solution import solve_to_event, solve_with_dense_output
 from companion.solve import Problem, Solver, Stage, Stats, Times, stacked, time_like
 from companion.transforms import beneath, followed
 
-__all__ = ["odeint"]
+__all__ = ["odeint", "odeint_adjoint", "odeint_event"]
 
 Func = Callable[[Tensor, Any], Any]
 Shapes = Sequence[torch.Size]
@@ -48,6 +48,7 @@ def odeint(
     knots: Iterable[float] = (),
     event_fn: Func | None = None,
     dense: bool = False,
+    **others: Any,
 ) -> Any:
     r"""Solve $\dot y = f(t, y)$, $y(t_0) = y_0$, and return $y$ at all times in ``t``.
 
@@ -76,6 +77,7 @@ def odeint(
             found to rounding on the solution inside the step. A value that starts at zero has the
             sign that it takes next. Two changes within a tenth of a step may not be seen.
         dense: whether to return the solution at all times of the interval, for adaptive methods.
+        others: none; torchdiffeq's arguments are refused with what to write instead.
 
     Returns:
         A tensor of shape ``(len(t), *y0.shape)`` whose first entry is ``y0``; a tuple of such
@@ -100,6 +102,8 @@ def odeint(
         >>> y[-1]
         tensor([0.3679])
     """
+    for name in others:
+        raise TypeError(f"{name}: odeint has no such argument; {INSTEAD.get(name, 'see its help')}")
     gradient = get_gradient(gradient)
     solver = get_solver(method, steps, rtol, atol, max_steps)
     state, shapes = _pack_state(y0)
@@ -168,6 +172,56 @@ def _check_adaptive(solver: Solver, times: Times, **given: Any) -> None:
                 not_allowed("t", times, f"with {name}= it must be two or more times that need no "
                             "gradient")
             )  # fmt: skip
+
+
+INSTEAD = {
+    "options": "use steps= for fixed steps, and knots= or max_steps= for adaptive ones",
+    "adjoint_method": "use gradient=Adjoint(method=...)",
+    "adjoint_rtol": "use gradient=Adjoint(rtol=...)",
+    "adjoint_atol": "use gradient=Adjoint(atol=...)",
+    "adjoint_options": "use gradient=Adjoint(steps=..., norm=...)",
+    "adjoint_params": "use params=(...), which adds to a module's own",
+    "reverse_time": "let the times in t decrease",
+    "odeint_interface": "use gradient='adjoint'",
+    "max_num_steps": "use max_steps=",
+    "step_size": "use steps=, the number of steps between consecutive times in t",
+}
+"""What to write in the place of torchdiffeq's arguments and options."""
+
+
+def odeint_adjoint(*args: Any, **kwargs: Any) -> NoReturn:
+    """Refuse torchdiffeq's name, and say what to write.
+
+    Raises:
+        TypeError: always.
+
+    Example:
+        >>> odeint_adjoint(lambda t, y: -y, torch.ones(1), [0.0, 1.0])
+        Traceback (most recent call last):
+        TypeError: odeint_adjoint: write odeint(func, y0, t, gradient='adjoint'); ...
+    """
+    raise TypeError(
+        "odeint_adjoint: write odeint(func, y0, t, gradient='adjoint'); settings of the backward "
+        "solve go into gradient=Adjoint(method=, steps=, rtol=, atol=, norm=), tensors besides a "
+        "module's own parameters into params=(...)"
+    )
+
+
+def odeint_event(*args: Any, **kwargs: Any) -> NoReturn:
+    """Refuse torchdiffeq's name, and say what to write.
+
+    Raises:
+        TypeError: always.
+
+    Example:
+        >>> odeint_event(lambda t, y: -y, torch.ones(1), 0.0, event_fn=lambda t, y: y - 0.5)
+        Traceback (most recent call last):
+        TypeError: odeint_event: write odeint(func, y0, [t0, t1], event_fn=event_fn); ...
+    """
+    raise TypeError(
+        "odeint_event: write odeint(func, y0, [t0, t1], event_fn=event_fn); it returns the event's "
+        "time and the states, and needs a last time t1"
+    )
 
 
 class FuncField(CheckedField):

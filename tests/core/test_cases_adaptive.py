@@ -248,3 +248,21 @@ def test_a_batch_without_samples_has_zero_gradients(method, shape):
                      gradient="adjoint" if method == "scipy_solver" else "backprop")  # fmt: skip
     block(torch.zeros(0, 3)).sum().backward()
     assert all(not p.grad.any() for p in block.parameters())
+
+
+# --- torchdiffeq's names --------------------------------------------------------------------------
+
+
+def test_torchdiffeqs_names_say_what_to_write():
+    from companion import odeint_adjoint, odeint_event
+
+    with pytest.raises(TypeError, match=r"odeint_adjoint: write odeint\(.*gradient='adjoint'"):
+        odeint_adjoint(nn.Identity(), one(), [0.0, 1.0], adjoint_rtol=1e-3)
+    with pytest.raises(TypeError, match=r"odeint_event: write odeint\(.*event_fn=event_fn\)"):
+        odeint_event(nn.Identity(), one(), 0.0, event_fn=lambda t, y: y)
+    for name, words in [("options", "steps="), ("adjoint_method", r"Adjoint\(method="),
+                        ("adjoint_params", r"params=\("), ("adjoint_options", "norm="),
+                        ("adjoint_atol", r"Adjoint\(atol="), ("max_num_steps", "max_steps="),
+                        ("nonsense", "see its help")]:  # fmt: skip
+        with pytest.raises(TypeError, match=f"^{name}: odeint has no such argument; .*{words}"):
+            odeint(lambda t, y: -y, one(), [0.0, 1.0], **{name: None})
