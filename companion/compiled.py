@@ -134,14 +134,14 @@ class Compiled:
                 y = ys[-1]
                 if stats is not None:
                     stats.steps += len(piece.steps)
-        return states, Kept(problem, starts)
+        return states, Kept(problem, starts, pieces)
 
     def backward(self, given: Given) -> Tensor:
         """Pull back through the pieces from the last to the first."""
         problem, solver, start = given.problem, given.problem.solver, given.tensors[0]
         assert isinstance(solver, FixedStep)
         work = _Work(problem.field, solver.scheme, self.backend, start)
-        pieces = work.pieces(list(solver.grid(problem.t)), start)
+        pieces: list[Piece] = given.notes
         stride = self._stride(pieces)
         a: Tensor | None = None
         with work.calling():
@@ -647,8 +647,10 @@ def _compile(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
             "g++ or clang++ (or name one: CXX=/path/to/g++), or use compile=False"
         )
     options: Any = OPTIONS if backend == "inductor" else None
+    # Not dynamic=False, which sets and resets the compiler's settings at every call: no function
+    # here ever meets a second shape.
     found: Callable[..., Any] = torch.compile(
-        function, fullgraph=True, dynamic=False, backend=backend, options=options
+        function, fullgraph=True, backend=backend, options=options
     )
     return found
 
