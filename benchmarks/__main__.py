@@ -13,10 +13,9 @@ from benchmarks.harness import report, save, table
 
 NAMES = (
     "fixed_steps",
-    "compiled",
-    "gradients",
-    "memory_free",
     "adaptive",
+    "flow",
+    "memory_free",
     "block",
     "depth",
     "memory",

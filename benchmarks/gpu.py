@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.problems import seeded
 from companion import OdeBlock, PiecewiseConstant
+from companion.capture import captured
 from companion.experiments import find
 from companion.files import replacing
 from companion.gradients import Reconstruct
@@ -129,14 +130,10 @@ def solves(device: torch.device, short: bool) -> Iterator[Row]:
 Solve = Callable[[Tensor], Tensor]
 
 
-def _captured(block: OdeBlock, x: Tensor) -> Solve:
-    return torch.cuda.make_graphed_callables(block, (x.detach().clone().requires_grad_(),))
-
-
 EVERY = ("backprop", "checkpoint", "adjoint")
 HOW: dict[str, tuple[Callable[[OdeBlock, Tensor], Solve], tuple[str, ...]]] = {
     "eager": (lambda block, x: block, EVERY),
-    "captured": (_captured, EVERY[:2]),
+    "captured": (captured, EVERY[:1]),
     "compiled": (lambda block, x: torch.compile(block, fullgraph=True), EVERY[:1]),
 }
 """How a solve runs, for which gradients. What cannot be done yet becomes a row that says why."""

@@ -26,6 +26,10 @@ Candidate = Callable[[], Sequence[Tensor]]
 """One run of the work; it returns everything that must agree: the result and all gradients."""
 
 
+MEASURED = ("ratio", "quartiles", "of the least", "bar")
+"""The heads of the columns with numbers."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table: a candidate's cost over the baseline's.
@@ -35,9 +39,11 @@ class Row:
         candidate: who ran it.
         baseline: whose cost is 1.
         quantity: what is compared: ``"time"``, ``"bytes"``, ``"operations"`` or ``"evaluations"``.
-        ratio: the candidate's cost over the baseline's; for times the median of the rounds.
+        ratio: the candidate's cost over the baseline's; for times the median of the rounds;
+            ``None`` for a candidate that is not installed.
         low: first quartile of the rounds' ratios, for times.
         high: third quartile, likewise.
+        least: the least time over the baseline's least, which a busy machine disturbs least.
         bar: the largest ratio aimed at, if one is set.
         note: what else is worth knowing.
     """
@@ -46,22 +52,26 @@ class Row:
     candidate: str
     baseline: str
     quantity: str
-    ratio: float
+    ratio: float | None
     low: float | None = None
     high: float | None = None
+    least: float | None = None
     bar: float | None = None
     note: str = ""
 
     @property
     def verdict(self) -> str:
+        if self.ratio is None:
+            return "not installed"
         if self.bar is None:
             return ""
         return "within" if self.ratio <= self.bar else "above"
 
 
-def agree(candidates: Mapping[str, Candidate], rtol: float) -> None:
+def agree(candidates: Mapping[str, Candidate | None], rtol: float) -> None:
     """Check that all candidates return what the first returns, up to ``rtol`` of its size."""
-    (_, reference), *others = [(name, run()) for name, run in candidates.items()]
+    ready = ((name, run) for name, run in candidates.items() if run is not None)
+    (_, reference), *others = [(name, run()) for name, run in ready]
     for name, values in others:
         for i, (value, expected) in enumerate(zip(values, reference, strict=True)):
             error = (value - expected).abs().max() / expected.abs().max()
@@ -71,21 +81,43 @@ def agree(candidates: Mapping[str, Candidate], rtol: float) -> None:
 
 def compare(
     work: str,
-    candidates: Mapping[str, Candidate],
+    candidates: Mapping[str, Candidate | None],
     rounds: int,
     bars: Mapping[str, float] | None = None,
     notes: Mapping[str, str] | None = None,
+    over: Mapping[tuple[str, str], float] | None = None,
 ) -> list[Row]:
-    """Time the candidates in turns; the first is the baseline of the others."""
-    times = _times(candidates, rounds)
-    baseline, *others = candidates
-    rows = []
-    for name in others:
-        ratios = [mine / base for mine, base in zip(times[name], times[baseline], strict=True)]
-        low, _, high = quantiles(ratios, n=4)
-        bar, note = (bars or {}).get(name), (notes or {}).get(name, "")
-        rows.append(Row(work, name, baseline, "time", median(ratios), low, high, bar, note))
-    return rows
+    """Time the candidates in turns; the first is the baseline of the others.
+
+    A candidate that is ``None`` is not installed: a gap in the table. ``over`` names more pairs,
+    (candidate, baseline), with their bars.
+    """
+    ready = {name: run for name, run in candidates.items() if run is not None}
+    times = _times(ready, rounds)
+    first, *others = candidates
+    pairs = [(name, first, (bars or {}).get(name)) for name in others]
+    pairs += [(name, baseline, bar) for (name, baseline), bar in (over or {}).items()]
+    return [
+        _row(work, name, baseline, times, bar, (notes or {}).get(name, "") * (baseline == first))
+        for name, baseline, bar in pairs
+    ]
+
+
+def _row(
+    work: str,
+    name: str,
+    baseline: str,
+    times: Mapping[str, list[float]],
+    bar: float | None,
+    note: str,
+) -> Row:
+    if not {name, baseline} <= times.keys():
+        return Row(work, name, baseline, "time", None, bar=bar, note=note)
+    mine, base = times[name], times[baseline]
+    ratios = [a / b for a, b in zip(mine, base, strict=True)]
+    low, _, high = quantiles(ratios, n=4)
+    least = min(mine) / min(base)
+    return Row(work, name, baseline, "time", median(ratios), low, high, least, bar, note)
 
 
 def _times(candidates: Mapping[str, Candidate], rounds: int) -> dict[str, list[float]]:
@@ -127,7 +159,7 @@ def operations(run: Candidate) -> int:
 
 def table(rows: Iterable[Row]) -> str:
     """Return the rows as text in columns."""
-    heads = ("work", "candidate", "over", "quantity", "ratio", "quartiles", "bar", "verdict")
+    heads = ("work", "candidate", "over", "quantity", *MEASURED, "verdict")
     lines = [heads, *map(cells, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     padded = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines)
@@ -137,9 +169,12 @@ def table(rows: Iterable[Row]) -> str:
 def cells(row: Row) -> tuple[str, ...]:
     """Return the cells of one line, in the order of the heads of :func:`table`."""
     spread = "" if row.low is None else f"{row.low:.2f} to {row.high:.2f}"
-    bar = "" if row.bar is None else f"{row.bar:.2f}"
-    shown = (row.work, row.candidate, row.baseline, row.quantity, f"{row.ratio:.3f}")
-    return (*shown, spread, bar, row.verdict)
+    numbers = (_shown(row.ratio, 3), spread, _shown(row.least, 3), _shown(row.bar, 2))
+    return (row.work, row.candidate, row.baseline, row.quantity, *numbers, row.verdict)
+
+
+def _shown(number: float | None, digits: int) -> str:
+    return "" if number is None else f"{number:.{digits}f}"
 
 
 def save(path: Path, reports: list[dict[str, Any]], order: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import torch
+from scipy.integrate import RK45
 from torch import Tensor, nn
 
 State = Callable[[Tensor], Tensor]
@@ -32,9 +33,11 @@ def normal(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
 
 
-def rk4_loop(func: Callable[[float, Tensor], Tensor], y: Tensor, steps: int) -> Tensor:
-    """The classic scheme from 0 to 1, written as in a textbook."""
-    h = 1 / steps
+def rk4_loop(
+    func: Callable[[float, Tensor], Tensor], y: Tensor, steps: int, t1: float = 1.0
+) -> Tensor:
+    """The classic scheme from 0 to ``t1``, written as in a textbook."""
+    h = t1 / steps
     for n in range(steps):
         t = n * h
         k1 = func(t, y)
@@ -57,3 +60,25 @@ def forward_backward(solve: State, y0: Tensor, params: Iterable[Tensor]) -> tupl
     y = solve(y0)
     gradients = torch.autograd.grad(y.square().mean(), [y0, *params])
     return (y.detach(), *gradients)
+
+
+def dopri5_loop(
+    func: Callable[[float, Tensor], Tensor], y: Tensor, t1: float, tol: float
+) -> Tensor:
+    """Dormand and Prince's pair from 0 to ``t1``, as in a textbook: autograd records it all."""
+    rows, weights, error = RK45.A.tolist(), RK45.B.tolist(), RK45.E.tolist()
+    t, h, k1 = 0.0, 0.01 * t1, func(0.0, y)
+    while t < t1:
+        h = min(h, t1 - t)
+        ks = [k1]
+        for row, c in zip(rows[1:], RK45.C[1:].tolist(), strict=True):
+            ks.append(func(t + c * h, y + h * sum(a * k for a, k in zip(row, ks, strict=False))))
+        new = y + h * sum(b * k for b, k in zip(weights, ks, strict=True))
+        ks.append(func(t + h, new))
+        wrong = h * sum(e * k for e, k in zip(error, ks, strict=True))
+        scale = tol + tol * torch.maximum(y.abs(), new.abs())
+        ratio = float((wrong / scale).detach().square().mean().sqrt())
+        if ratio <= 1:
+            t, y, k1 = t + h, new, ks[-1]
+        h *= min(10.0, max(0.2, 0.9 * ratio**-0.2)) if ratio else 10.0
+    return y

@@ -24,6 +24,7 @@ from companion.flat import check_flat, path
 from companion.gradients import Gradient, get_gradient, solved
 from companion.methods import get_solver, inherited, takes
 from companion.solve import GridSolver, Problem, Solver, check_finite
+from companion.transforms import transforming
 
 __all__ = ["OdeBlock", "compiling", "ode_blocks", "refine"]
 
@@ -259,7 +260,7 @@ class OdeBlock(nn.Module):
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """Return the state at depth 1; ``context`` is passed on to the residual."""
         self._check_input(x)
-        y = self._solved(x, context)[-1]
+        y = self._solved(self.weights.in_format(x), context)[-1]
         # A backward pass of its own reads the state again, and the next layer may work in place.
         return y if self._ways()[1].records_graph or not y.requires_grad else y.clone()
 
@@ -336,7 +337,7 @@ class OdeBlock(nn.Module):
 
     def _watch(self, y: Tensor) -> None:
         """Let a backward pass say clearly that the weights have been refined in the meantime."""
-        if torch.compiler.is_compiling() or not y.requires_grad:
+        if torch.compiler.is_compiling() or transforming() or not y.requires_grad:
             return
         weights, basis = self.weights, self.weights.basis
 

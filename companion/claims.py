@@ -19,6 +19,8 @@ class Statement:
         paper: the value the paper gives, or an empty string where it gives none.
         source: the paper's short name, or ``"here"`` for results of this course.
         chapter: the slug of the chapter that treats it.
+        data: the data set that the paper decides it on, where the claim is about that data; a run
+            on other data decides an analogue.
     """
 
     id: str
@@ -26,6 +28,7 @@ class Statement:
     paper: str
     source: str
     chapter: str
+    data: str = ""
 
 
 CATALOGUE: dict[str, Statement] = {
@@ -61,10 +64,18 @@ CATALOGUE: dict[str, Statement] = {
             "0.42 % and 0.41 % error",
             "C18",
             "ode_nets",
+            "MNIST",
         ),
-        ("CL08", "It does so with fewer parameters", "0.22 M and 0.60 M", "C18", "ode_nets"),
-        ("CL09", "Function evaluations grow during training", "", "C18", "ode_nets"),
-        ("CL10", "The tolerance trades accuracy for speed", "", "C18", "ode_nets"),
+        (
+            "CL08",
+            "It does so with fewer parameters",
+            "0.22 M and 0.60 M",
+            "C18",
+            "ode_nets",
+            "MNIST",
+        ),
+        ("CL09", "Function evaluations grow during training", "", "C18", "ode_nets", "MNIST"),
+        ("CL10", "The tolerance trades accuracy for speed", "", "C18", "solvers", "MNIST"),
         ("CL11", "Log-density changes at the rate $-\\operatorname{tr}J$", "", "C18", "cnf"),
         ("CL12", "A trace is cheaper than a determinant", "$O(M)$ and $O(M^3)$", "C18", "cnf"),
         ("CL13", "A continuous flow beats a discrete one in 2-D", "lower KL", "C18", "cnf"),
@@ -80,7 +91,7 @@ CATALOGUE: dict[str, Statement] = {
         ),
         ("CL18", "A latent ODE handles irregular times", "", "C18", "latent_ode"),
         ("CL19", "One solve gives a Poisson process likelihood", "", "C18", "point_processes"),
-        ("CL20", "Stiffness raises the cost of explicit solvers", "", "C18", "limits"),
+        ("CL20", "Stiffness raises the cost of explicit solvers", "", "C18", "solvers"),
         ("CL21", "Solving backwards in time can be unstable", "", "C18", "adjoint"),
         ("CL22", "No ODE maps $x$ to $-x$ in 1-D; augmentation helps", "", "C18", "limits"),
         ("CL23", "The pendulum has a closed form", "Eq. 13, misprinted", "Q20", "pendulum"),
@@ -89,7 +100,7 @@ CATALOGUE: dict[str, Statement] = {
             "Euler, midpoint and RK4 have orders 1, 2 and 4",
             "slopes 1, 2, 4",
             "Q20",
-            "residual_steps",
+            "solvers",
         ),
         (
             "CL25",
@@ -123,8 +134,22 @@ CATALOGUE: dict[str, Statement] = {
             "residual_steps",
         ),
         ("CL32", "Splitting weights leaves the function unchanged", "", "Q20", "refinement"),
-        ("CL33", "Refinement during training does no harm", "Fig. 7", "Q20", "refinement"),
-        ("CL34", "Refinement cuts RK4 training time", "1053 to 608 min", "Q20", "refinement"),
+        (
+            "CL33",
+            "Refinement during training does no harm",
+            "Fig. 7",
+            "Q20",
+            "refinement",
+            "CIFAR-10",
+        ),
+        (
+            "CL34",
+            "Refinement cuts RK4 training time",
+            "1053 to 608 min",
+            "Q20",
+            "refinement",
+            "CIFAR-10",
+        ),
         ("CL35", "Parameter counts for $M = 1$ to $32$", "0.2 M to 3.2 M", "Q20", "continuous_net"),
         (
             "CL36",
@@ -132,15 +157,31 @@ CATALOGUE: dict[str, Statement] = {
             "93.84 % and 93.84 %",
             "Q20",
             "continuous_net",
+            "CIFAR-10",
         ),
-        ("CL37", "ContinuousNet with RK4 is slightly worse", "93.57 %", "Q20", "continuous_net"),
-        ("CL38", "Weights trained with RK4 run under Euler", "93.55 %", "Q20", "many_graphs"),
+        (
+            "CL37",
+            "ContinuousNet with RK4 is slightly worse",
+            "93.57 %",
+            "Q20",
+            "continuous_net",
+            "CIFAR-10",
+        ),
+        (
+            "CL38",
+            "Weights trained with RK4 run under Euler",
+            "93.55 %",
+            "Q20",
+            "many_graphs",
+            "CIFAR-10",
+        ),
         (
             "CL39",
             "Depth compresses from 32 to 11 and 6 steps",
             "93.44 %, 92.28 %",
             "Q20",
             "many_graphs",
+            "CIFAR-10",
         ),
         (
             "CL40",
@@ -148,14 +189,43 @@ CATALOGUE: dict[str, Statement] = {
             "32.55 s to 6.25 s",
             "Q20",
             "many_graphs",
+            "CIFAR-10",
         ),
-        ("CL41", "An Euler-trained net breaks under another graph", "Fig. 9", "Q20", "many_graphs"),
-        ("CL42", "Weights grown with RK4 vary less with depth", "Fig. 8", "Q20", "refinement"),
-        ("CL43", "Accuracy on CIFAR-100", "78.80 %, 77.99 %, 76.19 %", "Q20", "many_graphs"),
-        ("CL44", "The adjoint needs $N_t \\ge 3M$ steps", "3", "Q20", "many_graphs"),
+        (
+            "CL41",
+            "An Euler-trained net breaks under another graph",
+            "Fig. 9",
+            "Q20",
+            "many_graphs",
+            "CIFAR-10",
+        ),
+        (
+            "CL42",
+            "Weights grown with RK4 vary less with depth",
+            "Fig. 8",
+            "Q20",
+            "refinement",
+            "CIFAR-10",
+        ),
+        (
+            "CL43",
+            "Accuracy on CIFAR-100",
+            "78.80 %, 77.99 %, 76.19 %",
+            "Q20",
+            "many_graphs",
+            "CIFAR-100",
+        ),
+        ("CL44", "The adjoint needs $N_t \\ge 3M$ steps", "3", "Q20", "many_graphs", "CIFAR-10"),
         ("CL45", "Batch norm must be sliced in time", "", "Q20", "continuous_net"),
         ("CL46", "Skip initialisation starts from the identity", "", "Q20", "continuous_net"),
-        ("CL47", "Tiny-ImageNet shows the same behaviour", "about 40 %", "Q20", "many_graphs"),
+        (
+            "CL47",
+            "Tiny-ImageNet shows the same behaviour",
+            "about 40 %",
+            "Q20",
+            "many_graphs",
+            "Tiny-ImageNet",
+        ),
         (
             "CL48",
             "The ResNet-to-ODE gap is bounded, tightly",
@@ -195,25 +265,49 @@ CATALOGUE: dict[str, Statement] = {
             "95.5 %, 95.5 %; 77.8 %, 77.9 %",
             "S22",
             "residual_steps",
+            "CIFAR-10 and ImageNet",
         ),
-        ("CL58", "Tied nets without it fail when deep", "Fig. 3a", "S22", "residual_steps"),
-        ("CL59", "Memory-free training fails in shallow nets", "Figs. 3b, 4", "S22", "memory_free"),
+        (
+            "CL58",
+            "Tied nets without it fail when deep",
+            "Fig. 3a",
+            "S22",
+            "residual_steps",
+            "CIFAR-10",
+        ),
+        (
+            "CL59",
+            "Memory-free training fails in shallow nets",
+            "Figs. 3b, 4",
+            "S22",
+            "memory_free",
+            "CIFAR-10 and ImageNet",
+        ),
         (
             "CL60",
             "Memory-free training equals backprop in deep nets",
             "Fig. 4",
             "S22",
             "memory_free",
+            "CIFAR-10",
         ),
-        ("CL61", "Heun needs fewer layers for that", "Fig. 4", "S22", "memory_free"),
+        ("CL61", "Heun needs fewer layers for that", "Fig. 4", "S22", "memory_free", "CIFAR-10"),
         (
             "CL62",
             "Untying and memory-free fine-tuning help",
             "95.25 to 95.65 %; 73.1 to 75.1 %",
             "S22",
             "memory_free",
+            "CIFAR-10 and ImageNet",
         ),
-        ("CL63", "Tied weights transfer to deeper nets", "over 94.5 %; 72 %", "S22", "memory_free"),
+        (
+            "CL63",
+            "Tied weights transfer to deeper nets",
+            "over 94.5 %; 72 %",
+            "S22",
+            "memory_free",
+            "CIFAR-10 and ImageNet",
+        ),
         (
             "CL64",
             "A deep ResNet can break topology, an ODE cannot",
@@ -259,6 +353,7 @@ CATALOGUE: dict[str, Statement] = {
             "Fig. 11",
             "Q20",
             "many_graphs",
+            "CIFAR-10 and CIFAR-100",
         ),
         (
             "S22-P3",
@@ -341,6 +436,20 @@ CATALOGUE: dict[str, Statement] = {
             "",
             "here",
             "free_order",
+        ),
+        (
+            "FW9",
+            "dopri5 takes the evaluations of SciPy's RK45, within 2 %",
+            "",
+            "here",
+            "solvers",
+        ),
+        (
+            "FW10",
+            "Explicit evaluations grow like the ratio of rates, implicit ones hardly",
+            "",
+            "here",
+            "solvers",
         ),
     )
 }

@@ -35,6 +35,7 @@ from companion.gradients.function import Given, Kept, recomputing_states
 from companion.gradients.randomness import SeededField
 from companion.schemes import Tableau
 from companion.solve import Field, FixedStep, Problem, Solver, Stage, States, Step
+from companion.transforms import CANNOT_FOLLOW, transforming
 
 __all__ = ["MOST_GRAPHS", "Compiled", "CompiledSteps", "check_compile", "compiled"]
 
@@ -79,8 +80,12 @@ def compiled(backend: str, solver: Solver, gradient: Gradient) -> tuple[Solver, 
     """Return a solver and a gradient method that do the same by compiled pieces.
 
     Raises:
-        ValueError: for a method or gradient without compiled pieces.
+        ValueError: for a method or gradient without compiled pieces, or inside a transform.
     """
+    if transforming():
+        raise ValueError(
+            f"compile: True means operations {CANNOT_FOLLOW}; use compile=False inside them"
+        )
     if not isinstance(solver, FixedStep):
         raise ValueError(
             f"compile: method={solver.method!r} has no compiled steps; use one of fixed steps, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +14,7 @@ from typing_extensions import override
 from companion.basis import Place, locate
 from companion.buffers import BufferLog, cloned, read_buffers
 from companion.counts import current_stats
-from companion.depth_weights import DepthWeights
+from companion.depth_weights import DepthWeights, rows_of
 from companion.evaluation import CheckedField, replacing
 from companion.flat import LineFinder, state_of
 from companion.gradients import Gradient
@@ -290,6 +291,13 @@ def _rows(stacks: Mapping[str, Tensor], size: int, tied: bool = False) -> list[T
     if not stacks:
         return [{} for _ in range(size)]
     found = {id(stack): stack.unbind(0) for stack in stacks.values()} if tied else {}
-    unbound = (found.get(id(stack)) or stack.unbind(0) for stack in stacks.values())
+    names = Counter(map(id, stacks.values()))
+    unbound = (found.get(id(s)) or _own_rows(s, names[id(s)] > 1) for s in stacks.values())
     entries = zip(*unbound, strict=True)
     return [dict(zip(stacks, entry, strict=True)) for entry in entries]
+
+
+def _own_rows(stack: Tensor, shared: bool) -> Sequence[Tensor]:
+    """Return the rows of a stack; of one under several names, tensors that no other name has."""
+    rows = rows_of(stack)
+    return [row.view_as(row) for row in rows] if shared else rows

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, Self
 
@@ -14,8 +15,16 @@ from typing_extensions import override
 
 from companion.basis import Basis, Constant, PiecewiseConstant, Place, project
 from companion.buffers import running_statistics
+from companion.transforms import transforming
 
-__all__ = ["DepthWeights", "check_alike", "constants", "first_difference"]
+__all__ = [
+    "DepthWeights",
+    "check_alike",
+    "constants",
+    "first_difference",
+    "rows_of",
+    "split_into",
+]
 
 Tensors = dict[str, Tensor]
 
@@ -96,8 +105,44 @@ class DepthWeights(nn.Module):
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # A function that looks at a tensor's rank, such as a memory format, sees that of a layer.
-        super()._apply(lambda stack: _as_layer(fn, stack), recurse)  # type: ignore[no-untyped-call]
+        axes = self._axes()
+        named = (*self.stacks.named_parameters(), *self.stacks.named_buffers())
+        known = [(x, axes[name]) for name, stack in named for x in (stack, stack.grad)]
+        ranks = {id(x): n for x, n in known}  # which are alive as long as the list is
+        super()._apply(lambda x: _as_layer(fn, x, ranks.get(id(x), 1)), recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def _axes(self) -> dict[str, int]:
+        """Return how many axes of every stack are those of stacks: a block may hold blocks."""
+        inside = {
+            f"{path}.stacks.{name}": axes
+            for path, part in self.template.named_modules(remove_duplicate=False)
+            if isinstance(part, DepthWeights)
+            for name, axes in part._axes().items()
+        }
+        stacks = self.stacks
+        named = (
+            *stacks.named_parameters(remove_duplicate=False),
+            *stacks.named_buffers(remove_duplicate=False),
+        )
+        return {name: 1 + inside.get(name, 0) for name, _ in named}
+
+    def in_format(self, x: Tensor) -> Tensor:
+        """Return a state in the memory format of the kernels, once instead of in every layer.
+
+        Example:
+            >>> weights = DepthWeights([nn.Conv2d(2, 2, 3)], Constant())
+            >>> weights = weights.to(memory_format=torch.channels_last)
+            >>> weights.in_format(torch.zeros(1, 2, 4, 4)).stride()
+            (32, 1, 8, 2)
+        """
+        if x.dim() != 4 or transforming():
+            return x
+        last = torch.channels_last
+        kernels = (p[0] for p in self.stacks.parameters() if p.dim() == 5)
+        if any(k.is_contiguous(memory_format=last) and not k.is_contiguous() for k in kernels):
+            return x.contiguous(memory_format=last)
+        return x
 
     @property
     def per_cell(self) -> tuple[str, ...]:
@@ -206,13 +251,46 @@ def _without_graph(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def _as_layer(fn: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
-    """Apply a function to a stack as if to a layer's tensor: of one axis less."""
-    if stack.ndim < 2 or 0 in stack.shape[:2]:
+@contextmanager
+def split_into(rows: Mapping[nn.Parameter, Sequence[Tensor]]) -> Iterator[None]:
+    """Let blocks read given tensors in the place of the rows of their stacks.
+
+    Autograd hands a stack its gradient when those of all rows are there. Rows that are leaves get
+    theirs one by one, as soon as the layers that read them have been passed.
+    """
+    for stack, own in rows.items():
+        stack.rows = own  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for stack in rows:
+            del stack.rows  # type: ignore[attr-defined]
+
+
+def rows_of(stack: Tensor) -> Sequence[Tensor]:
+    """Return what a block reads as the rows of a stack: its own, or those of :func:`split_into`.
+
+    Example:
+        >>> stack = nn.Parameter(torch.zeros(2, 3))
+        >>> leaves = [nn.Parameter(row) for row in stack.detach()]
+        >>> with split_into({stack: leaves}):
+        ...     [row.is_leaf for row in rows_of(stack)]
+        [True, True]
+        >>> [row.is_leaf for row in rows_of(stack)]
+        [False, False]
+    """
+    rows: Sequence[Tensor] | None = getattr(stack, "rows", None)
+    return stack.unbind(0) if rows is None else rows
+
+
+def _as_layer(fn: Callable[[Tensor], Tensor], stack: Tensor, axes: int) -> Tensor:
+    """Apply a function to a stack as if to a layer's tensor, which has fewer axes."""
+    leading = stack.shape[: axes + 1]
+    if stack.ndim <= axes or 0 in leading:
         return fn(stack)
-    layers = stack.flatten(0, 1)
+    layers = stack.flatten(0, axes)
     found = fn(layers)
-    return stack if found is layers else found.view(*stack.shape[:2], *found.shape[1:])
+    return stack if found is layers else found.view(*leading, *found.shape[1:])
 
 
 def check_stackable(module: nn.Module) -> None:
@@ -256,8 +334,12 @@ def _resize(param: nn.Parameter, values: Tensor) -> None:
 
     Autograd remembers a leaf's shape for as long as a graph that uses it lives. It forgets only
     when the dtype changes: hence the detour through an empty tensor of another one. The older graph
-    itself must not run backward any more; an operation in place makes autograd say so.
+    itself must not run backward any more; an operation in place makes autograd say so. The axes
+    keep their order in memory, such as channels last.
     """
+    strides = param.stride()
+    order = sorted(range(param.ndim), key=lambda axis: -strides[axis])  # in memory
+    values = values.permute(order).contiguous().permute([order.index(k) for k in range(len(order))])
     param.mul_(1.0)
     param.grad = None
     other = torch.float32 if values.dtype == torch.float64 else torch.float64

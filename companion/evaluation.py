@@ -51,7 +51,7 @@ class CheckedField(ABC):
         """Prepare a solve; ``finds_params`` says that autograd will not see the evaluations."""
         self.module, self.params, self.stats = module, params, stats
         self.knots: tuple[float, ...] = ()
-        self.checked = torch.compiler.is_compiling()
+        self.checked = False
         self.finds_params = finds_params and torch.is_grad_enabled()
         self.own = self.arranged(params)
         self.logs: dict[Hashable, BufferLog] = {}

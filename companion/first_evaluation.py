@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from companion.transforms import beneath
+
 __all__ = ["check_value", "explained", "first_evaluation"]
 
 
@@ -31,7 +33,7 @@ def first_evaluation(
         ValueError: if its shape, device or dtype is not the state's, if the field changes the state
             in place, or if it reads a tensor that needs a gradient and is not among ``params``.
     """
-    if params is None:
+    if params is None or torch.compiler.is_compiling():
         return _checked(evaluate, y, argument)
     # This graph is dropped at once; hooks of its own keep it out of counts of saved bytes. They
     # store detached tensors: an operation that saves its own result would keep itself alive.
@@ -100,18 +102,25 @@ def explained(error: RuntimeError, argument: str) -> ValueError | None:
 
 
 def _checked(evaluate: Callable[[Tensor], Tensor], y: Tensor, argument: str) -> Tensor:
-    counted = not y.is_inference()  # inference mode keeps no versions: there the values tell
-    seen = y if counted else y.clone()
-    before = y._version if counted else 0
+    if torch.compiler.is_compiling():  # which looks at no versions
+        value = evaluate(y)
+        check_value(value, y, argument)
+        return value
+    seen = _counting_changes(y)
+    before = beneath(seen)._version
     value = evaluate(seen)
     check_value(value, y, argument)
-    if seen._version != before if counted else not _same(seen, y):
+    if beneath(seen)._version != before:
         raise ValueError(f"{argument}: changed its input in place; it must return a new tensor")
     return value
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+def _counting_changes(y: Tensor) -> Tensor:
+    """Return the state; a copy of one that inference mode made, for those count no changes."""
+    if not beneath(y).is_inference():
+        return y
+    with torch.inference_mode(False):
+        return y.clone()
 
 
 def _leaves(value: Tensor, params: Iterable[Tensor]) -> dict[int, Tensor]:

@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules import module as nn_module
 
 from companion.arguments import check_choice
+from companion.transforms import transforming
 
 __all__ = ["FLAT_AFTER", "MOST_LINES", "Line", "LineFinder", "check_flat", "path", "state_of"]
 
@@ -166,7 +167,7 @@ class LineFinder:
         whole = (key, self.state, tensors, tuple(map(_shown, arguments)))
         lines = self.known.found
         if whole not in lines:
-            if len(lines) >= MOST_LINES or _watched():
+            if len(lines) >= MOST_LINES or arguments[0].is_meta or _watched():
                 return None
             lines[whole] = self._new(values, arguments)
         return lines[whole]
@@ -234,7 +235,7 @@ def _may_trace(module: nn.Module, flat: bool | None) -> bool:
     """
     if flat is False or torch.compiler.is_compiling() or _hooked_everywhere():
         return False
-    if torch._C._are_functorch_transforms_active():
+    if transforming():
         return False
     return all(
         (flat or _plain(part))

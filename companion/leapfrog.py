@@ -45,6 +45,10 @@ class AsyncLeapfrog(GridSolver):
         v = 2 * field(self.middle(step), middle) - v
         return middle + half * v, v
 
+    @override
+    def stages(self, step: Step) -> list[Stage]:
+        return [*([self.entrance(step)] if step.n == 0 else []), self.middle(step)]
+
     def entrance(self, first: Step) -> Stage:
         """Return where the first velocity of an interval is evaluated."""
         return first.stage(Fraction(0), 0.0)

@@ -22,6 +22,7 @@ from companion.flat import LineFinder, check_flat, state_of
 from companion.gradients import Gradient, get_gradient, solved
 from companion.methods import get_solver
 from companion.solve import Problem, Stage, Times, stacked, time_like
+from companion.transforms import beneath, followed
 
 __all__ = ["odeint"]
 
@@ -41,6 +42,7 @@ def odeint(
     steps: int | None = None,
     gradient: str | Gradient = "backprop",
     params: Sequence[Tensor] = (),
+    max_steps: int | None = None,
     flat: bool | None = None,
     compile: bool | str = False,
 ) -> Any:
@@ -62,6 +64,8 @@ def odeint(
         params: tensors to differentiate besides ``y0`` and a module's own parameters. All gradients
             but ``"backprop"`` must be told of them: a ``func`` that reads others is refused, as far
             as its first evaluation shows.
+        max_steps: most steps between the first and the last time, rejected ones included, for
+            methods that choose their own; ``None`` is 20,000.
         flat: whether a module is evaluated as a straight line of operations, traced once for each
             kind of input (shapes, dtypes, mode, autocast), with the same results bit for bit.
             ``None``: if all its parts are of classes of torch.nn without hooks, after
@@ -81,7 +85,8 @@ def odeint(
     Raises:
         ValueError: for a bad value (unknown method or gradient, ``t`` not monotone, ``steps < 1``,
             steps or tolerances that the method would ignore, a derivative of another shape, dtype
-            or device, a state that stops being finite, a parameter the gradient method cannot see).
+            or device, a state that stops being finite, a parameter the gradient method cannot see,
+            more steps than ``max_steps``).
         TypeError: for a bad type.
 
     Example:
@@ -90,7 +95,7 @@ def odeint(
         tensor([0.3679])
     """
     gradient = get_gradient(gradient)
-    solver = get_solver(method, steps, rtol, atol)
+    solver = get_solver(method, steps, rtol, atol, max_steps)
     state, shapes = _pack_state(y0)
     times = _times(t, state)
     backend = check_compile(compile)
@@ -100,7 +105,9 @@ def odeint(
     if len(times) == 1:  # nothing to solve
         ys = state.unsqueeze(0)
     else:
-        ys = stacked(solved(Problem(field, state, times, solver, field.stats), gradient, "y0"))
+        parts = () if shapes is None else tuple(math.prod(shape) for shape in shapes)
+        problem = Problem(field, state, times, solver, field.stats, parts)
+        ys = stacked(solved(problem, gradient, "y0"))
     return ys if shapes is None else _unpack(ys, shapes)
 
 
@@ -337,20 +344,27 @@ def _times(t: Tensor | Iterable[float], y0: Tensor) -> Times:
             )
         if torch.compiler.is_compiling():
             return t.to(y0)
-        values = t.tolist()
-    else:
-        values = _floats(t)
-    if not torch.compiler.is_compiling():
-        _check_times(values)
-    traced = isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled()
-    return t.to(y0.device) if isinstance(t, Tensor) and traced else values
+        for values in _each(t):
+            _check_times(values)
+        traced = (t.requires_grad and torch.is_grad_enabled()) or followed(t)
+        return t.to(y0.device) if traced else values
+    values = _floats(t)
+    _check_times(values)
+    return values
+
+
+def _each(t: Tensor) -> list[list[float]]:
+    """Return the values of a 1-D tensor; under vmap those of the whole batch, one by one."""
+    entries = [beneath(x).reshape(-1) for x in t]
+    rows: list[list[float]] = torch.stack(entries, 1).tolist() if entries else [[]]
+    return rows
 
 
 def _floats(t: object) -> list[float]:
     if not isinstance(t, Iterable) or isinstance(t, str):
         raise TypeError(not_allowed("t", t, "pass a 1-D tensor or floats"))
     entries = list(t)  # it may be a generator
-    if any(isinstance(x, Tensor) and x.requires_grad for x in entries):
+    if any(isinstance(x, Tensor) and (x.requires_grad or followed(x)) for x in entries):
         raise TypeError("t: a list of tensors that need gradients is not allowed; stack them")
     if any(isinstance(x, str | bool | np.bool_) for x in entries) or isinstance(t, bytes):
         raise TypeError(not_allowed("t", t, "pass a 1-D tensor or floats"))

@@ -102,6 +102,7 @@ class Findings:
         curves: arrays of any rank by name, as nested lists, arrays or tensors.
         claims: the decided claims.
         data: hash of the data set, or ``None`` where the experiment makes its own.
+        deciding: numbers that decide claims as scalars do, and are stored with these only.
 
     Raises:
         ValueError: a scalar and a curve share a name.
@@ -111,6 +112,7 @@ class Findings:
     curves: Mapping[str, Any] = field(default_factory=dict)
     claims: Sequence[Claim] = ()
     data: str | None = None
+    deciding: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if both := sorted(set(self.scalars) & set(self.curves)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from companion.arguments import check_choice
 
-__all__ = ["SCHEMES", "Tableau", "get_scheme"]
+__all__ = ["SCHEMES", "Row", "Tableau", "advance", "combination", "get_scheme"]
 
 Row = tuple[Fraction, ...]
 
@@ -98,7 +98,7 @@ class Tableau:
             >>> get_scheme("euler").increment(lambda i, y: y, torch.ones(1), 0.1)
             tensor([0.1000])
         """
-        total, first = _combination(self._slopes(stage, y, h), self.weights)
+        total, first = combination(self._slopes(stage, y, h), self.weights)
         assert total is not None  # the weights of a consistent scheme sum to 1
         return h * first * total
 
@@ -119,14 +119,14 @@ def advance(
     It is computed as $y + h b_1 (k_1 + \frac{b_2}{b_1} k_2 + \dots)$, the form on paper: the
     increments are summed before they meet the larger ``y``, and adding a multiple is one operation.
     """
-    total, first = _combination(slopes, coefficients)
+    total, first = combination(slopes, coefficients)
     if total is None:
         return y
     factor = h * first
     return y + factor * total if isinstance(factor, Tensor) else y.add(total, alpha=factor)
 
 
-def _combination(
+def combination(
     slopes: Sequence[Tensor], coefficients: Sequence[float]
 ) -> tuple[Tensor | None, float]:
     """Return the sum of the multiples over the first coefficient that is not zero, and that one."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from companion.schemes import Tableau
+from companion.transforms import beneath, followed, has_values
 
 __all__ = [
     "Carried",
@@ -28,6 +29,7 @@ __all__ = [
     "States",
     "Stats",
     "Step",
+    "StepLimitError",
     "Times",
     "check_finite",
     "check_start",
@@ -206,6 +208,8 @@ class Problem:
         t: the output times.
         solver: the configured integrator.
         stats: where to count, or ``None``.
+        parts: the sizes of the parts of a flat state whose errors are measured apart, so that none
+            drowns in another; what is beyond them is not measured. One part if empty.
     """
 
     field: Field
@@ -213,6 +217,7 @@ class Problem:
     t: Times
     solver: Solver
     stats: Stats | None = None
+    parts: tuple[int, ...] = ()
 
     def integrate(self) -> States:
         """Run the solver; autograd records what its mode says."""
@@ -238,6 +243,10 @@ class GridSolver(ABC):
     @abstractmethod
     def onward(self, field: Field, carried: Carried, step: Step) -> Carried:
         """Return what is carried out of a step."""
+
+    @abstractmethod
+    def stages(self, step: Step) -> list[Stage]:
+        """Return where a step evaluates the field."""
 
     def grid(self, t: Times) -> Iterator[Step]:
         """Yield all steps in order."""
@@ -277,7 +286,7 @@ class GridSolver(ABC):
     def first_non_finite(self, problem: Problem) -> float | None:
         """Solve again, step by step; return the time where the state stops being finite."""
         for step, _, carried in self.walk(replace(problem, stats=None)):
-            if not torch.isfinite(carried[0]).all():
+            if not torch.isfinite(beneath(carried[0])).all():
                 return step.end
         return None
 
@@ -314,8 +323,8 @@ class FixedStep(GridSolver):
         """Return what a step adds to ``y``, to full precision."""
         return self.scheme.increment(self._evaluation(field, step), y, step.size(y))
 
+    @override
     def stages(self, step: Step) -> list[Stage]:
-        """Return where a step evaluates the field."""
         places = zip(self.scheme.c, self.scheme.fractions, strict=True)
         return [step.stage(c, fraction, i) for i, (c, fraction) in enumerate(places)]
 
@@ -353,6 +362,10 @@ class NonFiniteError(ValueError):
     """A state stopped being finite during a solve, or an adaptive solver could not go on."""
 
 
+class StepLimitError(ValueError):
+    """An adaptive solver took as many steps as it was allowed, and is not at the end."""
+
+
 def check_finite(ys: States, problem: Problem, argument: str = "y0") -> None:
     """Raise an error that says where, if a solve left the finite numbers.
 
@@ -368,29 +381,40 @@ def check_finite(ys: States, problem: Problem, argument: str = "y0") -> None:
     Raises:
         NonFiniteError: naming the time at which the state stopped being finite.
     """
-    end = ys[-1].detach()
+    if not has_values(ys[-1]):
+        return
+    end = beneath(ys[-1]).detach()
+    if end.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # nothing has been computed yet
     # A finite sum has finite terms. It is one operation; the sum may overflow, the check may not.
     if torch.isfinite(end.sum()) or torch.isfinite(end).all():
         return
     check_start(problem.y0, argument)
     _check_read(problem.field.params, argument)
+    raise NonFiniteError(
+        f"{argument}: the state stopped being finite{_where(ys, problem)}; take smaller steps, "
+        "scale the field down, or solve a shorter time"
+    )
+
+
+def _where(ys: States, problem: Problem) -> str:
+    """Say at which time states stop being finite, if there is one for all of a batch."""
+    if isinstance(problem.t, Tensor) and followed(problem.t):
+        return ""
     with torch.no_grad():
         where = problem.solver.first_non_finite(
             replace(problem, field=problem.field.recomputation())
         )
     if where is None:
-        bad = ~torch.isfinite(stacked(ys)).flatten(1).all(dim=1)
-        where = float(problem.t[int(bad.nonzero()[0])])
-    raise NonFiniteError(
-        f"{argument}: the state stopped being finite at t = {where:.6g}; take smaller steps, scale "
-        "the field down, or solve a shorter time"
-    )
+        bad = (k for k, y in enumerate(ys) if not torch.isfinite(beneath(y)).all())
+        where = float(problem.t[next(bad)])
+    return f" at t = {where:.6g}"
 
 
 def _check_read(params: Sequence[Tensor], argument: str) -> None:
     """Raise an error if a field's parameters are not finite: no steps would be small enough."""
     for param in params:
-        if not torch.isfinite(param).all():
+        if not torch.isfinite(beneath(param)).all():
             raise NonFiniteError(
                 f"{argument}: the state stopped being finite, because the field reads a tensor of "
                 f"shape {tuple(param.shape)} with values that are not finite"
@@ -403,6 +427,7 @@ def check_start(y0: Tensor, argument: str = "y0") -> None:
     Raises:
         NonFiniteError: saying how many.
     """
+    y0 = beneath(y0)
     bad = y0.numel() - int(torch.isfinite(y0).sum())
     if bad:
         raise NonFiniteError(

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from arrivals import COMPARED, average
 from torch import nn
 
 from companion.basis import PiecewiseConstant
@@ -139,6 +140,7 @@ def main(folder: Path) -> None:
         team.wait()
         found["killed after"] = load_checkpoint(refined.path)["refined"]
         found["refined and resumed"] = train("refinement", True, refined)
+        found["arrivals"] = {name: average(name, team.rank, team.size) for name in COMPARED}
         (folder / f"{team.rank}.json").write_text(json.dumps(found))
 
 

@@ -13,10 +13,12 @@ from nbformat import NotebookNode
 SECTIONS = ("what goes wrong", "exercises", "summary", "further reading")
 CARD = ("you will do", "you will be able to", "you need", "to read", "cpu", "gpu")
 THEOREMS = {"prf:theorem", "prf:proposition", "prf:lemma", "prf:corollary"}
-LONGEST_CELL = 15
-LONGEST_TAGGED_CELL = 25  # cells tagged `setup` (imports) or `plot`
+LONGEST_CELL = 30
+EXERCISES = range(4, 8)
 _TEST = re.compile(r"tests/[\w/]+\.py::[\w:]+")
-_PARSER = MarkdownIt().use(colon_fence_plugin)
+PARSER = MarkdownIt().enable("table").use(colon_fence_plugin)
+OPTION = re.compile(r"\A(?:---\n.*?^---\n|(?::[\w-]+:.*\n)+)", re.MULTILINE | re.DOTALL)
+"""The options at the head of a directive's content."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def lacks(notebook: NotebookNode, root: Path) -> list[str]:
 
 def directives(text: str) -> Iterator[Directive]:
     """Yield every directive of `text`, also those inside others, in order."""
-    for token in _PARSER.parse(text):
+    for token in PARSER.parse(text):
         match = re.match(r"\{([\w:-]+)\}\s*(.*)", token.info)
         if token.type in ("fence", "colon_fence") and match:
             yield Directive(match[1], match[2].strip(), token.content)
@@ -54,15 +56,15 @@ def _frame(found: list[Directive], notebook: NotebookNode) -> Iterator[str]:
     cards = [directive.body.lower() for directive in found if directive.name == "card"]
     if not any(all(phrase in body for phrase in CARD) for body in cards):
         yield f"a `card` that says: {', '.join(CARD)}"
-    titles = [directive.argument.lower() for directive in found if directive.name == "admonition"]
-    if not any("predict" in title for title in titles):
-        yield "an `admonition` titled `Predict, then run`"
     if not notebook.metadata.get("tiny"):
         yield "front matter `tiny: {name: value}`, parameters for a run of a few seconds"
 
 
 def _theorems(found: list[Directive], root: Path) -> Iterator[str]:
-    """Ask that each theorem is followed by its proof, and that one of them names a real test."""
+    """Ask that each theorem is followed by its proof, and that a real test is named.
+
+    The test stands in the theorem or the proof, in a fold or not, or in a fold `Checked by` after.
+    """
     formal = [d for d in found if d.name in THEOREMS or d.name == "prf:proof"]
     theorems = [number for number, d in enumerate(formal) if d.name in THEOREMS]
     if not theorems:
@@ -75,12 +77,18 @@ def _theorems(found: list[Directive], root: Path) -> Iterator[str]:
         if not proof or proof[0].name != "prf:proof":
             yield f"{name}: a proof right after it"
             continue
-        tests = _TEST.findall(theorem.body + proof[0].body)
+        after = found[found.index(proof[0]) + 1 :][:1]
+        folds = [d.body for d in after if _is_check(d)]
+        tests = _TEST.findall("\n".join([theorem.body, proof[0].body, *folds]))
         if not tests:
             yield f"{name}: the test that checks it, as `tests/test_x.py::test_y`"
         yield from (
             f"{name}: {test}, which does not exist" for test in tests if not _is_test(test, root)
         )
+
+
+def _is_check(directive: Directive) -> bool:
+    return directive.name == "dropdown" and directive.argument.lower().startswith("checked by")
 
 
 def _is_test(name: str, root: Path) -> bool:
@@ -99,13 +107,11 @@ def _is_test(name: str, root: Path) -> bool:
 
 
 def _exercises(found: list[Directive]) -> Iterator[str]:
-    """Ask for a warm-up, two core exercises and an open one, each with a folded solution."""
+    """Ask for four to seven exercises, each with a folded solution."""
     asked = [d for d in found if d.name in ("exercise", "exercise-start")]
     solved = {d.argument: d.body for d in found if d.name in ("solution", "solution-start")}
-    titles = [d.argument.lower() for d in asked]
-    for kind, least in {"warm-up": 1, "core": 2, "open": 1}.items():
-        if sum(title.startswith(kind) for title in titles) < least:
-            yield f"at least {least} exercise(s) titled `{kind.capitalize()}: …`"
+    if len(asked) not in EXERCISES:
+        yield f"{EXERCISES[0]} to {EXERCISES[-1]} exercises, not {len(asked)}"
     for exercise in asked:
         label = re.search(r":label:\s*(\S+)", exercise.body)
         body = solved.get(label[1]) if label else None
@@ -140,9 +146,8 @@ def _cells(notebook: NotebookNode) -> Iterator[str]:
         if cell.cell_type != "code":
             continue
         tags = set(cell.metadata.get("tags", []))
-        longest = LONGEST_TAGGED_CELL if tags & {"setup", "plot"} else LONGEST_CELL
-        if (lines := len(cell.source.splitlines())) > longest:
-            yield f"cell {number}: {longest} lines or fewer, not {lines}"
+        if (lines := len(cell.source.splitlines())) > LONGEST_CELL:
+            yield f"cell {number}: {LONGEST_CELL} lines or fewer, not {lines}"
         figure = cell.metadata.get("mystnb", {}).get("figure", {})
         image = cell.metadata.get("mystnb", {}).get("image", {})
         complete = figure.get("caption") and figure.get("name") and image.get("alt")

@@ -1,25 +1,28 @@
 """The ledger: every claim of the catalogue beside what the recorded runs measured.
 
-`{ledger}` draws the tables from `book/results/*.json`; nothing in them is typed by hand.
+`{ledger}` draws the page from `book/results/*.json`; nothing on it is typed by hand.
 `` {recorded}`S22-F3a.full error_tied_scaled_256 .3f` `` cites one recorded number in prose: the
 run, the name of a scalar (or a claim's ID, for its observed value), the format.
 """
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.statemachine import StringList
+from html_elements import element
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective, SphinxRole
+from verdicts import analogue, expected, number, status, summary
 
 from companion.chapters import CHAPTERS
 from companion.claims import CATALOGUE, Statement
 from companion.results import Claim, Result
 
 FOLDER = Path("book/results")
+PAGE = "book/ledger"
 TIERS = ("smoke", "full")
 SOURCES = {
     "C18": "Chen et al. (2018)",
@@ -41,133 +44,133 @@ def read_results(folder: Path) -> list[Result]:
     return results
 
 
-def page(results: list[Result], written: Container[str]) -> Iterator[str]:
-    """Yield the lines of the ledger in Markdown; `written` holds the documents that there are."""
-    for source, paper in SOURCES.items():
-        yield from ("", f"## {paper}", "")
-        yield from table(
-            ("Claim", "Statement", "Chapter", "Paper", "Smoke run", "Full run"),
-            (
-                claim_row(statement, results, written)
-                for statement in CATALOGUE.values()
-                if statement.source == source
-            ),
-        )
-    yield from misses(results)
-    yield from ("", "## What was measured", "")
-    yield from measurements(results)
-    yield from ("", "## Recorded runs", "")
-    if results:
-        heads = ("Experiment", "Tier", "Seed", "Device", "Software", "Duration", "Finished (UTC)")
-        yield from table((*heads, "Code", "Data"), map(run_row, results))
-    else:
-        yield "No run is recorded yet."
+def anchor(id: str) -> str:
+    """Return where the row of a claim is found on the page."""
+    return f"claim-{id.lower()}"
+
+
+def run_anchor(experiment: str) -> str:
+    """Return where the recorded runs of an experiment are found on the page."""
+    return f"run-{experiment.lower()}"
+
+
+def deciding(results: Iterable[Result], id: str) -> list[Result]:
+    return [result for result in results if any(claim.id == id for claim in result.claims)]
+
+
+@dataclass
+class Wording:
+    """The words of a row as nodes: formulas are set, and the chapter's number is a link."""
+
+    chapter: nodes.Node
+    text: list[nodes.Node]
+    paper: list[nodes.Node]
 
 
 def claim_row(
-    statement: Statement, results: list[Result], written: Container[str]
-) -> tuple[str, ...]:
-    number, document = CHAPTERS[statement.chapter].number, CHAPTERS[statement.chapter].notebook
-    there = document in written
-    chapter = f"{{doc}}`{number} </{document}>`" if there else str(number)
-    cells = [
-        verdicts(claim for _, claim in measured(results, tier) if claim.id == statement.id)
-        or ("not yet run" if there else "chapter to come")
-        for tier in TIERS
+    statement: Statement, results: list[Result], written: bool, words: Wording
+) -> nodes.Node:
+    """Return the row of a claim; ``results`` decide it, ``written`` says of its chapter."""
+    claims = [claim for result in results for claim in result.claims if claim.id == statement.id]
+    stand_in = analogue(statement, results)
+    word = status(claims, stand_in, written)
+    source: list[nodes.Node | str] = ["Chapter ", words.chapter]
+    if words.paper:
+        source += [" · in the paper: ", *words.paper]
+    head = element("a", statement.id, href=f"#{anchor(statement.id)}", class_="claim-id")
+    parts = [
+        element("p", head, " ", *words.text, class_="claim-text"),
+        element("p", *source, class_="claim-source"),
+        element("p", *verdict(word, claims, statement, stand_in), class_="claim-verdict"),
+        *explanations(claims, results),
     ]
-    return (statement.id, statement.text, chapter, statement.paper or "–", *cells)
-
-
-def measured(results: list[Result], tier: str) -> list[tuple[str, Claim]]:
-    chosen = (result for result in results if result.provenance.tier == tier)
-    return [(result.experiment, claim) for result in chosen for claim in result.claims]
-
-
-def verdicts(claims: Iterable[Claim]) -> str:
-    """Join the numbers that hold, then those that miss."""
-    claims = list(claims)
-    hits = ", ".join(value(claim) for claim in claims if claim.holds)
-    misses = ", ".join(value(claim) for claim in claims if not claim.holds)
-    parts = (hits and f"holds: {hits}", misses and f"**misses**: {misses}")
-    return "; ".join(part for part in parts if part)
-
-
-def value(claim: Claim) -> str:
-    return f"{number(claim.observed)} ({expected(claim)})"
-
-
-def number(x: float) -> str:
-    """Spell a number with three digits, large and small ones with a power of ten."""
-    mantissa, _, exponent = f"{x:.3g}".partition("e")
-    if exponent:
-        return f"${mantissa}\\times 10^{{{int(exponent)}}}$"
-    return mantissa.replace("-", "−")
-
-
-def expected(claim: Claim) -> str:
-    if claim.low is None:
-        assert claim.high is not None
-        return f"at most {number(claim.high)}"
-    if claim.high is None:
-        return f"at least {number(claim.low)}"
-    if claim.low == claim.high:
-        return f"exactly {number(claim.low)}"
-    return f"{number(claim.low)} to {number(claim.high)}"
-
-
-def measurements(results: list[Result]) -> Iterator[str]:
-    """Yield a table that says in words what each number is."""
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
-    for tier in TIERS:
-        for experiment, claim in measured(results, tier):
-            rows.setdefault((experiment, claim.id, claim.text), {})[tier] = verdicts([claim])
-    yield from table(
-        ("Experiment", "Claim", "Measured", "Smoke run", "Full run"),
-        (
-            (*key, *(cells.get(tier, "not yet run") for tier in TIERS))
-            for key, cells in rows.items()
-        ),
+    if claims:
+        parts.append(fold(statement.id, results))
+    facets = {"data-source": SOURCES[statement.source], "data-verdict": word}
+    number = CHAPTERS[statement.chapter].number
+    return element(
+        "li", *parts, id=anchor(statement.id), class_="claim", data_chapter=str(number), **facets
     )
 
 
-def misses(results: list[Result]) -> Iterator[str]:
-    missed = [(result, claim) for result in results for claim in result.misses]
-    yield from ("", "## Misses, explained", "")
-    if not missed:
-        yield "No recorded claim misses its range."
-    for result, claim in missed:
-        run = f"{result.experiment}, {result.provenance.tier} tier"
-        yield f"- **{claim.id}** ({run}): {claim.text}: {value(claim)}. {claim.note}"
+def verdict(
+    word: str, claims: list[Claim], statement: Statement, stand_in: str
+) -> Iterator[nodes.Node | str]:
+    yield element("strong", word, class_=f"verdict-{word.split()[0]}")
+    if stand_in:
+        yield f" (an analogue: the paper's claim is about {statement.data})"
+    if claims:
+        yield f", {summary(claims)}"
+
+
+def explanations(claims: list[Claim], results: list[Result]) -> Iterator[nodes.Node]:
+    """Yield why claims miss, each reason once, and whether code has moved since."""
+    for note in dict.fromkeys(claim.note for claim in claims if not claim.holds):
+        yield element("p", f"Why it misses: {note}", class_="claim-note")
+    for result in results:
+        if result.moved:
+            run = f"{result.experiment}, {result.provenance.tier} run"
+            yield element("p", f"Moved since: {', '.join(result.moved)} ({run})")
+
+
+def fold(id: str, results: list[Result]) -> nodes.Node:
+    """Return the folded table of every number that decides a claim."""
+    name = element("summary", "What was measured", aria_label=f"What was measured for {id}")
+    heads = ("Run", "Measured", "Expected", "Smoke run", "Full run")
+    return element("details", name, table(heads, measurements(id, results)))
+
+
+def measurements(id: str, results: list[Result]) -> Iterator[tuple[nodes.Node | str, ...]]:
+    """Yield the cells of a claim's numbers, the tiers of one number side by side."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for result in results:
+        for claim in result.claims:
+            if claim.id == id:
+                key = (result.experiment, claim.text, expected(claim))
+                miss = "" if claim.holds else " (misses)"
+                rows.setdefault(key, {})[result.provenance.tier] = number(claim.observed) + miss
+    for (experiment, text, span), cells in rows.items():
+        run = element("a", experiment, href=f"#{run_anchor(experiment)}")
+        yield run, text, span, *(cells.get(tier, "–") for tier in TIERS)
+
+
+def runs(results: list[Result]) -> nodes.Node:
+    """Return the folded table of the recorded runs."""
+    heads = ("Experiment", "Tier", "Seed", "Device", "Software", "Duration", "Finished (UTC)")
+    known: set[str] = set()
+    rows = []
+    for result in results:
+        first = result.experiment not in known
+        known.add(result.experiment)
+        given = {"id": run_anchor(result.experiment)} if first else {}
+        rows.append((element("span", result.experiment, **given), *run_row(result)))
+    name = element("summary", f"All {len(rows)} recorded runs")
+    return element("details", name, table((*heads, "Code", "Data"), rows), id="recorded-runs-table")
 
 
 def run_row(result: Result) -> tuple[str, ...]:
+    """Return how the numbers of a result came about, its experiment's name apart."""
     made = result.provenance
-    since = f", moved since: {', '.join(result.moved)}" if result.moved else ""
     software = ", ".join(f"{name} {made.versions[name]}" for name in ("torch", "python"))
     digest, _, origin = (result.findings.data or "").partition(" ")
-    data = f"`{digest[:10]}` {origin}".rstrip() if digest else "made by the package"
     return (
-        result.experiment,
         made.tier,
         str(made.seed),
         made.device,
         software,
         f"{made.seconds:.0f} s",
         made.finished.removesuffix("+00:00").replace("T", " "),
-        f"`{made.source[:10]}`{since}",
-        data,
+        made.source[:10],
+        f"{digest[:10]} {origin}".rstrip() if digest else "made by the package",
     )
 
 
-def table(heads: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    heads = tuple(heads)
-    yield _row(heads)
-    yield _row(["---"] * len(heads))
-    yield from map(_row, rows)
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+def table(heads: Iterable[str], rows: Iterable[Iterable[nodes.Node | str]]) -> nodes.Node:
+    """Return a table in a box that scrolls, reached by the keyboard too."""
+    head = element("thead", element("tr", *(element("th", h, scope="col") for h in heads)))
+    body = (element("tr", *(element("td", cell) for cell in row)) for row in rows)
+    whole = element("table", head, element("tbody", *body), class_="table")
+    return element("div", whole, class_="claim-table", tabindex="0")
 
 
 class Ledger(SphinxDirective):
@@ -175,13 +178,29 @@ class Ledger(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         results = read_results(Path(self.env.srcdir) / FOLDER)
-        lines = list(page(results, self.env.found_docs))
-        holder = nodes.Element()
-        holder.document = self.state.document
-        self.state.nested_parse(
-            StringList(lines, source="ledger"), self.content_offset, holder, match_titles=1
-        )
-        return holder.children
+        found: list[nodes.Node] = []
+        for source, paper in SOURCES.items():
+            chosen = (row for row in CATALOGUE.values() if row.source == source)
+            rows = [self._row(statement, deciding(results, statement.id)) for statement in chosen]
+            found.append(self._section(paper, element("ul", *rows, class_="claims")))
+        made = runs(results) if results else nodes.paragraph("", "No run is recorded yet.")
+        return [*found, self._section("Recorded runs", made)]
+
+    def _section(self, title: str, content: nodes.Node) -> nodes.Node:
+        section = nodes.section("", nodes.title("", title), content, names=[title.lower()])
+        self.state.document.note_implicit_target(section, section)
+        return section
+
+    def _row(self, statement: Statement, results: list[Result]) -> nodes.Node:
+        chapter = CHAPTERS[statement.chapter]
+        written = chapter.notebook in self.env.found_docs
+        name = str(chapter.number)
+        (link,) = self._nodes(f"{{doc}}`{name} </{chapter.notebook}>`" if written else name)
+        words = Wording(link, self._nodes(statement.text), self._nodes(statement.paper))
+        return claim_row(statement, results, written, words)
+
+    def _nodes(self, text: str) -> list[nodes.Node]:
+        return self.state.inline_text(text, self.lineno)[0] if text else []
 
 
 class Recorded(SphinxRole):
@@ -203,11 +222,19 @@ class Recorded(SphinxRole):
 
 def outdated(app: Sphinx, env: BuildEnvironment, *changes: Any) -> list[str]:
     """Draw the ledger anew in every build: results, chapters or the package may have changed."""
-    return [name for name in ("book/ledger",) if name in env.found_docs]
+    return [name for name in (PAGE,) if name in env.found_docs]
+
+
+def add_filters(app: Sphinx, pagename: str, *rest: Any) -> None:
+    """Give the ledger, and no other page, the script that filters its rows."""
+    if pagename == PAGE:
+        app.add_js_file("ledger.js", loading_method="defer")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.setup_extension("html_elements")
     app.add_directive("ledger", Ledger)
     app.add_role("recorded", Recorded())
     app.connect("env-get-outdated", outdated)
+    app.connect("html-page-context", add_filters)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

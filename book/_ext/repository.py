@@ -1,12 +1,13 @@
 """One setting for the repository's public address, empty by default.
 
 The address is `repository: url:` in `_config.yml`, or the environment variable REPOSITORY_URL.
-With it, pages get a repository button, notebooks a Colab button and the citation a link.
-Without it, none of these appears.
+With it, pages get buttons for the repository, for an issue about the page and for an edit of its
+source, notebooks a Colab button and the citation a link. Without it, none of these appears.
 """
 
 import os
 from pathlib import Path
+from typing import Any
 
 import yaml
 from docutils import nodes
@@ -16,6 +17,8 @@ from sphinx.config import Config
 from sphinx.errors import ConfigError
 
 COLAB = "https://colab.research.google.com"
+# Where the theme knows how a page is edited and an issue opened.
+HOSTS = ("https://github.com/", "https://gitlab.com/")
 
 
 def address(config: Config) -> str:
@@ -31,9 +34,20 @@ def configure(app: Sphinx, config: Config) -> None:
     url, options = address(config), config.html_theme_options
     options["repository_url"] = url
     options["use_repository_button"] = bool(url)
+    options["use_issues_button"] = options["use_edit_page_button"] = url.startswith(HOSTS)
     # Colab opens notebooks from GitHub only.
     colab = COLAB if url.startswith("https://github.com/") else ""
     options["launch_buttons"] = {"colab_url": colab}
+
+
+def edit_the_source(app: Sphinx, pagename: str, template: str, context: Any, *rest: Any) -> None:
+    """Point the edit button of a chapter at its text, of which the notebook is made."""
+    if not pagename.startswith("notebooks/"):
+        return
+    for group in context.get("header_buttons", ()):
+        for button in group.get("buttons", ()):
+            if button.get("label") == "source-edit-button":
+                button["url"] = button["url"].removesuffix(".ipynb") + ".md"
 
 
 def bibtex(citation: dict, url: str) -> str:
@@ -68,5 +82,6 @@ class HowToCite(Directive):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", configure)
+    app.connect("html-page-context", edit_the_source, priority=900)  # after the theme's own
     app.add_directive("how-to-cite", HowToCite)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

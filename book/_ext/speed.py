@@ -11,14 +11,14 @@ from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
-from ledger import table
+from markdown_table import table
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 RESULTS = Path("benchmarks/results/speed.json")
 CLOSE = 0.95
 """The share of its bar from which a time is called close to it."""
-HEADS = ("Work", "Candidate", "Over", "Ratio", "Quartiles", "Bar", "")
+HEADS = ("Work", "Candidate", "Over", "Ratio", "Quartiles", "Of the least", "Bar", "")
 
 
 def page(content: dict[str, Any]) -> Iterator[str]:
@@ -46,7 +46,7 @@ def origin(made: dict[str, Any]) -> str:
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield one line on the times above their bars and one on those close to them."""
-    barred = [row for row in rows if row["bar"] is not None]
+    barred = [row for row in rows if row["bar"] is not None and row["ratio"] is not None]
     above = [row for row in barred if row["ratio"] > row["bar"]]
     close = [
         row
@@ -73,10 +73,14 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     spread = "" if row["low"] is None else f"{row['low']:.2f} to {row['high']:.2f}"
-    bar = "" if row["bar"] is None else f"{row['bar']:.2f}"
     over = "" if row["quantity"] == "time" else f", {row['quantity']}"
     named = (row["candidate"], f"{row['baseline']}{over}")
-    return (*named, f"{row['ratio']:.3f}", spread, bar, row["verdict"])
+    numbers = (_shown(row["ratio"], 3), spread, _shown(row["least"], 3), _shown(row["bar"], 2))
+    return (*named, *numbers, row["verdict"])
+
+
+def _shown(number: float | None, digits: int) -> str:
+    return "" if number is None else f"{number:.{digits}f}"
 
 
 class Speed(SphinxDirective):

@@ -1,4 +1,4 @@
-/* Names for screen readers, where the theme gives none. */
+/* Names for screen readers, where the theme gives none, and marks where something is cut. */
 document.addEventListener("DOMContentLoaded", () => {
   for (const toggle of document.querySelectorAll(".bd-sidebar-primary summary")) {
     const page = toggle.closest("li").querySelector("a");
@@ -7,5 +7,26 @@ document.addEventListener("DOMContentLoaded", () => {
   // A list whose items are not list items is read out as an empty list.
   for (const list of document.querySelectorAll(".citation-list[role=list]")) {
     list.removeAttribute("role");
+  }
+});
+
+/* A formula, a listing or a table that is wider than its box fades out at the end that is cut. */
+document.addEventListener("DOMContentLoaded", () => {
+  const SCROLLERS =
+    ".bd-article :is(div.math, div.highlight pre, .pst-scrollable-table-container, .claim-table)";
+  function mark({ target }) {
+    const hidden = target.scrollWidth - target.clientWidth;
+    const cut = [];
+    if (hidden > 1 && target.scrollLeft > 1) cut.push("before");
+    if (hidden > 1 && target.scrollLeft < hidden - 1) cut.push("after");
+    if (hidden > 1) target.tabIndex = 0;
+    if (cut.length) target.dataset.cut = cut.join(" ");
+    else delete target.dataset.cut;
+  }
+  /* The size changes with the window, when a fold opens and when formulas are set. */
+  const sizes = new ResizeObserver((entries) => entries.forEach(mark));
+  for (const target of document.querySelectorAll(SCROLLERS)) {
+    sizes.observe(target);
+    target.addEventListener("scroll", () => mark({ target }), { passive: true });
   }
 });

@@ -14,7 +14,7 @@ _EXPERIMENT = '''"""{id}: one line that asks the question.
 What is computed, how, and what the tier ``full`` adds.
 """
 
-from companion.experiments import Findings, Part, Run, experiment, grid, seeds
+from companion.experiments import Findings, Part, Run, experiment, grid
 
 
 @experiment(
@@ -34,7 +34,7 @@ def {name}(run: Run, *, count: int = 3) -> Findings:
     def measure(part: Part, seed: int) -> float:
         return 1 / (1 + seed)
 
-    found = grid(run, measure, seed=seeds(run, count))
+    found = grid(run, measure, seed=run.seeds(count))
     return Findings({{"worst": found.values.max()}}, found.named("number"))
 '''
 

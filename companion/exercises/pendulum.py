@@ -16,7 +16,7 @@ from companion.exercises.checking import Exercise, WrongAnswer, close, listed, n
 from companion.observe import fit_slope
 from companion.schemes import get_scheme
 
-__all__ = ["ERROR", "EXERCISES", "HEUN", "PERIOD", "RECOVER"]
+__all__ = ["ERROR", "EXERCISES", "HEUN", "PERIOD", "RECOVER", "TRAIN"]
 
 F64 = torch.float64
 Field = Callable[[Tensor], Tensor]
@@ -235,6 +235,88 @@ HEUN = Exercise(
 )
 
 
+# Core: train a network that has learnt the equation
+
+Learner = Callable[[Tensor, Tensor, float], Any]
+
+
+def _check_train(answer: Learner) -> str:
+    """Let ``answer(now, later, h)`` learn a field; solve it with half the step, from new states."""
+    drawn = torch.Generator().manual_seed(0)
+    now, later = pendulum.region(200, 0.1, amplitude=2.0, generator=drawn)
+    others, _ = pendulum.region(100, 0.1, amplitude=1.5, generator=drawn)
+    field = answer(now.clone(), later.clone(), 0.1)
+    if not callable(field):
+        raise WrongAnswer("Return the learnt field, a function of states of shape (n, 2).")
+    hint = "The field should return a velocity for every state, of the same shape."
+    with torch.no_grad():
+        tensor(field(others.clone()), others.shape, hint)
+        found = _solved(field, others, 0.05)
+        wanted = _solved(pendulum.field, others, 0.01)
+    off = float((found - wanted).norm() / wanted.norm())
+    if not off < 0.02:
+        raise WrongAnswer(_train_hint(off))
+    return f"Right: with half the step your network is {off:.2%} off after 0.8 s."
+
+
+def _solved(field: Field, x: Tensor, h: float) -> Tensor:
+    def velocity(t: Tensor | float, y: Tensor) -> Tensor:
+        return torch.as_tensor(field(y), dtype=y.dtype)
+
+    end: Tensor = odeint(velocity, x, [0.0, 0.8], method="rk4", steps=round(0.8 / h))[-1]
+    return end
+
+
+def _train_hint(off: float) -> str:
+    where = f"With half the step it is {off:.1%} off after 0.8 s, and should be below 2 %."
+    if off > 0.5:
+        return f"{where} That is far: has the network been trained?"
+    if off > 0.15:
+        return (
+            f"{where} The chord (later - now) / h is no velocity, nor is what Euler's step learns."
+        )
+    return f"{where} Put the network inside a step of higher order, or train it longer."
+
+
+def _trained(method: str, now: Tensor, later: Tensor, h: float, steps: int) -> Field:
+    drawn = torch.Generator().manual_seed(0)
+    sizes = ((0.5, (32, 2)), (1.0, (32,)), (0.1, (2, 32)))
+    W, b, A = (s * torch.randn(n, generator=drawn, dtype=F64) for s, n in sizes)
+    weights = [w.requires_grad_() for w in (W, b, A)]
+
+    def field(x: Tensor) -> Tensor:
+        return torch.tanh(x @ W.T + b) @ A.T
+
+    optimiser = torch.optim.LBFGS(
+        weights, max_iter=steps, history_size=50, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        end = get_scheme(method).step(lambda i, x: field(x), now, h)
+        loss = (end - later).square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return field
+
+
+TRAIN = Exercise(
+    id="pendulum-ex-train",
+    check=_check_train,
+    solution=lambda now, later, h: _trained("rk4", now, later, h, 300),
+    wrong={
+        "inside Euler's method": lambda now, later, h: _trained("euler", now, later, h, 60),
+        "inside the midpoint rule": lambda now, later, h: _trained("midpoint", now, later, h, 120),
+        "untrained": lambda now, later, h: _trained("rk4", now, later, h, 1),
+        "speeds alone": lambda now, later, h: lambda x: x[..., 1],
+        "the slopes of the chords": lambda now, later, h: (later - now) / h,
+        "unfilled": lambda now, later, h: ...,
+    },
+)
+
+
 # Open: the equation out of a discrete model
 
 
@@ -318,4 +400,4 @@ RECOVER = Exercise(
     },
 )  # fmt: skip
 
-EXERCISES = (PERIOD, ERROR, HEUN, RECOVER)
+EXERCISES = (PERIOD, ERROR, HEUN, TRAIN, RECOVER)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from companion.basis import PiecewiseConstant, locate, project
+from companion.basis import Basis, Chebyshev, Constant, PiecewiseConstant, locate, project
+from companion.block import OdeBlock
 from companion.exercises.checking import Exercise, WrongAnswer, close, number, tensor, whole
 from companion.observe import fit_slope
 from companion.schemes import get_scheme
+from companion.train import seeded
 
-__all__ = ["COARSEN", "EXERCISES", "LEAKS", "READ", "SMOOTH"]
+__all__ = ["COARSEN", "EXERCISES", "LEAKS", "READ", "SMOOTH", "TRAIN"]
 
 F64 = torch.float64
 
@@ -179,6 +182,76 @@ COARSEN = Exercise(
 )  # fmt: skip
 
 
+# Core: train weights that follow a path
+
+
+def _check_train(answer: Callable[[Tensor], Any]) -> str:
+    """Let ``answer(paths)`` train a block; compare its states with paths from other starts."""
+    draw = torch.Generator().manual_seed(0)
+    starts, others = (torch.randn(n, 2, generator=draw, dtype=F64) for n in (32, 64))
+    block = answer(_turned(starts))
+    if not isinstance(block, OdeBlock):
+        raise WrongAnswer("Return the trained block, an OdeBlock.")
+    size = block.weights.basis.size
+    if size > 4:
+        raise WrongAnswer(f"Your basis has {size} functions; four are enough if they are smooth.")
+    with torch.no_grad():
+        found = copy.deepcopy(block).double().with_graph(method="rk4", steps=16).states(others)
+    wanted = _turned(others)
+    off = float((found - wanted).norm() / wanted.norm())
+    if not off < 0.01:
+        raise WrongAnswer(_train_hint(block, off))
+    return f"Right: {size} functions of depth, and new paths are {off:.2%} off."
+
+
+def _train_hint(block: OdeBlock, off: float) -> str:
+    where = f"On new paths the states are {off:.1%} off."
+    if block.weights.basis.size == 1:
+        return f"{where} The points turn faster and faster, which no constant can do."
+    if block.weights.basis.continuity < 0:
+        return f"{where} Stairs this wide are too coarse. Is there a smoother basis of that size?"
+    return f"{where} Compare block.states(x) with the paths at all depths, and train longer."
+
+
+def _turned(starts: Tensor) -> Tensor:
+    """Return where points are that turn by $t + 2 t^3$, at 17 depths: ``(17, points, 2)``."""
+    t = torch.linspace(0, 1, 17, dtype=F64)
+    angle = (t + 2 * t**3)[:, None]
+    x, y = starts.T
+    c, s = torch.cos(angle), torch.sin(angle)
+    return torch.stack([c * x - s * y, s * x + c * y], dim=-1)
+
+
+def _trained(basis: Basis, paths: Tensor, steps: int = 60) -> OdeBlock:
+    with seeded(0):
+        block = OdeBlock(nn.Linear(2, 2, bias=False), basis, "rk4", 16).double()
+    optimiser = torch.optim.LBFGS(block.parameters(), max_iter=steps)
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = (block.states(paths[0]) - paths).square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return block
+
+
+TRAIN = Exercise(
+    id="weight-functions-ex-train",
+    check=_check_train,
+    solution=lambda paths: _trained(Chebyshev(3), paths),
+    wrong={
+        "constant weights": lambda paths: _trained(Constant(), paths),
+        "four stairs": lambda paths: _trained(PiecewiseConstant(4), paths),
+        "sixteen stairs": lambda paths: _trained(PiecewiseConstant(16), paths, steps=0),
+        "untrained": lambda paths: _trained(Chebyshev(3), paths, steps=0),
+        "states": lambda paths: paths,
+        "unfilled": lambda paths: ...,
+    },
+)
+
+
 # Open: weights without kinks, local in depth
 
 
@@ -269,4 +342,4 @@ SMOOTH = Exercise(
     },
 )
 
-EXERCISES = (LEAKS, READ, COARSEN, SMOOTH)
+EXERCISES = (LEAKS, READ, COARSEN, TRAIN, SMOOTH)

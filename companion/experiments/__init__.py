@@ -13,7 +13,7 @@ computes what no record holds. Files lie in the folder of their chapter and are 
 ID: :mod:`companion.listing` finds them.
 """
 
-from companion.experiments.grid import Grid, grid, seeds
+from companion.experiments.grid import Grid, grid, grids, named
 from companion.experiments.registry import Experiment, Row, experiment, find, run
 from companion.experiments.running import Part, Run
 from companion.results import Claim, Findings
@@ -29,6 +29,7 @@ __all__ = [
     "experiment",
     "find",
     "grid",
+    "grids",
+    "named",
     "run",
-    "seeds",
 ]

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from companion.basis import Basis, PiecewiseConstant
 from companion.data import Samples
-from companion.experiments.grid import seeds
 from companion.experiments.recipes import deviation, digits_recipe, error_of
 from companion.experiments.running import Part, Run
 from companion.experiments.side_by_side import fit_side_by_side
@@ -52,14 +51,10 @@ Tables = dict[str, dict[str, Table]]
 class Variant:
     """One way to train the perceptron.
 
-    Attributes:
-        method: the scheme it is trained with.
-        scale: the factor epsilon of the residual.
-        refined: start from one cell and one step, and double both three times.
-        skip_init: multiply the residual by a learnt scalar that starts at 0.
-        weights: the basis of a network that is not refined.
-        steps: its steps.
-        width: size of the state; half the size inside the residual.
+    ``scale`` is the factor epsilon of the residual. A ``refined`` network starts from one cell and
+    one step and doubles both three times; another has the basis ``weights`` and ``steps``. With
+    ``skip_init`` a learnt scalar that starts at 0 multiplies the residual, which is inside twice as
+    wide as the state.
     """
 
     method: str
@@ -109,12 +104,7 @@ def train_digits(
 ) -> list[ContinuousMLP]:
     """Train a network of a variant from every seed, all side by side, and return them.
 
-    Args:
-        part: the part of the run that this is.
-        variant: how to train.
-        seeds: seeds of the initial weights and of the order of the samples.
-        data: the digits.
-        **options: of :func:`digits_options`.
+    The ``options`` are those of :func:`digits_options`.
     """
     x = data.x_train
     nets = [digits_net(variant, seed, x.dtype).to(x.device) for seed in seeds]
@@ -137,24 +127,25 @@ def measure_digits(
 ) -> Tables:
     """Train every variant from every seed, one variant a part; return what ``measure`` says.
 
-    Args:
-        run: the run.
-        variants: what to train.
-        count: number of seeds.
-        data: the digits.
-        measure: called with a trained network; returns numbers, or nested lists of them, by name.
-        **options: of :func:`digits_options`.
+    It is called with a trained network, and returns numbers or nested lists of them by name.
     """
 
     def train(part: Part, variant: Variant) -> list[Any]:
-        nets = train_digits(part, variant, seeds(run, count), data, **options)
+        nets = train_digits(part, variant, run.seeds(count), data, **options)
         return [measure(net) for net in nets]
 
     found = run.map(train, {variant.name: (variant,) for variant in variants})
-    return {
-        variant: {name: np.array([row[name] for row in rows], float) for name in rows[0]}
-        for variant, rows in found.items()
-    }
+    return {name: by_seed(rows) for name, rows in found.items()}
+
+
+def by_seed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
+    """Return what was found from every seed, each number in an array with one row a seed.
+
+    Example:
+        >>> by_seed([{"error": 0.1}, {"error": 0.2}])
+        {'error': array([0.1, 0.2])}
+    """
+    return {name: np.array([row[name] for row in rows], float) for name in rows[0]}
 
 
 def named(tables: Tables) -> dict[str, Table]:
@@ -171,12 +162,9 @@ def named(tables: Tables) -> dict[str, Table]:
 class Swaps:
     """Trained networks run under other graphs than their own.
 
-    Attributes:
-        steps: numbers of steps.
-        tables: for each variant ``trained``, the test errors under its own graph, and ``limit``,
-            the distance of the scores under :data:`LIMIT` from those, both of shape ``(seeds,)``;
-            ``error`` and ``deviation``, the errors and the distances under other graphs, of shape
-            ``(seeds, schemes, steps)``.
+    The tables of a variant: ``trained``, the test errors under its own graph, and ``limit``, the
+    distance of the scores under :data:`LIMIT` from those, both of shape ``(seeds,)``; ``error`` and
+    ``deviation``, both under other graphs, of shape ``(seeds, schemes, steps)``.
     """
 
     steps: tuple[int, ...]
@@ -224,17 +212,7 @@ def swap_graphs(
 ) -> Swaps:
     """Train every variant and run it with every scheme and number of steps.
 
-    Args:
-        run: the run.
-        variants: what to train.
-        count: number of seeds.
-        steps: numbers of steps.
-        data: the digits.
-        needed: numbers of steps that the claims are about.
-        **options: of :func:`digits_options`.
-
-    Raises:
-        ValueError: ``steps`` without one that is needed.
+    A ``ValueError`` names the numbers that are ``needed`` for claims and missing in ``steps``.
     """
     if missing := [n for n in needed if n not in steps]:
         raise ValueError(f"steps: {steps} is not allowed; it must include {missing}")

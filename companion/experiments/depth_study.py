@@ -7,25 +7,18 @@ from torch import Tensor, nn
 
 from companion.basis import Basis
 from companion.block import OdeBlock
+from companion.experiments.recipes import normal
 from companion.ode import odeint
 from companion.train import seeded
 
-WIDTH = 4
-"""Dimension of the state."""
-
-POINTS = 8
-"""Number of initial states."""
+WIDTH, POINTS = 4, 8
+"""Dimension of the state, and number of initial states."""
 
 
 def random_block(weights: Basis, seed: int, device: torch.device) -> OdeBlock:
     r"""Return the block of $\tanh(W(t)\,x + b(t))$ with random weights, in float64.
 
     At the basis's nodes the entries of $W$ have variance 1/4 and those of $b$ variance 1.
-
-    Example:
-        >>> from companion.basis import Chebyshev
-        >>> random_block(Chebyshev(3), 0, torch.device("cpu")).weights.basis
-        Chebyshev(size=3, cells=1)
     """
 
     def layer() -> nn.Module:
@@ -39,14 +32,8 @@ def random_block(weights: Basis, seed: int, device: torch.device) -> OdeBlock:
 
 
 def initial_states(seed: int, device: torch.device) -> Tensor:
-    """Return standard normal states, shape ``(8, 4)``, in float64.
-
-    Example:
-        >>> initial_states(0, torch.device("cpu")).shape
-        torch.Size([8, 4])
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(POINTS, WIDTH, generator=generator, dtype=torch.float64).to(device)
+    """Return standard normal states, shape ``(8, 4)``, in float64."""
+    return normal(seed, device)(POINTS, WIDTH)
 
 
 @torch.no_grad()
@@ -54,15 +41,6 @@ def solve_naively(block: OdeBlock, x: Tensor, method: str, steps: int) -> Tensor
     """Solve a block of :func:`random_block` with jumps, every stage read from the right.
 
     A stage at a knot reads the cell that begins there, at the far end of a step too.
-
-    Example:
-        >>> from companion.basis import PiecewiseConstant
-        >>> device = torch.device("cpu")
-        >>> block, x = random_block(PiecewiseConstant(2), 0, device), initial_states(0, device)
-        >>> same = torch.equal(solve_naively(block, x, "euler", 6), block.with_graph(steps=6)(x))
-        >>> heun = block.with_graph(method="heun", steps=6)
-        >>> same, torch.equal(solve_naively(block, x, "heun", 6), heun(x))
-        (True, False)
     """
     weight, bias = block.weights.parameters()
     cells = block.weights.basis.cells
@@ -77,15 +55,7 @@ def solve_naively(block: OdeBlock, x: Tensor, method: str, steps: int) -> Tensor
 
 @torch.no_grad()
 def solve_block(block: OdeBlock, x: Tensor, method: str, steps: int) -> Tensor:
-    """Solve a block under another graph, as it reads its weights: from inside every step.
-
-    Example:
-        >>> from companion.basis import Constant
-        >>> device = torch.device("cpu")
-        >>> block = random_block(Constant(), 0, device)
-        >>> solve_block(block, initial_states(0, device), "rk4", 2).shape
-        torch.Size([8, 4])
-    """
+    """Solve a block under another graph, as it reads its weights: from inside every step."""
     end: Tensor = block.with_graph(method=method, steps=steps)(x)
     return end
 
@@ -93,14 +63,7 @@ def solve_block(block: OdeBlock, x: Tensor, method: str, steps: int) -> Tensor:
 def random_problem(
     basis: Basis, seed: int, finest: int, device: torch.device
 ) -> tuple[OdeBlock, Tensor, Tensor]:
-    """Return a random block, initial states, and where ``finest`` steps of RK4 take them.
-
-    Example:
-        >>> from companion.basis import Constant
-        >>> block, x, truth = random_problem(Constant(), 0, 8, torch.device("cpu"))
-        >>> torch.equal(truth, solve_block(block, x, "rk4", 8))
-        True
-    """
+    """Return a random block, initial states, and where ``finest`` steps of RK4 take them."""
     block, x = random_block(basis, seed, device), initial_states(seed, device)
     return block, x, solve_block(block, x, "rk4", finest)
 

@@ -18,13 +18,10 @@ ROUNDING = 1e-14
 
 
 def tiny(entry: Experiment) -> Findings:
-    """Run the experiment's tier ``tiny`` on the CPU and return its numbers, without its claims.
-
-    What is a time, or follows from times, is left out.
-    """
+    """Run the tier ``tiny`` on the CPU; return the numbers that no machine changes, no claims."""
     found = entry(tier="tiny", team=Team()).findings  # one process, of however many there are
     scalars, curves = (
-        {name: value for name, value in numbers.items() if name not in entry.timed}
+        {name: value for name, value in numbers.items() if name not in entry.machine_dependent}
         for numbers in (found.scalars, found.curves)
     )
     return Findings(scalars, curves)
@@ -33,11 +30,8 @@ def tiny(entry: Experiment) -> Findings:
 def moved(then: Findings, now: Findings, tolerance: float) -> tuple[str, ...]:
     """Return the names of the numbers that differ, or that only one of the two has.
 
-    Args:
-        then: the numbers of the tiny run that is stored.
-        now: those of a new one.
-        tolerance: by how much a number may differ, relative to the largest of its array; what is
-            below :data:`ROUNDING` is not compared.
+    A number may differ by ``tolerance`` relative to the largest of its array; what is below
+    :data:`ROUNDING` is not compared.
 
     Example:
         >>> then = Findings({"slope": 2.0}, {"error": [1.0, 1e-9]})
@@ -57,10 +51,7 @@ def moved(then: Findings, now: Findings, tolerance: float) -> tuple[str, ...]:
 def checked(result: Result, entry: Experiment, now: Findings | None = None) -> Result:
     """Return a recorded result with what the comparison found; one without a tiny run gets it.
 
-    Args:
-        result: a result of the experiment.
-        entry: the experiment.
-        now: the numbers of a new tiny run; ``None`` runs it.
+    ``now`` are the numbers of a new tiny run; ``None`` runs it.
     """
     now = tiny(entry) if now is None else now
     if result.tiny is None:

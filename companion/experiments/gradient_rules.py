@@ -37,12 +37,7 @@ def at_depth(rule: str, depth: int) -> str:
 
 
 class Study(NamedTuple):
-    """Test errors of networks trained by several rules, at several depths, from several seeds.
-
-    Attributes:
-        errors: test errors over the axes ``rule``, ``depth`` and ``seed``.
-        diverged: 1 where the state stopped being finite, else 0.
-    """
+    """Test errors over the axes ``rule``, ``depth`` and ``seed``, and 1 where a state diverged."""
 
     errors: Grid
     diverged: Grid
@@ -87,28 +82,17 @@ def train_all(
 ) -> Study:
     """Train a network by every rule, at every depth, from every seed.
 
-    Args:
-        run: the run.
-        train: called as ``train(part, rule, depth, seed)``; returns what
-            :func:`companion.experiments.recipes.trained_error` does.
-        rules: names in :data:`RULES`.
-        depths: numbers of layers.
-        seeds: number of seeds.
-        needed: rules that the claims are about.
-        together: whether several processes share each training, not the list of them.
-
-    Raises:
-        ValueError: an unknown rule, or one missing that is needed as it is or to compare with.
+    ``train(part, rule, depth, seed)`` returns the error and whether the network diverged. A
+    ``ValueError`` names an unknown rule, or one missing that a claim needs, as it is (``needed``)
+    or to compare with.
     """
     if unknown := [rule for rule in rules if rule not in RULES]:
         raise ValueError(f"rules must be some of {', '.join(RULES)}; got {', '.join(unknown)}")
     wanted = [*needed, *(RULES[rule].reference for rule in rules)]
     if missing := [rule for rule in dict.fromkeys(wanted) if rule not in rules]:
         raise ValueError(f"rules must include {', '.join(missing)}; got {', '.join(rules)}")
-    found = grid(
-        run, train, together=together,
-        rule=rules, depth=depths, seed=range(run.seed, run.seed + seeds),
-    )  # fmt: skip
+    seed = run.seeds(seeds)
+    found = grid(run, train, together=together, rule=rules, depth=depths, seed=seed)
     return Study(found.pick(0), found.pick(1))
 
 

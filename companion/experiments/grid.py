@@ -1,6 +1,6 @@
 """A function at every point of a grid: one part of a run each, one array with named axes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from companion.experiments.running import Run
+from companion.observe import fit_slope
 
 
 class Grid(NamedTuple):
@@ -62,6 +63,25 @@ class Grid(NamedTuple):
         logarithms = self._over(np.mean, np.log(self.values), names)
         return Grid(logarithms.axes, np.exp(logarithms.values))
 
+    def slopes(self, axis: str) -> tuple["Grid", "Grid"]:
+        """Fit slopes along an axis (:func:`~companion.observe.fit_slope`); also their errors.
+
+        Example:
+            >>> squares = Grid({"rule": ("a",), "depth": (2, 4, 8)}, np.array([[4.0, 16.0, 64.0]]))
+            >>> squares.slopes("depth")[0].named("slope", "rule")["slope_a"].round(9)
+            np.float64(2.0)
+        """
+        x, rows = self.axes[axis], np.moveaxis(self.values, list(self.axes).index(axis), -1)
+        fitted = [fit_slope(x, row.tolist()) for row in rows.reshape(-1, len(x))]
+        rest = {name: at for name, at in self.axes.items() if name != axis}
+        table = np.array(fitted).reshape(*rows.shape[:-1], 2)
+        return Grid(rest, table[..., 0]), Grid(rest, table[..., 1])
+
+    def orders(self, axis: str) -> "Grid":
+        """Return the slopes along an axis with their signs changed: orders in the step size."""
+        slopes, _ = self.slopes(axis)
+        return Grid(slopes.axes, -slopes.values)
+
     def max(self, *names: str) -> "Grid":
         """Return the largest number over the axes named."""
         return self._over(np.max, self.values, names)
@@ -101,13 +121,46 @@ def grid(
         [[2.0, 4.0], [3.0, 9.0]]
     """
     points = {name: tuple(at) for name, at in axes.items()}
-    every = [dict(zip(points, point, strict=True)) for point in product(*points.values())]
+    return _table(points, _rows(run, compute, points, together))
+
+
+def grids(
+    run: Run, compute: Callable[..., Any], *, together: bool = False, **axes: Iterable[Any]
+) -> dict[str, Grid]:
+    """Return a grid for each name in the dictionaries that ``compute(part, **point)`` returns.
+
+    The arguments are those of :func:`grid`.
+
+    Example:
+        >>> import torch
+        >>> run = Run(0, torch.device("cpu"), None, 30.0, lambda fraction, name: None, None)
+        >>> found = grids(run, lambda part, x: {"twice": 2 * x, "square": x * x}, x=(2, 3))
+        >>> found["square"].values.tolist(), sorted(named(found, "x"))
+        ([4.0, 9.0], ['square_2', 'square_3', 'twice_2', 'twice_3'])
+    """
+    points = {name: tuple(at) for name, at in axes.items()}
+    rows = _rows(run, compute, points, together)
+    return {name: _table(points, [row[name] for row in rows]) for name in rows[0]}
+
+
+def named(tables: Mapping[str, Grid], *axes: str) -> dict[str, Any]:
+    """Return one array for each table and point of the axes named, called ``NAME_POINT_...``."""
+    return {
+        name: values
+        for title, table in tables.items()
+        for name, values in table.named(title, *axes).items()
+    }
+
+
+def _rows(
+    run: Run, compute: Callable[..., Any], axes: Mapping[str, tuple[Any, ...]], together: bool
+) -> list[Any]:
+    every = [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
     parts = {", ".join(f"{name} {at}" for name, at in point.items()): (point,) for point in every}
     found = run.map(lambda part, point: compute(part, **point), parts, together=together)
-    table = np.array([found[name] for name in parts], dtype=np.float64)
-    return Grid(points, table.reshape(*map(len, points.values()), *table.shape[1:]))
+    return [found[name] for name in parts]
 
 
-def seeds(run: Run, count: int) -> range:
-    """Return ``count`` seeds, from the run's own on."""
-    return range(run.seed, run.seed + count)
+def _table(axes: dict[str, tuple[Any, ...]], rows: list[Any]) -> Grid:
+    values = np.array(rows, dtype=np.float64)
+    return Grid(axes, values.reshape(*map(len, axes.values()), *values.shape[1:]))

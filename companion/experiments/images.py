@@ -8,15 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from companion.data import (
-    ImageFolder,
-    Samples,
-    crop_and_flip,
-    load_cifar10,
-    load_cifar100,
-    load_digits,
-    load_image_folder,
-)
+from companion import data as sets
+from companion.data import ImageFolder, Samples
 from companion.experiments.recipes import Split, readers, splits
 from companion.experiments.running import Run
 
@@ -24,9 +17,9 @@ EVALUATION_BATCH = 500
 """Images at a time where nothing is learnt."""
 
 _LOADED: dict[str, tuple[Callable[..., Samples], int, int]] = {
-    "digits": (lambda folder, **options: load_digits(as_images=True, **options), 10, 64),
-    "cifar10": (load_cifar10, 10, 128),
-    "cifar100": (load_cifar100, 100, 128),
+    "digits": (lambda folder, **options: sets.load_digits(as_images=True, **options), 10, 64),
+    "cifar10": (sets.load_cifar10, 10, 128),
+    "cifar100": (sets.load_cifar100, 100, 128),
 }
 """How a data set is loaded, its number of classes, and samples a step."""
 
@@ -36,17 +29,7 @@ _FOLDERS = {"tiny-imagenet": (64, 128), "imagenet": (224, 256)}
 
 @dataclass(frozen=True)
 class Images:
-    """A data set as training and testing take it.
-
-    Attributes:
-        train: training samples, in memory or read when they are needed.
-        test: test samples.
-        augment: random changes to training images, or ``None``.
-        channels: of an image.
-        classes: number of classes.
-        batch_size: samples a step.
-        provenance: what findings record.
-    """
+    """A data set as training and testing take it; ``provenance`` is what findings record."""
 
     train: Split
     test: Split
@@ -76,13 +59,13 @@ def load_images(dataset: str, run: Run, allowed: tuple[str, ...]) -> Images:
         raise ValueError(f"dataset must be one of {', '.join(allowed)}; got {dataset!r}")
     if dataset in _FOLDERS:
         size, batch_size = _FOLDERS[dataset]
-        train, val = load_image_folder(run.data, dataset, size=size)
+        train, val = sets.load_image_folder(run.data, dataset, size=size)
         test = val if dataset == "imagenet" else in_memory(val, run.device)
         provenance = f"{train.sha256} {val.sha256}"
         return Images(train, test, None, 3, len(train.classes), batch_size, provenance)
     load, classes, batch_size = _LOADED[dataset]
     data = load(run.data, device=run.device, dtype=run.dtype)
-    augment = None if dataset == "digits" else partial(crop_and_flip, fill=data.black)
+    augment = None if dataset == "digits" else partial(sets.crop_and_flip, fill=data.black)
     channels = data.x_train.shape[1]
     return Images(*splits(data), augment, channels, classes, batch_size, data.provenance)
 

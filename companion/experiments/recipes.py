@@ -6,7 +6,8 @@ says: ``digits_recipe(epochs) | {"schedule": None}``.
 
 import math
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,18 @@ SIX_SCHEMES = ("euler", "midpoint", "heun", "kutta3", "rk4", "rk4_38")
 
 Split = tuple[Tensor, Tensor] | Rows
 """Samples with their classes, in memory or read when they are needed."""
+
+
+def normal(seed: int, device: torch.device | str = "cpu") -> Callable[..., Tensor]:
+    """Return what draws standard normal tensors of given shapes in turn, in double precision.
+
+    Example:
+        >>> draw = normal(0)
+        >>> draw(2, 3).shape, draw(4).dtype
+        (torch.Size([2, 3]), torch.float64)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(device)
 
 
 def guessing(classes: int = 10) -> float:
@@ -100,13 +113,7 @@ def train(
 ) -> History | None:
     """Train a classifier in place and keep it; return ``None`` where its state became infinite.
 
-    Args:
-        part: the part of the run that this is.
-        net: the classifier.
-        data: what to train on.
-        seed: seed of the order of the samples.
-        loss: called with the classifier and a batch.
-        **options: further ones of :func:`companion.train.fit`, such as a recipe.
+    The seed orders the samples; ``options`` are those of :func:`companion.train.fit`.
     """
     generator = torch.Generator().manual_seed(seed)
     try:
@@ -162,6 +169,21 @@ def scores(net: nn.Module, x: Tensor, batch_size: int = 1000) -> Tensor:
             return torch.cat([net(batch) for batch in torch.split(x, batch_size)])
         except NonFiniteError:
             return torch.full((len(x), 1), math.nan, device=x.device)
+
+
+def shortest(part: Part, works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Return the least processor seconds of each work.
+
+    All take turns, so that a slow moment of the machine does not fall on one of them alone.
+    """
+    least = [math.inf] * len(works)
+    for repeat in range(repeats):
+        for k, work in enumerate(works):
+            start = time.process_time()
+            work()
+            least[k] = min(least[k], time.process_time() - start)
+        part.report((repeat + 1) / repeats)
+    return least
 
 
 def error_of(scores: Tensor, y: Tensor) -> float:

@@ -25,41 +25,60 @@ from companion.train import Team
 TIERS = ("smoke", "full", "tiny")
 
 
+Bound = float | Mapping[str, float] | None
+"""A number, or one for every value of the parameter ``dataset``."""
+
+
 class Row(NamedTuple):
     """A claim as it is declared, before anything ran.
+
+    Parameters in braces, such as ``{depths[0]}`` or ``{depths[-1]}``, are filled in, and so are the
+    numbers that the function hands on as :attr:`~companion.results.Findings.deciding`.
 
     Attributes:
         id: the claim's ID in the catalogue.
         scalar: the name of the scalar that decides it.
-        low: smallest value that agrees with the claim, or ``None``.
-        high: largest value that agrees with the claim, or ``None``.
-        text: what is measured, in one line; parameters in braces, such as ``{depths[0]}``, are
-            filled in.
+        low: smallest value that agrees with the claim, or ``None``; where data sets differ, a
+            mapping. Data sets that it leaves out do not decide the claim.
+        high: largest value, likewise.
+        text: what is measured, in one line.
         note: what to know about the number, in particular why a recorded one misses.
     """
 
     id: str
     scalar: str
-    low: float | None
-    high: float | None
+    low: Bound
+    high: Bound
     text: str
     note: str = ""
 
-    def decide(self, scalars: Mapping[str, float], parameters: Mapping[str, Any]) -> Claim:
+    def decide(self, numbers: Mapping[str, float], parameters: Mapping[str, Any]) -> Claim | None:
         """Return the claim with what was observed; a ``KeyError`` names a scalar not there."""
-        if self.scalar not in scalars:
-            known = sorted(scalars)
-            raise KeyError(
-                f"claim {self.id}: no scalar {self.scalar!r} was found; there are {known}"
-            )
-        text = self.text.format(**parameters)
-        return Claim(self.id, text, scalars[self.scalar], self.low, self.high, self.note)
+        dataset = parameters.get("dataset")
+        if any(isinstance(at, Mapping) and dataset not in at for at in (self.low, self.high)):
+            return None
+        filled = {
+            **numbers,
+            **{name: _Items(v) if isinstance(v, tuple) else v for name, v in parameters.items()},
+        }
+        name, text, note = (words.format(**filled) for words in (self.scalar, self.text, self.note))
+        if name not in numbers:
+            known = sorted(numbers)
+            raise KeyError(f"claim {self.id}: no scalar {name!r} was found; there are {known}")
+        low, high = (
+            at[str(dataset)] if isinstance(at, Mapping) else at for at in (self.low, self.high)
+        )
+        return Claim(self.id, text, float(numbers[name]), low, high, note)
 
 
-Declared = (
-    tuple[str, str, float | None, float | None, str]
-    | tuple[str, str, float | None, float | None, str, str]
-)
+class _Items(tuple[Any, ...]):
+    """A tuple in which a format string finds the last item as ``{name[-1]}``, too."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(int(index))
+
+
+Declared = tuple[str, str, Bound, Bound, str] | tuple[str, str, Bound, Bound, str, str]
 """What a :class:`Row` is made of."""
 
 
@@ -67,19 +86,8 @@ Declared = (
 class Experiment:
     """A function with an ID, the claims it decides and the parameters of its tiers.
 
-    Call it to get a :class:`~companion.results.Result`. Made by :func:`experiment`.
-
-    Attributes:
-        id: the experiment's ID.
-        title: one line on what it does.
-        paper: where the papers treat it.
-        claims: IDs of the claims it decides.
-        rows: how it decides those that one scalar decides.
-        tiers: for each tier the values of all parameters, by name.
-        tolerance: by how much, relative to the largest of them, the numbers of a tiny run may
-            differ between machines.
-        timed: names of the numbers that are times, or follow from times.
-        function: computes the findings from a :class:`Run` and the parameters.
+    Call it to get a :class:`~companion.results.Result`. Made by :func:`experiment`, which says what
+    the attributes are; ``rows`` are the claims that one scalar decides.
     """
 
     id: str
@@ -89,7 +97,7 @@ class Experiment:
     rows: tuple[Row, ...]
     tiers: Mapping[str, Mapping[str, Any]]
     tolerance: float
-    timed: tuple[str, ...]
+    machine_dependent: tuple[str, ...]
     function: Callable[..., Findings]
 
     def __call__(
@@ -187,12 +195,7 @@ class Experiment:
     def identity(
         self, tier: str, seed: int, device: torch.device, parameters: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return everything that decides the numbers of a run.
-
-        Raises:
-            ValueError: a seed that is no integer from 0 to 2^63 - 1, or a device that is neither
-                the CPU nor a CUDA device.
-        """
+        """Return everything that decides the numbers of a run."""
         if type(seed) is not int or not 0 <= seed < 2**63:
             raise ValueError(
                 f"seed: {seed!r} is not allowed; it must be an integer from 0 to 2^63 - 1"
@@ -221,11 +224,11 @@ class Experiment:
 
     def _decided(self, findings: Findings, parameters: Mapping[str, Any]) -> Findings:
         """Add the claims that rows declare to those the function decided itself."""
-        rows = [row.decide(findings.scalars, parameters) for row in self.rows]
-        claims = (*rows, *findings.claims)
-        if {claim.id for claim in claims} != set(self.claims):
-            decided = sorted({claim.id for claim in claims})
-            raise RuntimeError(f"{self.id} declares {self.claims} but decided {decided}")
+        numbers = {**findings.scalars, **findings.deciding}
+        rows = (row.decide(numbers, parameters) for row in self.rows)
+        claims = (*(claim for claim in rows if claim is not None), *findings.claims)
+        if (decided := {claim.id for claim in claims}) != set(self.claims):
+            raise RuntimeError(f"{self.id} declares {self.claims} but decided {sorted(decided)}")
         return Findings(findings.scalars, findings.curves, claims, findings.data)
 
 
@@ -238,7 +241,7 @@ def experiment(
     full: Mapping[str, Any],
     tiny: Mapping[str, Any] | None = None,
     tolerance: float = 1e-6,
-    timed: tuple[str, ...] = (),
+    machine_dependent: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Findings]], Experiment]:
     """Declare an experiment: a decorator for a function ``(run, *, name=value, ...) -> Findings``.
 
@@ -249,15 +252,15 @@ def experiment(
         title: one line on what it does.
         paper: where the papers treat it.
         claims: the claims it decides. A tuple ``(id, scalar, low, high, text)``, with a note behind
-            if need be, is decided by that scalar (:class:`Row`); a bare ID says that the function
-            returns the claim itself, where more than a scalar decides.
+            if need be, is decided by that scalar (:class:`Row`), and the text says what the scalar
+            is; a bare ID says that the function returns the claim itself.
         full: the parameters of the tier ``full`` that differ from ``smoke``.
         tiny: those of ``tiny``, a run of at most a second that tells whether recorded numbers are
             still what the code computes.
         tolerance: by how much, relative to the largest of an array, the numbers of a tiny run may
             differ between machines: 1e-6 in double precision, 1e-2 in single precision.
-        timed: names of scalars and curves that are times, or follow from times: they differ in
-            every run.
+        machine_dependent: names of scalars and curves that no two machines share: times, what
+            follows from times, and what rounding leaves. No tiny run compares them.
 
     Raises:
         ValueError: a claim is not in the catalogue, or a tier sets a parameter that the function
@@ -289,7 +292,9 @@ def experiment(
                 )
         tiers = {"smoke": smoke, "full": {**smoke, **full}, "tiny": {**smoke, **(tiny or {})}}
         values = {tier: frozen(tiers[tier]) for tier in TIERS}
-        return Experiment(id, title, paper, ids, rows, values, tolerance, timed, function)
+        return Experiment(
+            id, title, paper, ids, rows, values, tolerance, machine_dependent, function
+        )
 
     return declare
 

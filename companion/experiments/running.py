@@ -25,13 +25,9 @@ Report = Callable[[float, str], None]
 class Part:
     """One resumable unit of an experiment, handed to the function that computes it.
 
-    Attributes:
-        snapshot: where and how often training should save its state, or ``None`` for never;
-            pass it on to :func:`companion.train.fit`.
-        report: takes the finished fraction of this part; pass it on as well.
-        parallel: whether several processes work on this part together; pass it on as well.
-        model: the file for the model that this part trains, or ``None`` to keep none; of several
-            models, each goes beside it.
+    It passes ``snapshot`` (where and how often to save a state), ``report`` (takes the finished
+    fraction) and ``parallel`` (whether several processes share this part) on to
+    :func:`companion.train.fit`. ``model`` is the file for what this part trains, or ``None``.
     """
 
     snapshot: Snapshot | None
@@ -42,11 +38,7 @@ class Part:
     def keep(self, model: nn.Module, name: str = "") -> None:
         """Save a trained model, if trained models are to be kept (``companion run --keep``).
 
-        :func:`companion.models.load` reads it.
-
-        Args:
-            model: the model.
-            name: which of several this is, such as ``"seed 3"``; it ends the name of the file.
+        :func:`companion.models.load` reads it. Of several, ``name`` says which this is.
         """
         path = self.named(name).model
         if path is not None:
@@ -90,6 +82,10 @@ class Run:
     models: Path | None = None
     team: Team = field(default_factory=Team)
     dtype: torch.dtype = torch.float32
+
+    def seeds(self, count: int) -> range:
+        """Return ``count`` seeds, from the run's own on."""
+        return range(self.seed, self.seed + count)
 
     def map(
         self,
@@ -185,11 +181,6 @@ def _spelled(name: str, value: Any) -> str:
 def open_folder(folder: Path, identity: Mapping[str, Any], resume: bool) -> None:
     """Prepare the folder of a run's parts, and never delete any that are there.
 
-    Args:
-        folder: the folder.
-        identity: everything that decides the numbers; stored in the folder.
-        resume: whether to go on from what is there.
-
     Raises:
         ValueError: the folder holds parts and ``resume`` is false; or they belong to a run with
             another identity, and the message says in which fields; or other files are there.
@@ -216,12 +207,7 @@ def open_folder(folder: Path, identity: Mapping[str, Any], resume: bool) -> None
 
 
 def close_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Remove the parts of a run whose result is saved; those of another run stay.
-
-    Args:
-        folder: the folder.
-        identity: what :func:`open_folder` was given.
-    """
+    """Remove the parts of a run whose result is saved; those of another run stay."""
     marker = folder / "run.json"
     if not marker.exists() or differences(_read(marker), json.loads(json.dumps(encode(identity)))):
         return

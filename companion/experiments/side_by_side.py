@@ -6,7 +6,7 @@ than one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from companion.block import OdeBlock
-from companion.models import ContinuousMLP
-from companion.models.skip_init import SkipInit
+from companion.models import ContinuousMLP, Members, SkipInit
+from companion.models.residual_mlp import residual
 from companion.train import fit
 
 
@@ -45,7 +45,7 @@ def fit_side_by_side(
         **options: further ones of :func:`companion.train.fit`.
     """
     orders = torch.stack([permutation(len(x), seed) for seed in seeds]).to(x.device)
-    stack = SideBySide(nets).to(x)
+    stack = SideBySide(nets)
 
     def clipped(params: Iterable[nn.Parameter]) -> Optimizer:
         made = optimiser(params)
@@ -64,95 +64,57 @@ def fit_side_by_side(
 
 
 def permutation(size: int, seed: int) -> Tensor:
-    """Return the order in which the network of a seed finds the samples.
-
-    Example:
-        >>> permutation(5, seed=0)
-        tensor([4, 0, 1, 3, 2])
-    """
+    """Return the order in which the network of a seed finds the samples."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
 
 
 class SideBySide(nn.Module):
-    """Copies of perceptrons that differ in their values only, stacked.
+    """Perceptrons that differ in their values only, as members of one.
 
-    Parameters keep their names. They have an axis of members: the first, or in the block the
-    second, behind that of depth.
-
-    Args:
-        nets: the perceptrons.
-
-    Shapes:
-        ``(members, batch, inputs)`` to ``(members, batch, classes)``.
+    Their axis is the first, or in the parameters of the block the second, behind that of depth.
     """
 
     def __init__(self, nets: Sequence[ContinuousMLP]) -> None:
         super().__init__()
-        first, members = nets[0], len(nets)
-        block = first.block
-        self.stem = _stackable(first.stem, members)
-        self.block = OdeBlock(
-            _stackable(block.weights.template, members),
-            block.weights.basis, block.method, block.steps, scale=block.scale,
-        )  # fmt: skip
-        self.head = _stackable(first.head, members)
-        for name, param in self.named_parameters():
-            values = [net.get_parameter(name).detach() for net in nets]
-            param.data = torch.stack(values, dim=_axis(name)).reshape(param.shape)
+        block, made = nets[0].block, nets[0].arguments
+        self.stem = Members([net.stem for net in nets])
+        with torch.device("meta"):  # the values follow
+            unit = residual(made["width"], made["hidden"])
+            units = Members([SkipInit(unit) if made["skip_init"] else unit for _ in nets])
+            basis, scale = block.weights.basis, block.scale
+            self.block = OdeBlock(units, basis, block.method, block.steps, scale=scale)
+        self.block.to_empty(device=nets[0].head.weight.device)
+        self.head = Members([net.head for net in nets])
+        for (axis, own), *theirs in self._pairs(nets):
+            own.data = torch.stack([p.detach() for p in theirs], dim=axis)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the scores of all members."""
+        """Return the scores of all members, shape ``(members, batch, classes)``."""
         scores: Tensor = self.head(self.block(self.stem(x)))
         return scores
 
     def clip_gradients(self, largest: float) -> None:
         """Scale the gradient of each member down to a norm of at most ``largest``."""
-        gradients = [
-            param.grad.movedim(_axis(name), 0).flatten(1)
-            for name, param in self.named_parameters()
-            if param.grad is not None
-        ]
-        norms = torch.cat(gradients, dim=1).norm(dim=1)
+        grads = [(axis, p.grad) for axis, p in self._params() if p.grad is not None]
+        norms = torch.cat([g.movedim(axis, 0).flatten(1) for axis, g in grads], dim=1).norm(dim=1)
         factors = (largest / (norms + 1e-6)).clamp(max=1.0)  # as in clip_grad_norm_
-        for name, param in self.named_parameters():
-            if param.grad is not None:
-                param.grad.movedim(_axis(name), -1).mul_(factors)
+        for axis, grad in grads:
+            grad.movedim(axis, -1).mul_(factors)
 
     def hand_back(self, nets: Sequence[ContinuousMLP]) -> None:
         """Give networks the values of the members, refined as often as the block has been."""
-        for member, net in enumerate(nets):
+        for net in nets:
             while net.block.weights.basis.cells < self.block.weights.basis.cells:
                 net.refine()
-            for name, param in net.named_parameters():
-                values = self.get_parameter(name).detach().select(_axis(name), member)
-                param.data = values.reshape(param.shape).clone()
+        for (axis, own), *theirs in self._pairs(nets):
+            for member, param in enumerate(theirs):
+                param.data = own.detach().select(axis, member).clone()
 
+    def _params(self) -> Iterator[tuple[int, nn.Parameter]]:
+        """Yield every parameter, behind the axis of its members."""
+        for name, param in self.named_parameters():
+            yield int(name.startswith("block.")), param
 
-class _Linears(nn.Module):
-    """A linear map of its own for every member."""
-
-    def __init__(self, members: int, like: nn.Linear) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(members, like.out_features, like.in_features))
-        self.bias = nn.Parameter(torch.empty(members, like.out_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
-
-
-def _stackable(module: nn.Module, members: int) -> nn.Module:
-    """Return a part of a perceptron with room for the values of all members."""
-    if isinstance(module, nn.Linear):
-        return _Linears(members, module)
-    if isinstance(module, nn.Sequential):
-        return nn.Sequential(*(_stackable(part, members) for part in module))
-    if isinstance(module, SkipInit):
-        skipped = SkipInit(_stackable(module.residual, members))
-        skipped.skip = nn.Parameter(torch.empty(members, 1, 1))
-        return skipped
-    return nn.ReLU()
-
-
-def _axis(name: str) -> int:
-    """Return the axis of members of a parameter."""
-    return 1 if name.startswith("block.") else 0
+    def _pairs(self, nets: Sequence[ContinuousMLP]) -> Iterator[tuple[Any, ...]]:
+        """Yield every parameter with those of the networks that it holds."""
+        return zip(self._params(), *(net.parameters() for net in nets), strict=True)

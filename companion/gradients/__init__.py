@@ -19,7 +19,15 @@ from companion.gradients.checkpoint import Checkpoint
 from companion.gradients.reconstruct import Reconstruct
 from companion.gradients.reversible import Reversible
 from companion.gradients.rules import NAMED_RULES, Rule
-from companion.solve import NonFiniteError, Problem, States, check_finite, check_start
+from companion.solve import (
+    NonFiniteError,
+    Problem,
+    Solver,
+    States,
+    check_finite,
+    check_start,
+)
+from companion.transforms import CANNOT_FOLLOW, transforming
 
 __all__ = [
     "GRADIENTS",
@@ -92,6 +100,8 @@ def solved(problem: Problem, gradient: Gradient, argument: str) -> States:
     """
     if torch.compiler.is_compiling():
         return gradient.differentiable_states(problem)
+    if transforming() and problem.solver.steps is None:
+        raise _not_followed(problem.solver)
     try:
         ys = gradient.differentiable_states(problem)
     except NonFiniteError:
@@ -99,8 +109,17 @@ def solved(problem: Problem, gradient: Gradient, argument: str) -> States:
         raise
     except RuntimeError as error:
         hint = explained(error, "func" if argument == "y0" else "residual")
+        if transforming() and not problem.solver.on_grid:
+            hint = _not_followed(problem.solver)
         if hint is None:
             raise
         raise hint from error
     check_finite(ys, problem, argument)
     return ys
+
+
+def _not_followed(solver: Solver) -> ValueError:
+    return ValueError(
+        f"method: {solver.method!r} looks at or overwrites values of the state, {CANNOT_FOLLOW}; "
+        "use a scheme on fixed steps such as 'rk4' inside them, or torch.autograd outside"
+    )

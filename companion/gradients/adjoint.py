@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from companion.adams import Adams
+from companion.adaptive import Adaptive, Control, Taken
+from companion.arguments import check_choice
+from companion.gradients.determinism import check_function_of_state
 from companion.gradients.function import Given, Kept, recomputing_states
 from companion.gradients.pullback import differentiate
-from companion.gradients.randomness import draws, random_state, same_state
-from companion.methods import TorchdiffeqSolver, get_solver, inherited
+from companion.gradients.randomness import random_state
+from companion.gradients.times import time_gradients
+from companion.methods import get_solver, inherited
+from companion.pairs import Pair
 from companion.schemes import SCHEMES, advance
+from companion.scipy_solver import ScipySolver
 from companion.solve import (
     Field,
     FixedStep,
     GridSolver,
     Interval,
+    NonFiniteError,
     Problem,
     Solver,
     Stage,
     States,
     Step,
+    StepLimitError,
     intervals,
 )
 
-__all__ = ["Adjoint"]
+__all__ = ["NORMS", "Adjoint"]
+
+NORMS = ("seminorm", "full")
+"""What an adaptive backward solve measures; see :class:`Adjoint`."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +69,14 @@ class Adjoint:
         steps: its steps per interval; the forward solve's if ``None``.
         rtol: its relative tolerance; the forward solve's if ``None``.
         atol: its absolute tolerance; the forward solve's if ``None``.
+        norm: what an adaptive backward solve measures: ``"seminorm"``, the errors of the state and
+            of the adjoint (Kidger, Chen and Lyons 2021), or ``"full"``, that of the parameters'
+            integral too. The larger decides.
 
     Raises:
-        ValueError: in a solve, for a field that draws random numbers or follows buffers that it
-            changes, for a backward method that would step across knots of the field, or settings
-            no solver accepts.
+        ValueError: for another norm; in a solve, for a field that draws random numbers or follows
+            buffers that it changes, for a backward method that would step across knots of the
+            field, or settings no solver accepts.
 
     Example:
         >>> from companion import odeint
@@ -75,7 +91,11 @@ class Adjoint:
     steps: int | None = None
     rtol: float | None = None
     atol: float | None = None
+    norm: str = "seminorm"
     records_graph: ClassVar[bool] = False  # so parameters must be named
+
+    def __post_init__(self) -> None:
+        check_choice("norm", self.norm, NORMS)
 
     def differentiable_states(self, problem: Problem) -> States:
         """Return the states at all output times."""
@@ -86,33 +106,28 @@ class Adjoint:
         """Solve; keep the outputs."""
         before = random_state(problem.y0.device)
         ys = problem.integrate()
-        ends = _ends(problem, ys)
-        moved = not same_state(before, random_state(problem.y0.device))
-        if moved and draws(problem.field, ends):
-            raise ValueError(
-                "gradient: 'adjoint' needs a deterministic field, and this one draws random "
-                "numbers (dropout in training mode?); use gradient='checkpoint' or 'backprop'"
-            )
-        for stage, y in ends:
-            if names := problem.field.follows(stage, y):
-                raise ValueError(
-                    "gradient: 'adjoint' needs a field that is a function of t and y, and this one "
-                    f"changes and reads its buffer {names[0]!r} (spectral_norm in training mode?); "
-                    "use gradient='checkpoint' or 'backprop'"
-                )
+        check_function_of_state(
+            problem, _ends(problem, ys), before, "'adjoint'",
+            "use gradient='checkpoint' or 'backprop'",
+        )  # fmt: skip
         return ys, Kept(problem, [], outputs=True)
 
     def backward(self, given: Given) -> Tensor:
         """Integrate the adjoint from output to output."""
         spans = list(intervals(given.problem.t))
         ends = given.tensors[-len(spans) :]
-        solver = self._backward_solver(given.problem.solver)
-        way = _FixedSteps(solver) if isinstance(solver, FixedStep) else _Adaptive(solver)
+        way = self._way(self._backward_solver(given.problem.solver))
         a = torch.zeros_like(ends[0])
         for i in reversed(range(len(spans))):
-            a = way.back(given, i, spans[i], ends[i], a + given.grad_ys[i + 1])
+            try:
+                a = way.back(given, i, spans[i], ends[i], a + given.grad_ys[i + 1])
+            except (NonFiniteError, StepLimitError) as error:
+                raise type(error)(
+                    f"gradient: the adjoint's backward solve did not succeed: {error}; or use "
+                    "gradient='checkpoint'"
+                ) from error
         if given.sums.times is not None:
-            given.sums.times.grads = list(_time_gradients(given, a))
+            given.sums.times.grads = time_gradients(given, a)
         return a + given.grad_ys[0]
 
     def _backward_solver(self, forward: Solver) -> Solver:
@@ -122,7 +137,20 @@ class Adjoint:
                 "Adjoint(method='midpoint'), or use gradient='reversible'"
             )
         method = self.method or forward.method
-        return get_solver(method, **inherited(forward, method, self.steps, self.rtol, self.atol))
+        solver = get_solver(method, **inherited(forward, method, self.steps, self.rtol, self.atol))
+        if self.norm == "full" and not isinstance(solver, Adaptive):
+            raise ValueError(
+                f"gradient: Adjoint(norm='full') is for adaptive methods, and {method!r} is none"
+            )
+        return solver
+
+    def _way(self, solver: Solver) -> _Way:
+        if isinstance(solver, FixedStep):
+            return _FixedSteps(solver)
+        if isinstance(solver, Adaptive):
+            return _Controlled(solver, self.norm)
+        assert isinstance(solver, Adams | ScipySolver)
+        return _Whole(solver)
 
     def _check_knots(self, problem: Problem, backward: Solver) -> None:
         """Refuse to go back over knots at once with a solver that would step across them."""
@@ -142,6 +170,11 @@ def _ends(problem: Problem, ys: States) -> list[tuple[Stage, Tensor]]:
     spans, steps = list(intervals(problem.t)), problem.solver.steps
     first, last = Step(spans[0], 0, 0, steps), Step(spans[-1], len(spans) - 1, steps - 1, steps)
     return [(first.stage(Fraction(0), 0.0), ys[0]), (last.stage(Fraction(1), 1.0), ys[-1])]
+
+
+class _Way(Protocol):
+    def back(self, given: Given, output: int, span: Interval, y: Tensor, a: Tensor) -> Tensor:
+        """Return the adjoint ``a`` at the end of an interval carried back to its start."""
 
 
 class _FixedSteps:
@@ -188,13 +221,83 @@ def _slopes(
     return f.detach(), slope_a, tuple(grads)
 
 
-class _Adaptive:
-    """Solve an interval backwards as one augmented system, starting with the last step's size."""
+class _Controlled:
+    """Solve intervals backwards by a pair with error control.
 
-    def __init__(self, solver: Solver) -> None:
-        assert isinstance(solver, TorchdiffeqSolver)
+    The parameters' integral is a quadrature along the way: it takes no part in the stages, and none
+    in the error unless the norm says so. An interval begins with the size that the last one ended
+    with.
+    """
+
+    def __init__(self, solver: Adaptive, norm: str) -> None:
+        self.solver, self.norm = solver, norm
+        self.size: float | None = None
+
+    def back(self, given: Given, output: int, span: Interval, y: Tensor, a: Tensor) -> Tensor:
+        """Return the adjoint ``a`` at the end of an interval carried back to its start."""
+        t0, t1 = (float(t) for t in span)
+        field, n = _Augmented(given, output, t1, y, self.solver.pair), y.numel()
+        state = torch.cat([y.reshape(-1), a.reshape(-1)])
+        control = Control(self.solver, t1, t0, parts=(n, n), size=self.size)
+        measure = partial(field.error_ratio, self.solver) if self.norm == "full" else None
+        for step in self.solver.steps_of(field, state, control, measure):
+            field.add(step.span.size)
+            state = step.after
+        self.size = control.size
+        return state[n:].view_as(a)
+
+
+class _Augmented:
+    """The field of a state and its adjoint, which keeps the parameters' slopes of a step."""
+
+    def __init__(self, given: Given, output: int, end: float, y: Tensor, pair: Pair) -> None:
+        self.field, self.output, self.shape, self.pair = given.problem.field, output, y.shape, pair
+        self.sums = given.sums.params
+        self.indices = self.sums.select(self.field.uses(Stage(end, output=output)))
+        self.read = [self.sums.params[k] for k in self.indices]
+        self.grads: dict[int, tuple[Tensor | None, ...]] = {}
+
+    def __call__(self, stage: Stage, state: Tensor) -> Tensor:
+        """Return the slopes of the state and of its adjoint."""
+        y, a = (part.view(self.shape) for part in state.chunk(2))
+        # The last stage is the first of the next step.
+        needed = self.pair.tableau.b[stage.number] or stage.number == self.pair.stages - 1
+        slope_y, slope_a, grads = _slopes(
+            self.field, stage._replace(output=self.output), y, a, self.read if needed else []
+        )
+        self.grads[stage.number] = grads
+        return torch.cat([slope_y.reshape(-1), slope_a.reshape(-1)])
+
+    def add(self, h: float) -> None:
+        """Add an accepted step's share of the parameters' integral."""
+        for i, weight in enumerate(self.pair.tableau.weights):
+            if weight:
+                self.sums.add(self.indices, self.grads[i], -h * weight)
+        self.grads[0] = self.grads[self.pair.stages - 1]
+
+    def error_ratio(self, solver: Adaptive, step: Taken) -> float:
+        """Return the error ratio of a step with the parameters' integral as a third part."""
+        n = step.y.numel() // 2
+        largest = solver.error_ratio(step, (n, n))
+        squares, count = 0.0, 0
+        for j, k in enumerate(self.indices):
+            zero, total = torch.zeros_like(self.read[j]), self.sums.grads[k]
+            every = [self.grads[i] for i in range(self.pair.stages)]
+            found = [grads[j] if grads else None for grads in every]
+            slopes = [_reals(zero if grad is None else grad) for grad in found]
+            before = _reals(zero if total is None else total)
+            after = advance(before, slopes, self.pair.tableau.weights, -step.span.size)
+            ratio = solver.error_ratio(Taken(step.span, before, slopes, after))
+            squares += before.numel() * ratio**2
+            count += before.numel()
+        return max(largest, math.sqrt(squares / count)) if count else largest
+
+
+class _Whole:
+    """Solve an interval backwards as one system with everything in its state."""
+
+    def __init__(self, solver: Adams | ScipySolver) -> None:
         self.solver = solver
-        self.last_step: float | None = None
 
     def back(self, given: Given, output: int, span: Interval, y: Tensor, a: Tensor) -> Tensor:
         """Return the adjoint ``a`` at the end of an interval carried back to its start."""
@@ -204,7 +307,7 @@ class _Adaptive:
         params = [sums.params[k] for k in indices]
         sizes = [y.numel(), a.numel(), *(_reals(p).numel() for p in params)]
 
-        def augmented(t: Tensor, s: Tensor) -> Tensor:
+        def augmented(t: float | Tensor, s: Tensor) -> Tensor:
             parts = torch.split(s, sizes)
             slope_y, slope_a, grads = _slopes(
                 field, Stage(t, output=output), parts[0].view_as(y), parts[1].view_as(a), params
@@ -216,10 +319,7 @@ class _Adaptive:
             return torch.cat([slope_y.reshape(-1), slope_a.reshape(-1), *blocks])
 
         start = torch.cat([y.reshape(-1), a.reshape(-1), y.new_zeros(sum(sizes[2:]))])
-        states, self.last_step = self.solver.run(
-            augmented, start, (t1, t0), first_step=self.last_step, norm=_worst_block(y.numel())
-        )
-        parts = torch.split(states[-1], sizes)
+        parts = torch.split(self.solver.run(augmented, start, (t1, t0))[-1], sizes)
         grads = [_like(p, part) for p, part in zip(params, parts[2:], strict=True)]
         sums.add(indices, grads, 1.0)
         return parts[1].view_as(a)
@@ -235,28 +335,3 @@ def _like(param: Tensor, reals: Tensor) -> Tensor:
     if not param.is_complex():
         return reals.view_as(param).to(param.dtype)
     return torch.view_as_complex(reals.reshape(*param.shape, 2).contiguous()).to(param.dtype)
-
-
-def _worst_block(n: int) -> Callable[[Tensor], Tensor]:
-    """Measure an error of the augmented system: the largest root mean square of its three blocks.
-
-    One norm over everything would let many parameters drown an error of a small state.
-    """
-
-    def norm(error: Tensor) -> Tensor:
-        blocks = [b for b in (error[:n], error[n : 2 * n], error[2 * n :]) if b.numel()]
-        return torch.stack([b.square().mean().sqrt() for b in blocks]).max()
-
-    return norm
-
-
-def _time_gradients(given: Given, a: Tensor) -> Tensor:
-    """Return ``g_i . f(t_i, y_i)`` for later outputs, ``-a(t_0) . f(t_0, y_0)`` for the first."""
-    t, field = given.problem.t, given.problem.field
-    assert isinstance(t, Tensor)
-    adjoints = [-a, *given.grad_ys[1:]]
-    products = [
-        (adjoint * field(Stage(time), y)).sum()
-        for time, y, adjoint in zip(t.unbind(), given.tensors, adjoints, strict=True)
-    ]
-    return torch.stack(products).to(t.dtype)

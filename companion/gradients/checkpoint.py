@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from companion.adaptive import Adaptive
 from companion.arguments import store_count
+from companion.gradients.accepted_steps import accepted_steps, back_through_accepted_steps
 from companion.gradients.function import Given, Kept, recomputing_states
 from companion.gradients.pullback import Sums, taped
 from companion.gradients.randomness import (
@@ -31,17 +34,21 @@ class Checkpoint:
     With ``every`` near the square root of the number of steps, memory grows like that root (Chen,
     Xu, Zhang and Guestrin 2016).
 
-    Fields that draw from torch's global generators (dropout) are recomputed with the numbers they
-    drew; other sources of chance, and state outside a module's buffers, are not known here. A
-    module's buffers are updated by the forward solve only; those that its own evaluations read and
-    change are kept for every evaluation.
+    Of an adaptive solve the accepted steps are the discretised problem: one state is stored for
+    every so many of them, their sizes are held fixed, and rejected attempts are not repeated. The
+    field must be a function of $t$ and $y$ there.
+
+    On a fixed grid, fields that draw from torch's global generators (dropout) are recomputed with
+    the numbers they drew; other sources of chance, and state outside a module's buffers, are not
+    known here. A module's buffers are updated by the forward solve only; those that its own
+    evaluations read and change are kept for every evaluation.
 
     Args:
         every: number of steps between stored states, at least 1.
 
     Raises:
-        ValueError: for ``every < 1``, a method without a fixed grid, or a field that draws random
-            numbers in some steps only.
+        ValueError: for ``every < 1``, a method of neither kind, a field that draws random numbers
+            in some steps only, or, in an adaptive solve, at all.
 
     Example:
         >>> import torch
@@ -62,16 +69,22 @@ class Checkpoint:
 
     def differentiable_states(self, problem: Problem) -> States:
         """Return the states at all output times."""
-        if not isinstance(problem.solver, FixedStep):
+        if not isinstance(problem.solver, FixedStep | Adaptive):
             raise ValueError(
-                "gradient: 'checkpoint' needs a fixed-step method; "
-                "use gradient='adjoint' or 'backprop' with adaptive ones"
+                "gradient: 'checkpoint' needs a Runge-Kutta method, such as 'rk4' or 'dopri5'; "
+                f"use gradient='backprop' or 'adjoint' with {problem.solver.method!r}"
             )
-        return recomputing_states(self, problem)
+        if isinstance(problem.solver, Adaptive):  # its steps are known when they are taken
+            return recomputing_states(self, problem)
+        return recomputing_states(
+            self, problem, list(problem.solver.segments(problem.t, self.every))
+        )
 
     def forward(self, problem: Problem) -> tuple[States, Kept]:
         """Solve; keep the states where segments start, and the generators' if the field draws."""
         solver = problem.solver
+        if isinstance(solver, Adaptive):
+            return accepted_steps(problem, self.every)
         assert isinstance(solver, FixedStep)
         states, starts, chance = [problem.y0], [], _Chance(problem)
         for step, y, (after,) in solver.walk(problem):
@@ -84,8 +97,13 @@ class Checkpoint:
                 chance.end_segment(step, y)
         return states, Kept(problem, starts, chance.finished())
 
-    def backward(self, given: Given) -> Tensor:
+    def backward(self, given: Given) -> Tensor | Iterator[Tensor]:
         """Recompute the segments from the last to the first."""
+        if isinstance(given.problem.solver, Adaptive):
+            return back_through_accepted_steps(given)
+        return self._through_segments(given)
+
+    def _through_segments(self, given: Given) -> Iterator[Tensor]:
         problem, a = given.problem, given.grad_ys[-1]
         assert isinstance(problem.solver, FixedStep)
         segments = problem.solver.segments(problem.t, self.every)
@@ -95,7 +113,7 @@ class Checkpoint:
                 a = _pulled_through(problem, steps, start, a, given.sums)
             if steps[0].n == 0:
                 a = a + given.grad_ys[steps[0].output]
-        return a
+            yield a
 
 
 class _Chance:

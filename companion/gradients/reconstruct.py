@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ from companion.arguments import check_choice, is_count, not_allowed, store_count
 from companion.gradients.function import Given, Kept, recomputing_states
 from companion.gradients.randomness import replayable, replaying
 from companion.gradients.reverse_sweep import WAYS_BACK, ReverseSweep
-from companion.solve import FixedStep, NonFiniteError, Problem, States, Step
+from companion.solve import FixedStep, NonFiniteError, Problem, States
 
 __all__ = ["Reconstruct"]
 
@@ -104,7 +105,7 @@ class Reconstruct:
                 "gradient: rule='predicted' may take different numbers of evaluations in different "
                 "processes, which synchronised batch norm cannot; use rule='corrected'"
             )
-        return recomputing_states(self, problem)
+        return recomputing_states(self, problem, [[s] for s in problem.solver.grid(problem.t)])
 
     def forward(self, problem: Problem) -> tuple[States, Kept]:
         """Solve with random numbers that can be drawn again; keep the ends of the segments."""
@@ -122,49 +123,39 @@ class Reconstruct:
         kept = replace(problem, field=field.recomputation())
         return states, Kept(kept, [*starts, *ends], (field.base is not None, len(ends)))
 
-    def backward(self, given: Given) -> Tensor:
-        """Go back through the segments from the last to the first."""
+    def backward(self, given: Given) -> Iterator[Tensor]:
+        """Go back through the steps from the last to the first."""
         problem, (seeded, k) = given.problem, given.notes
         assert isinstance(problem.solver, FixedStep)
         ends, starts = given.tensors[-k:], given.tensors[:-k] or (None,) * k
         segments = problem.solver.segments(problem.t, self.every)
         sweep = self.sweep(problem, given.sums.times is not None)
         a = given.grad_ys[-1]
-        with replaying(a.device, seeded):
-            for steps, start, end in reversed(list(zip(segments, starts, ends, strict=True))):
-                if steps[-1].last:
-                    sweep.start_interval()
-                a = _back_through(sweep, steps, start, end, a, given)
-                if steps[0].n == 0:
-                    a = a + given.grad_ys[steps[0].output]
-        return a
+        for steps, start, end in reversed(list(zip(segments, starts, ends, strict=True))):
+            if steps[-1].last:
+                sweep.start_interval()
+            for step in reversed(steps):
+                with replaying(a.device, seeded):
+                    layer = sweep.back(step, end, start if step is steps[0] else None)
+                    a = a + given.sums.pull(layer.tape, a, sweep.uses(step), step.output)
+                end = layer.state
+                if step.n == 0:
+                    _check_reconstructed(end)
+                    a = a + given.grad_ys[step.output]
+                yield a
 
     def sweep(self, problem: Problem, times: bool = False) -> ReverseSweep:
         """Return a sweep backwards through ``problem`` by this rule."""
         return ReverseSweep(problem, self.rule, self.order, self.sweeps, times)
 
 
-def _back_through(
-    sweep: ReverseSweep,
-    steps: list[Step],
-    start: Tensor | None,
-    end: Tensor,
-    a: Tensor,
-    given: Given,
-) -> Tensor:
-    """Go back through a segment from ``end``; return ``a`` pulled back to its start."""
-    for step in reversed(steps):
-        known = start if step is steps[0] else None
-        layer = sweep.back(step, end, known)
-        a = a + given.sums.pull(layer.tape, a, sweep.uses(step), step.output)
-        end = layer.state
-    if steps[0].n == 0 and not torch.isfinite(end).all():
+def _check_reconstructed(state: Tensor) -> None:
+    if not torch.isfinite(state).all():
         raise NonFiniteError(
             "gradient: a reconstructed state is not finite, though the solve was; its steps are "
             "too long to be undone: take more, store states with every=, or use "
             "gradient='checkpoint'"
         )
-    return a
 
 
 def _synchronised(module: nn.Module | None) -> bool:

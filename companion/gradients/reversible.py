@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -55,7 +55,7 @@ class Reversible:
                 "gradient: 'reversible' needs method='async_leapfrog', which runs backwards "
                 "exactly; use gradient='reconstruct', 'checkpoint' or 'backprop' with other methods"
             )
-        return recomputing_states(self, problem)
+        return recomputing_states(self, problem, [[s] for s in problem.solver.grid(problem.t)])
 
     def forward(self, problem: Problem) -> tuple[States, Kept]:
         """Solve with random numbers that can be drawn again; keep states and velocities."""
@@ -69,14 +69,12 @@ class Reversible:
         problem = replace(problem, field=field.recomputation())
         return states, Kept(problem, kept, field.base is not None)
 
-    def backward(self, given: Given) -> Tensor:
+    def backward(self, given: Given) -> Iterator[Tensor]:
         """Run the scheme backwards through the intervals from the last to the first."""
         spans, a = list(intervals(given.problem.t)), given.grad_ys[-1]
-        with replaying(a.device, given.notes):
-            for i in reversed(range(len(spans))):
-                y, v = given.tensors[2 * i : 2 * i + 2]
-                a = _Back(given, i, spans[i]).interval(y, v, a) + given.grad_ys[i]
-        return a
+        for i in reversed(range(len(spans))):
+            y, v = given.tensors[2 * i : 2 * i + 2]
+            a = yield from _Back(given, i, spans[i]).interval(y, v, a)
 
 
 class _Back:
@@ -86,9 +84,14 @@ class _Back:
         assert isinstance(given.problem.solver, AsyncLeapfrog)
         self.solver, self.field, self.sums = given.problem.solver, given.problem.field, given.sums
         self.span, self.output = span, output
+        self.seeded, self.grad_y = given.notes, given.grad_ys[output]
 
-    def interval(self, y: Tensor, v: Tensor, a: Tensor) -> Tensor:
-        """Go back from state ``y`` and velocity ``v``; return ``a`` pulled back to the start."""
+    def interval(self, y: Tensor, v: Tensor, a: Tensor) -> Generator[Tensor, None, Tensor]:
+        """Go back from state ``y`` and velocity ``v``; return ``a`` pulled back to the start.
+
+        What is yielded after each step but the first in time is not the whole gradient there: the
+        velocity has a part of it.
+        """
         steps = [
             Step(self.span, self.output, n, self.solver.steps) for n in range(self.solver.steps)
         ]
@@ -97,15 +100,21 @@ class _Back:
         for step in reversed(steps):
             middle = y - half * v
             reaching = a_v + half * a  # everything that the new velocity does to the loss
-            tape = self._taped(self.solver.middle, step, middle)
-            grad = self._pull(tape, 2 * reaching, self.solver.middle(step))
+            with replaying(a.device, self.seeded):
+                tape = self._taped(self.solver.middle, step, middle)
+                grad = self._pull(tape, 2 * reaching, self.solver.middle(step))
             earlier = 2 * tape.value.detach() - v
             y = middle - half * earlier
             self._add_step_size((a * v).sum() + ((a + grad) * earlier).sum())
             a, v = a + grad, earlier
             a_v = half * a - reaching
-        tape = self._taped(self.solver.entrance, steps[0], y)
-        return a + self._pull(tape, a_v, self.solver.entrance(steps[0]))
+            if step.n > 0:
+                yield a
+        with replaying(a.device, self.seeded):
+            tape = self._taped(self.solver.entrance, steps[0], y)
+            a = a + self._pull(tape, a_v, self.solver.entrance(steps[0])) + self.grad_y
+        yield a
+        return a
 
     def _taped(self, place: Callable[[Step], Stage], step: Step, y: Tensor) -> Taped:
         def evaluate(y: Tensor, span: Interval) -> Tensor:

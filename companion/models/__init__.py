@@ -7,7 +7,7 @@ from companion.models.continuous_net import (
     pre_activation_unit,
     wide_continuous_net,
 )
-from companion.models.graphs import graph_summary, with_graph
+from companion.models.graphs import ContinuousModel, graph_summary, with_graph
 from companion.models.layers import layer_weights
 from companion.models.members import Members
 from companion.models.one_step import OneStepNet, TanhField
@@ -22,6 +22,7 @@ from companion.plain_layers import apply_to_layers
 
 __all__ = [
     "ContinuousMLP",
+    "ContinuousModel",
     "ContinuousNet",
     "Members",
     "OneStepNet",

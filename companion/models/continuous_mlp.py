@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -11,14 +11,14 @@ from companion.arguments import check_count
 from companion.basis import Basis, PiecewiseConstant
 from companion.block import OdeBlock
 from companion.gradients import Gradient
-from companion.models.graphs import with_graph
+from companion.models.graphs import ContinuousModel
 from companion.models.residual_mlp import residual
 from companion.models.skip_init import SkipInit
 
 __all__ = ["ContinuousMLP"]
 
 
-class ContinuousMLP(nn.Module):
+class ContinuousMLP(ContinuousModel):
     r"""Linear stem, one block that is continuous in depth, linear head.
 
     $$\dot x = \varepsilon\, s(t)\, \bigl(V(t)\, \mathrm{relu}(W(t)\, x + b(t)) + c(t)\bigr),
@@ -99,26 +99,3 @@ class ContinuousMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.block(self.stem(x)))
         return logits
-
-    def refine(self) -> None:
-        """Double the block's cells and steps in place; see :meth:`companion.OdeBlock.refine`.
-
-        Example:
-            >>> net = ContinuousMLP(2, 2, basis=PiecewiseConstant(1), steps=1)
-            >>> net.refine()
-            >>> net.block.weights.basis, net.block.steps
-            (PiecewiseConstant(cells=2), 2)
-        """
-        self.block.refine()
-
-    def with_graph(
-        self,
-        *,
-        method: str | None = None,
-        steps: int | None = None,
-        gradient: str | Gradient | None = None,
-        rtol: float | None = None,
-        atol: float | None = None,
-    ) -> Self:
-        """Return the same weights under another graph: :func:`companion.models.with_graph`."""
-        return with_graph(self, method=method, steps=steps, gradient=gradient, rtol=rtol, atol=atol)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -14,7 +14,7 @@ from companion.arguments import check_count, is_count
 from companion.basis import Basis, PiecewiseConstant
 from companion.block import OdeBlock
 from companion.gradients import Gradient
-from companion.models.graphs import with_graph
+from companion.models.graphs import ContinuousModel
 from companion.models.layers import basic_branch, convolution, full_precision
 from companion.models.skip_init import SkipInit
 from companion.models.stitch import Stitch
@@ -47,7 +47,7 @@ def pre_activation_unit(channels: int) -> nn.Sequential:
     )
 
 
-class ContinuousNet(nn.Module):
+class ContinuousNet(ContinuousModel):
     r"""Stem, blocks that are continuous in depth with a stitch between two, head.
 
     $$\dot x = \varepsilon\, s(t)\, \mathcal R(x, \theta(t)), \qquad t \in [0, 1],$$
@@ -151,31 +151,6 @@ class ContinuousNet(nn.Module):
             x = block(full_precision(x, block))
         logits: Tensor = self.head(x.mean((2, 3)))
         return logits
-
-    def refine(self) -> None:
-        """Double cells and steps of every block in place: :meth:`companion.OdeBlock.refine`.
-
-        Example:
-            >>> net = ContinuousNet(basis=PiecewiseConstant(1), steps=1)
-            >>> net.refine()
-            >>> net.blocks[2].weights.basis, net.blocks[2].steps, net.stitches[1].scale
-            (PiecewiseConstant(cells=2), 2, 1.0)
-        """
-        for block in self.blocks:
-            assert isinstance(block, OdeBlock)
-            block.refine()
-
-    def with_graph(
-        self,
-        *,
-        method: str | None = None,
-        steps: int | None = None,
-        gradient: str | Gradient | None = None,
-        rtol: float | None = None,
-        atol: float | None = None,
-    ) -> Self:
-        """Return the same weights under another graph: :func:`companion.models.with_graph`."""
-        return with_graph(self, method=method, steps=steps, gradient=gradient, rtol=rtol, atol=atol)
 
 
 def wide_continuous_net(classes: int = 100, **options: Any) -> ContinuousNet:

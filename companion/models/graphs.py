@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar, cast
+from typing import Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from companion.basis import locate
-from companion.block import OdeBlock
+from companion.block import OdeBlock, ode_blocks
 from companion.gradients import Gradient
 from companion.solve import Field, Problem, Stage
 
-__all__ = ["graph_summary", "with_graph"]
+__all__ = ["ContinuousModel", "graph_summary", "with_graph"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -84,6 +84,36 @@ def with_graph(
     found = view(model)
     assert isinstance(found, type(model))
     return found
+
+
+class ContinuousModel(nn.Module):
+    """A model whose own methods refine its blocks and run them under other graphs."""
+
+    def refine(self) -> None:
+        """Double cells and steps of every block in place; see :meth:`companion.OdeBlock.refine`.
+
+        Example:
+            >>> from companion import PiecewiseConstant
+            >>> from companion.models import ContinuousNet
+            >>> net = ContinuousNet(basis=PiecewiseConstant(1), steps=1)
+            >>> net.refine()
+            >>> net.blocks[2].weights.basis, net.blocks[2].steps, net.stitches[1].scale
+            (PiecewiseConstant(cells=2), 2, 1.0)
+        """
+        for block in ode_blocks(self):
+            block.refine()
+
+    def with_graph(
+        self,
+        *,
+        method: str | None = None,
+        steps: int | None = None,
+        gradient: str | Gradient | None = None,
+        rtol: float | None = None,
+        atol: float | None = None,
+    ) -> Self:
+        """Return the same weights under another graph: :func:`companion.models.with_graph`."""
+        return with_graph(self, method=method, steps=steps, gradient=gradient, rtol=rtol, atol=atol)
 
 
 def graph_summary(model: nn.Module) -> str:

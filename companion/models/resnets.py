@@ -23,7 +23,7 @@ from companion.models.layers import (
     pre_activation,
 )
 
-__all__ = ["DEPTHS", "FirstLayer", "ResNet", "Stage", "resnet"]
+__all__ = ["DEPTHS", "FirstLayer", "ResNet", "ResNetStage", "resnet"]
 
 DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
     18: ("basic", (2, 2, 2, 2)),
@@ -132,7 +132,7 @@ class ResNet(nn.Module):
                 gradient=gradient,
                 scale=1.0 if rule == "scaled" else float(count - 1),
             )
-            stages.append(Stage(first, block))
+            stages.append(ResNetStage(first, block))
         self.stages = nn.ModuleList(stages)
         self.head = nn.Linear(channels, classes)
 
@@ -145,7 +145,7 @@ class ResNet(nn.Module):
         return logits
 
 
-class Stage(nn.Module):
+class ResNetStage(nn.Module):
     """The layers of one scale.
 
     Attributes:

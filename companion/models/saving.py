@@ -6,7 +6,6 @@ made by who loads it.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from companion.plain_layers import all_modules
 
 __all__ = ["load", "save"]
 
-_FORMAT = "companion model, format 2"
+_FORMAT = "companion model, format 3"
 _PLAIN = (bool, int, float, str, type(None))
 _GRAPH = ("method", "steps", "rtol", "atol")
 _HINTS = {
@@ -125,7 +124,7 @@ def load(path: str | Path, model: nn.Module | None = None, **left_out: Any) -> n
         raise TypeError(f"left_out: {sorted(left_out)} is not allowed; the file asks for {wanted}")
     try:
         return _filled(_made(state, left_out) if model is None else model, state)
-    except (AttributeError, KeyError, RuntimeError, SyntaxError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         whom = "this version of the package" if model is None else "model"
         raise ValueError(f"path: {path} does not fit {whom}: {error}") from error
 
@@ -196,39 +195,35 @@ def _public() -> dict[str, Any]:
 def _can_hold(value: object) -> bool:
     try:
         return bool(_decoded(_encoded(value)) == value)
-    except (SyntaxError, TypeError, ValueError):
+    except (TypeError, ValueError):
         return False
 
 
 def _encoded(value: Any) -> Any:
-    """Return plain data; in the place of an object, the Python expression that makes it."""
+    """Return plain data; in the place of an object, its name and its fields."""
     if isinstance(value, _PLAIN):
         return value
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, tuple | list):
         return tuple(map(_encoded, value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        knobs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        plain = ((n, v.item() if isinstance(v, np.generic) else v) for n, v in knobs)
-        return {"code": f"{type(value).__name__}({', '.join(f'{n}={v!r}' for n, v in plain)})"}
-    return {"code": getattr(value, "__name__", None) or repr(value)}
+        fields = {f.name: _encoded(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"name": type(value).__name__, "fields": fields}
+    return {"name": getattr(value, "__name__", repr(value))}
 
 
 def _decoded(value: Any) -> Any:
+    """Undo that: a public name of the package, or one of its data classes with these fields."""
     if isinstance(value, tuple):
         return tuple(map(_decoded, value))
-    return _read(ast.parse(value["code"], mode="eval").body) if isinstance(value, dict) else value
-
-
-def _read(node: ast.expr) -> Any:
-    """Return what an expression of literals, public names and their data classes stands for."""
-    match node:
-        case ast.Name(id=name):
-            if name not in _public():
-                raise ValueError(f"companion has no public {name!r}")
-            return _public()[name]
-        case ast.Call(func=ast.Name(), args=[], keywords=keywords):
-            make = _read(node.func)
-            if not isinstance(make, type) or not dataclasses.is_dataclass(make):
-                raise ValueError(f"{ast.unparse(node.func)} is neither a basis nor a gradient")
-            return make(**{str(keyword.arg): _read(keyword.value) for keyword in keywords})
-    return ast.literal_eval(node)
+    if not isinstance(value, dict):
+        return value
+    if value["name"] not in _public():
+        raise ValueError(f"companion has no public {value['name']!r}")
+    found = _public()[value["name"]]
+    if "fields" not in value:
+        return found
+    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
+        raise ValueError(f"{value['name']} is neither a basis nor a gradient")
+    return found(**{name: _decoded(field) for name, field in value["fields"].items()})

@@ -9,6 +9,7 @@ from companion.train.members import MembersHistory, clip_members, fit_members
 from companion.train.norms import convert_sync_batchnorm, update_bn
 from companion.train.optimiser_state import split_optimiser_state
 from companion.train.refinement import Refinement
+from companion.train.rows import data_parallel
 from companion.train.run_differences import differences
 from companion.train.schedules import cosine, step_decay
 from companion.train.seeding import seeded
@@ -25,6 +26,7 @@ __all__ = [
     "connected",
     "convert_sync_batchnorm",
     "cosine",
+    "data_parallel",
     "decay_groups",
     "differences",
     "error_rate",

@@ -57,10 +57,10 @@ def fit(
     Give it the model as it was before all refinements, too.
 
     With ``parallel``, all processes call this with the same arguments on models with the same
-    values. Each takes its share of every batch, gradients are averaged by
-    :class:`~torch.nn.parallel.DistributedDataParallel`, and only the first process writes
-    snapshots. Where no layer mixes the samples of a batch, as batch norm does, the result is that
-    of one process up to rounding.
+    values. Each takes its share of every batch, gradients are averaged as by
+    :func:`~companion.train.data_parallel`, layer by layer while others are still computed, and only
+    the first process writes snapshots. Where no layer mixes the samples of a batch, as batch norm
+    does, the result is that of one process up to rounding.
 
     Args:
         model: the module to train.

@@ -10,7 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+
+from companion.train.rows import data_parallel
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,7 @@ class Team:
         if self.size == 1:
             return model
         device = next(model.parameters()).device
-        return DistributedDataParallel(
-            model, device_ids=[device] if device.type == "cuda" else None
-        )
+        return data_parallel(model, device_ids=[device] if device.type == "cuda" else None)
 
     @contextmanager
     def united(self) -> Iterator[None]:

@@ -122,6 +122,10 @@ def test_equal_numbers_of_images_for_light_and_dark(book):
     assert len(page.select("img.only-light")) == len(page.select("img.only-dark")) == 1
 
 
+def test_the_ledger_stays_light(book):
+    assert book.pages()["book/ledger.html"].stat().st_size <= 300_000
+
+
 def test_titles_are_unique(book):
     titles = [soup(book.pages()[f"{name}.html"]).h1.get_text() for name in chapters_in_toc()]
     assert len(set(titles)) == len(titles)
@@ -220,6 +224,8 @@ def test_one_setting_turns_links_on_and_off(extension, monkeypatch, url, where):
     assert config.html_theme_options == {
         "repository_url": address,
         "use_repository_button": bool(address),
+        "use_issues_button": "github" in address,
+        "use_edit_page_button": "github" in address,
         "launch_buttons": {"colab_url": colab},
     }
 
@@ -239,14 +245,15 @@ def small_book(folder: Path) -> Path:
     (folder / "book").mkdir(parents=True)
     for name in ("_config.yml", "CITATION.cff", "book/_ext", "book/_static", "book/references.bib"):
         (folder / name).symlink_to(ROOT / name)
+    (folder / "notebooks").mkdir()
     (folder / "_toc.yml").write_text(
-        "format: jb-book\nroot: index\nchapters:\n  - file: chapter\n", encoding="utf-8"
+        "format: jb-book\nroot: index\nchapters:\n  - file: notebooks/chapter\n", encoding="utf-8"
     )
     (folder / "index.md").write_text("# Index\n\n```{how-to-cite}\n```\n", encoding="utf-8")
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     cell = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# Chapter"]}
     notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4}
-    (folder / "chapter.ipynb").write_text(
+    (folder / "notebooks" / "chapter.ipynb").write_text(
         json.dumps({**notebook, "nbformat_minor": 5}), encoding="utf-8"
     )
     return folder
@@ -260,8 +267,13 @@ def test_pages_show_links_only_with_an_address(tmp_path, url):
         name: [node.get("href") for node in soup(path).find_all("a")]
         for name, path in built.pages().items()
     }
-    colab = "https://colab.research.google.com/github/owner/name/blob/main/chapter.ipynb"
-    assert (colab in links["chapter.html"]) == bool(url)
+    chapter = links["notebooks/chapter.html"]
+    colab = "https://colab.research.google.com/github/owner/name/blob/main/notebooks/chapter.ipynb"
+    assert (colab in chapter) == bool(url)
+    assert (f"{url}/edit/main/notebooks/chapter.md" in chapter) == bool(url)
+    assert (f"{url}/edit/main/index.md" in links["index.html"]) == bool(url)
+    issues = [link for link in chapter if link and "/issues/new?" in link]
+    assert [link.partition("?")[0] for link in issues] == ([f"{url}/issues/new"] if url else [])
     assert (url in links["index.html"]) == bool(url)
     entry = soup(built.pages()["index.html"]).find("pre").get_text()
     assert ("url" in entry) == bool(url)
@@ -284,8 +296,10 @@ def test_chapters_and_their_figures_carry_the_number_of_the_file(book):
         assert {c.split(".")[0] for c in captions} == {number}
 
 
-def test_the_index_maps_every_chapter(book):
+def test_the_index_maps_every_chapter(book, extension):
     """Those that are written by a link, under the title they have; the others as to come."""
+    gains = extension("course_map").GAINS
+    assert gains.keys() == CHAPTERS.keys()
     html = soup(book.pages()["book/index.html"]).find("article")
     items = [item for item in html.find_all("li") if re.match(r"\d+: ", item.get_text())]
     assert len(items) == len(CHAPTERS)
@@ -294,8 +308,9 @@ def test_the_index_maps_every_chapter(book):
         link = item.find("a")
         assert item.get_text().startswith(f"{chapter.number}: {chapter.title}")
         assert (link is not None) == (chapter.notebook in written)
+        assert item.get_text().endswith(gains[chapter.slug])
         if link is None:
-            assert item.get_text().endswith("(to come)")
+            assert item.get_text().startswith(f"{chapter.number}: {chapter.title} (to come)")
         else:
             assert link["href"] == f"../{chapter.notebook}.html"
             text = (ROOT / f"{chapter.notebook}.md").read_text(encoding="utf-8")
@@ -326,7 +341,7 @@ def test_readme_examples_run_and_the_first_is_five_lines():
     torch.testing.assert_close(scope["y0"].grad, expected)
 
 
-@pytest.mark.parametrize("name", ["index", "how_to_use", "torchdiffeq"])
+@pytest.mark.parametrize("name", ["index", "for_instructors", "torchdiffeq"])
 def test_examples_on_pages_run(name):
     torch.manual_seed(0)
     scope = {

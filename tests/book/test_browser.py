@@ -9,7 +9,9 @@ from threading import Thread
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from book_build import Book, chapters_in_toc, shared_book
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
+
+from companion.claims import CATALOGUE
 
 pytestmark = pytest.mark.browser
 
@@ -135,6 +137,51 @@ def test_theme_button_switches(browser, book):
         assert page.evaluate("document.documentElement.dataset.theme") == "light"
 
 
+def test_ledger_rows_are_filtered_with_the_keyboard_and_found_by_links(browser, book):
+    with opened(browser, address(book, "book/ledger")) as page:
+        rows, row = page.locator(".claim:visible"), page.locator("#claim-cl24")
+        assert rows.count() == len(CATALOGUE)
+        page.locator("select[name=verdict]").focus()
+        page.keyboard.press("ArrowDown")
+        verdict = page.locator("select[name=verdict]").input_value()
+        assert {node.get_attribute("data-verdict") for node in rows.all()} == {verdict}
+        assert f"{rows.count()} of {len(CATALOGUE)}" in page.locator("output").inner_text()
+        page.locator("select[name=chapter]").select_option("16")
+        assert not row.is_visible()
+        page.evaluate("location.hash = '#claim-cl24'")
+        expect(row).to_be_visible()
+        assert rows.count() == len(CATALOGUE)
+        page.locator("select[name=chapter]").select_option("16")
+        page.get_by_role("button", name="Show all").focus()
+        page.keyboard.press("Enter")
+        expect(row).to_be_visible()
+
+
+def test_the_first_page_shows_a_network_that_leaves_the_truth(browser, book):
+    with opened(browser, address(book, "book/index")) as page:
+        trailer = page.locator(".trailer")
+        assert trailer.locator("svg:visible").count() == 1  # one message
+        assert not trailer.locator("img").is_visible()
+        error = trailer.locator(".pendulum-error")
+        own = float(error.inner_text().split(":")[1].replace("\u2212", "-"))
+        slider = trailer.get_by_role("slider")
+        slider.focus()
+        while "64 steps" not in trailer.locator("output").inner_text():
+            slider.press("ArrowLeft")
+        half = float(error.inner_text().split(":")[1].replace("\u2212", "-"))
+        assert half > 100 * own
+
+
+def test_what_is_cut_fades_out_at_that_end(browser, book):
+    with opened(browser, address(book, "book/index")) as page:
+        page.set_viewport_size({"width": TELEPHONE, "height": 900})
+        listing = page.locator("div.highlight pre").first
+        expect(listing).to_have_attribute("data-cut", "after")
+        listing.evaluate("node => { node.scrollLeft = node.scrollWidth }")
+        expect(listing).to_have_attribute("data-cut", "before")
+        assert listing.evaluate("node => getComputedStyle(node).maskImage") != "none"
+
+
 @pytest.fixture
 def served(book) -> Iterator[str]:
     """The book behind a server: the search page reads other pages, which a file may not."""
@@ -155,3 +202,4 @@ def test_search_finds_a_word_of_a_chapter(browser, served):
         page.wait_for_selector("#search-results li a")
         links = page.eval_on_selector_all("#search-results li a", "nodes => nodes.map(n => n.href)")
         assert any(FOUND in link for link in links), links
+        page.wait_for_selector("#search-results li p.context")  # a snippet of the page found

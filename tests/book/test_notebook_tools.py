@@ -453,7 +453,6 @@ def test_the_template_runs_twice_to_the_same_bytes(tmp_path):
 
 MISSING = {
     "card": ("**You need**", "**Needed**", "a `card` that says"),
-    "prediction": ("Predict, then run", "Run", "an `admonition` titled"),
     "tiny": ("tiny:\n  finest: 8\n", "", "front matter `tiny"),
     "theorem": ("{prf:theorem}", "{prf:remark}", "a numbered theorem or proposition"),
     "number": (":label: template-euler", ":nonumber:", 'method has order one": a number'),
@@ -465,15 +464,13 @@ MISSING = {
         "::test_gone, which does not exist",
     ),
     "existing test file": ("test_notebook_tools.py", "test_gone.py", "which does not exist"),
-    "warm-up": ("Warm-up: two", "Two", "at least 1 exercise(s) titled `Warm-up: …`"),
-    "second core": ("Core: a ratio", "A ratio", "at least 2 exercise(s) titled `Core: …`"),
+    "exercises": ("{exercise} Core: a ratio", "{note} Core: a ratio", "4 to 7 exercises, not 3"),
     "solution": ("{solution} template-core-1", "{note}", "'Core: a ratio': a label and a solution"),
     "folded solution": (":class: dropdown", ":class: tip", "with `:class: dropdown`"),
     "section": ("## Summary", "## The end", "a section `## Summary`"),
     "order": ("## Measure it", "## Further reading", "in the order what goes wrong"),
     "failure": ("turns decay into growth.", "grows.\n\n## Later", "a code cell under `## What"),
-    "short cells": ("end = (1", "# \n" * 15 + "end = (1", "15 lines or fewer, not 18"),
-    "short plots": ("with use", "# \n" * 25 + "with use", "25 lines or fewer, not 29"),
+    "short cells": ("end = (1", "# \n" * 30 + "end = (1", "30 lines or fewer, not 33"),
     "alt text": (
         "image:\n    alt:",
         "image:\n    align:",
@@ -481,6 +478,15 @@ MISSING = {
     ),
     "figure": ("mystnb:", "other:", "a figure with caption, name and alt text"),
 }
+
+
+def test_a_test_may_be_named_in_a_fold_after_the_proof(tmp_path):
+    chapter = Path(shutil.copy(TEMPLATE, tmp_path / "01_template.md"))
+    named = "Checked by `tests/book/test_notebook_tools.py::test_template_theorem`."
+    edit(chapter, named, "")
+    end = r"\tfrac12 \lambda^2 / N^2$." + "\n:::\n::::\n"
+    edit(chapter, end, f"{end}\n:::{{dropdown}} Checked by\n{named}\n:::\n")
+    assert lacks(read_text(chapter), ROOT) == []
 
 
 @pytest.mark.parametrize(("old", "new", "line"), MISSING.values(), ids=MISSING)

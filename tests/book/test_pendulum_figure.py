@@ -48,14 +48,9 @@ def test_to_the_right_the_step_grows_as_in_the_plot():
     assert list(pendulum_figure.COUNTS) == sorted(set(pendulum_figure.COUNTS), reverse=True)
 
 
-def test_it_is_small():
-    assert sliders.bytes_to_load("pendulum") < 200_000
-
-
 @pytest.fixture
-def page(request, browser, tmp_path):
-    theme = getattr(request, "param", "light")
-    with sliders.opened(browser, tmp_path, "pendulum", theme, height=1200) as page:
+def page(browser, tmp_path):
+    with sliders.opened(browser, tmp_path, "pendulum", height=1200) as page:
         yield page
 
 
@@ -115,14 +110,3 @@ def test_the_picture_gives_way_and_nothing_is_too_wide(page):
     for at in ("0", "9", "19"):
         page.get_by_role("slider", name="Step").fill(at)
         sliders.assert_inside(page, page.locator(".pendulum > svg"), "polyline, text")
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
-def test_it_is_accessible(page):
-    sliders.assert_accessible(page)
-
-
-@pytest.mark.browser
-def test_the_picture_stays_without_scripts(browser, tmp_path):
-    sliders.assert_picture_stays_without_scripts(browser, tmp_path, "pendulum")

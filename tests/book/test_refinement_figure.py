@@ -51,13 +51,9 @@ def test_variation_is_the_jumps_over_the_largest_row():
     assert found["cells"] == 2
 
 
-def test_it_is_small():
-    assert sliders.bytes_to_load("refinement") < 200_000
-
-
-@pytest.fixture(params=["light", "dark"])
-def page(request, browser, tmp_path):
-    with sliders.opened(browser, tmp_path, "refinement", request.param) as page:
+@pytest.fixture
+def page(browser, tmp_path):
+    with sliders.opened(browser, tmp_path, "refinement") as page:
         yield page
 
 
@@ -101,13 +97,3 @@ def test_the_picture_gives_way_and_nothing_is_too_wide(page):
     sliders.assert_picture_gives_way(page)
     expect(page.locator(".refinement > svg polyline")).to_have_count(12)
     sliders.assert_inside(page, page.locator(".refinement > svg"))
-
-
-@pytest.mark.browser
-def test_it_is_accessible(page):
-    sliders.assert_accessible(page)
-
-
-@pytest.mark.browser
-def test_the_picture_stays_without_scripts(browser, tmp_path):
-    sliders.assert_picture_stays_without_scripts(browser, tmp_path, "refinement")

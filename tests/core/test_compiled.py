@@ -132,8 +132,10 @@ def test_refusals(monkeypatch, device):
     refused("compile: times that need gradients", t=torch.tensor([0.0, 1.0], requires_grad=True))
     refused("draws random numbers", lambda t, y: torch.dropout(y, 0.5, True))
     refused("compile: func changes and reads its buffer 'level'", Changing().to(device))
-    refused("cannot be traced", lambda t, y: y if float(y.sum()) > 0 else -y)
+    refused("cannot be traced", lambda t, y: y if float(y.detach().sum()) > 0 else -y)
     refused("func: returned shape", lambda t, y: y[0])
+    with pytest.raises(ValueError, match=r"compile: True means operations which torch.func"):
+        torch.func.vmap(lambda y: solve(lambda t, y: -y))(y)
     weight = torch.ones(3, device=device, dtype=y.dtype, requires_grad=True)
     refused(re.escape("name all such tensors with params=(...)"), lambda t, y: weight * y)
     named = solve(lambda t, y: weight * y, params=(weight,))

@@ -136,7 +136,7 @@ ROWS = [
     ("hidden parameter, checkpoint", lambda: solve(func=lambda t, y: WEIGHT * y,
                                                    gradient="checkpoint"),
      ValueError, "gradient", ["(2,)", "params=", "'backprop'"]),
-    ("checkpoint without a grid", lambda: solve(method="dopri5", gradient="checkpoint"),
+    ("checkpoint of Adams", lambda: solve(method="implicit_adams", gradient="checkpoint"),
      ValueError, "gradient", ["'checkpoint'", "'adjoint'"]),
     ("backprop through scipy", lambda: solve(y0=torch.ones(2, requires_grad=True),
                                              method="scipy_solver"),

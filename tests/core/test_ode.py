@@ -121,8 +121,11 @@ def test_a_tuple_is_solved_like_the_parts_in_one_vector(solve, device, dtype):
     ys = odeint(joined, torch.cat([a.reshape(-1), b]), [0.0, 0.5, 1.0], **SOLVES[solve])
     assert us.shape == (3, 2, 3)
     assert vs.shape == (3, 4)
-    assert torch.equal(us, ys[:, :6].reshape(3, 2, 3))
-    assert torch.equal(vs, ys[:, 6:])
+    found = torch.cat([us.flatten(1), vs], 1)
+    if solve == "rk4":
+        assert torch.equal(found, ys)
+    # The errors of parts are measured apart: the steps are others.
+    torch.testing.assert_close(found, ys, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
@@ -141,18 +144,15 @@ def test_gradients_reach_every_part_of_a_tuple(gradient, device, dtype):
     assert grad_b.item() == 3.0
 
 
-@pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3", "rk4", "implicit_adams"])
+@pytest.mark.parametrize("method", ["dopri5", "tsit5", "bosh3", "rk4", "implicit_adams"])
 def test_tight_solves_agree_with_the_matrix_exponential(method, device, dtype):
     a = randn(4, 4, device=device) / 2
     y0 = randn(4, device=device, seed=2)
     t = [0.0, 0.7, 1.5]
     tight = {"rtol": 1e-10, "atol": 1e-12, "steps": 300}
-    if method in ("bosh3", "dopri8"):
-        tight |= {"rtol": 1e-8, "atol": 1e-10}
     ys = odeint(lambda t, y: a @ y, y0, t, method=method, **knobs(method, **tight))
     expected = torch.stack([torch.matrix_exp(a * x) @ y0 for x in t])
-    loose = method in ("bosh3", "dopri8")
-    torch.testing.assert_close(ys, expected, rtol=0, atol=1e-4 if loose else 1e-8)
+    torch.testing.assert_close(ys, expected, rtol=0, atol=1e-8)
 
 
 # --- counts ---------------------------------------------------------------------------------------
@@ -214,8 +214,8 @@ TIMED = {
 @loop("back", [False, True])
 def test_gradients_of_first_interior_and_last_time(solve, gradient, back, device, dtype):
     """Against the closed form of y' = 2 t y: y_i = y0 exp(t_i^2 - t_0^2), a loss on all outputs."""
-    if gradient == "checkpoint" and solve != "rk4":
-        return  # it needs a fixed grid
+    if gradient == "checkpoint" and solve == "implicit_adams":
+        return  # refused
     values = [0.2, 0.5, 0.9, 1.1]
     values = values[::-1] if back else values
     t = torch.tensor(values, device=device, dtype=dtype, requires_grad=True)

@@ -3,14 +3,12 @@
 import pytest
 import torch
 import torchdiffeq
-from fields import Tanh, gradients, knobs, randn
+from fields import Tanh, gradients, randn
 
 from companion import odeint
 
 SAME_SCHEME = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2", "rk4_38": "rk4"}
-CALLED_ALIKE = [
-    "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver",
-]  # fmt: skip
+CONTROLLED = ["dopri5", "bosh3", "tsit5", "scipy_solver"]
 SPANS = {
     "two times": [0.0, 1.0],
     "uneven": [0.0, 0.25, 1.5, 2.0],
@@ -79,20 +77,20 @@ def test_steps_are_torchdiffeqs_grid(ours, device, dtype):
 @pytest.mark.parametrize(
     ("method", "span", "case"),
     [
-        *((method, "uneven", CASES[i % 4]) for i, method in enumerate(CALLED_ALIKE)),
+        *((method, "uneven", CASES[i % 4]) for i, method in enumerate(CONTROLLED)),
         *(("dopri5", span, CASES[3 - i]) for i, span in enumerate(SPANS)),
     ],
     indirect=["case"],
 )
-def test_other_methods_are_the_same_call(method, span, case, device, dtype):
+def test_controlled_methods_meet_a_tight_solve_of_torchdiffeqs(method, span, case, device, dtype):
+    """The steps are others; what they approximate is the same."""
     func, shape = case
     y0 = randn(*shape, device=device)
     t = torch.tensor(SPANS[span], device=device, dtype=dtype)
-    options = {"rtol": 1e-4, "atol": 1e-4, "method": method}
-    expected = torchdiffeq.odeint(func, y0, t, **options)
-    ys = odeint(func, y0, t, method=method, **knobs(method, rtol=1e-4, atol=1e-4))
-    assert torch.equal(ys[1:], expected[1:])
-    assert torch.equal(ys[0], y0)  # theirs is interpolated at the start by scipy_solver
+    expected = torchdiffeq.odeint(func, y0, t, method="dopri5", rtol=1e-11, atol=1e-12)
+    ys = odeint(func, y0, t, method=method, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(ys, expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(ys[0], y0)
 
 
 @pytest.mark.parametrize("method", [None, "dopri5", "rk4_38"])
@@ -138,18 +136,19 @@ def test_gradients_of_fixed_steps_are_torchdiffeqs(ours, theirs, span, device, d
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
 
-def test_gradients_of_dopri5_are_torchdiffeqs(device, dtype):
+def test_gradients_of_dopri5_meet_torchdiffeqs(device, dtype):
+    """Theirs goes through step sizes too, which adds nothing in the limit."""
     field = Tanh(device)
     found = []
-    for solve in (odeint, torchdiffeq.odeint):
+    for solve, tolerance in ((odeint, 1e-9), (torchdiffeq.odeint, 1e-11)):
         y0 = randn(2, 3, device=device).requires_grad_()
         ys = solve(
-            field, y0, torch.tensor([0.0, 0.7, 1.0], device=device, dtype=dtype), rtol=1e-9,
-            atol=1e-9,
+            field, y0, torch.tensor([0.0, 0.7, 1.0], device=device, dtype=dtype), rtol=tolerance,
+            atol=tolerance,
         )  # fmt: skip
         found.append(gradients(ys.square().sum(), [y0, *field.parameters()]))
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_the_adjoint_agrees_with_torchdiffeqs(device, dtype):

@@ -241,7 +241,7 @@ def test_the_smoke_tier_runs_on_one_thread():
 
 
 def test_numbers_that_moved_are_named():
-    entry = declare(timed=("draw",))
+    entry = declare(machine_dependent=("draw",))
     now = tiny(entry)
     assert now == Findings({"sum": 0.5})
     assert moved(now, Findings({"sum": 0.5 + 1e-8}), 1e-6) == ()
@@ -251,7 +251,7 @@ def test_numbers_that_moved_are_named():
 
 
 def test_a_record_gets_a_tiny_run_and_then_answers_for_it():
-    entry = declare(timed=("draw",))
+    entry = declare(machine_dependent=("draw",))
     first = checked(entry(), entry)
     assert first.tiny == tiny(entry)
     assert first.moved == ()
@@ -264,7 +264,7 @@ def test_a_record_gets_a_tiny_run_and_then_answers_for_it():
 
 def test_a_tiny_run_needs_no_other_process(monkeypatch):
     """After a run of several processes, the first alone computes it, without a shared folder."""
-    entry = declare(timed=("draw",))
+    entry = declare(machine_dependent=("draw",))
     monkeypatch.setattr(Team, "running", lambda: Team(rank=0, size=2))
     assert tiny(entry) == Findings({"sum": 0.5})
     with pytest.raises(ValueError, match="folder: None is not allowed; 2 processes must share"):
@@ -274,3 +274,22 @@ def test_a_tiny_run_needs_no_other_process(monkeypatch):
 def test_a_row_words_what_it_measures():
     row = Row("CL01", "x", None, 1.0, "mean over {seeds} seeds")
     assert row.decide({"x": 2.0}, {"seeds": 3}).text == "mean over 3 seeds"
+
+
+def test_bounds_may_differ_by_data_set():
+    row = Row("CL01", "x_{depths[0]}", {"a": 0.0}, {"a": 1.0}, "{dataset}: {depths[-1]}, {deep:g}")
+    numbers = {"x_2": 2.0, "deep": 3.0}
+    claim = row.decide(numbers, {"dataset": "a", "depths": (2, 4, 8)})
+    assert claim == Claim("CL01", "a: 8, 3", 2.0, 0.0, 1.0)
+    assert row.decide(numbers, {"dataset": "b", "depths": (2, 4, 8)}) is None
+
+
+def test_what_only_decides_claims_is_no_number_of_the_run():
+    def function(run, *, terms=(1, 2)):
+        return Findings({"sum": 3.0}, deciding={"gap": 0.5, "terms": 7})
+
+    function.__module__ = "companion.train"
+    declared = (("CL01", "gap", None, 1.0, "{terms[1]} terms, {sum:g}"),)
+    result = declare(function, claims=declared, full={}, tiny={})()
+    assert result.claims == (Claim("CL01", "2 terms, 3", 0.5, None, 1.0),)
+    assert (result.findings.scalars, result.findings.deciding) == ({"sum": 3.0}, {})

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from sample_nets import images, scrambled
 from torch import nn
 from torch.nn import functional
 
@@ -25,24 +26,9 @@ from companion.train import seeded
 SMALL = {"classes": 3, "inputs": 2, "channels": (4, 6)}
 
 
-def scrambled(model, seed=1):
-    """Move every parameter and buffer away from its initial value: zeros would hide mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    model.double()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point():
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-            tensor.data = noise + 0.5 if name.endswith("var") else tensor.data + (noise - 0.5) * 0.4
-    return model
-
-
 def small_net(**options):
     with seeded(0):
         return scrambled(ContinuousNet(**SMALL, **options))
-
-
-def images(*shape, seed=2):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def euler(f, x, h):

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from sample_nets import continuous_net as net
 from torch import nn
 
 from companion import Chebyshev, OdeBlock, PiecewiseConstant
@@ -12,15 +13,6 @@ from companion.gradients import Checkpoint
 from companion.models import ContinuousMLP, ContinuousNet, graph_summary, ode_blocks, with_graph
 from companion.observe import count_nfe
 from companion.schemes import SCHEMES
-from companion.train import seeded
-
-
-def net(**options):
-    with seeded(0):
-        made = ContinuousNet(3, inputs=2, channels=(3, 4), skip_init=False, **options)
-        with torch.no_grad():
-            made(torch.randn(8, 2, 6, 6))  # statistics unlike the initial ones
-    return made
 
 
 def images():

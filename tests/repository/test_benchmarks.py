@@ -10,9 +10,11 @@ import torch
 
 from benchmarks import depth, memory_free
 from benchmarks.__main__ import NAMES
-from benchmarks.harness import Row, agree, cells, operations, report, save
+from benchmarks.harness import Row, agree, cells, compare, operations, report, save
 from benchmarks.memory import held
 from benchmarks.memory_free import conv_block
+from benchmarks.peers import PEERS, installed
+from benchmarks.problems import dopri5_loop, rk4_loop
 from companion import PiecewiseConstant
 from companion.gradients import Reconstruct
 
@@ -24,7 +26,9 @@ def test_runs_tiny(name):
     module = import_module(f"benchmarks.{name}")
     rows = module.run(rounds=2, **module.TINY)
     assert rows
-    assert all(row.ratio > 0 for row in rows)
+    assert all(row.ratio > 0 for row in rows if row.ratio is not None)
+    missing = {name for name in PEERS if not installed(name)}
+    assert {row.candidate for row in rows if row.ratio is None} <= missing
 
 
 def test_memory():
@@ -84,17 +88,38 @@ def test_operations_counts_kernels():
 
 
 def test_verdict_and_cells():
-    row = Row("work", "a", "b", "time", 1.2, 1.1, 1.3, bar=1.1)
+    row = Row("work", "a", "b", "time", 1.2, 1.1, 1.3, 1.15, bar=1.1)
     assert row.verdict == "above"
-    assert cells(row)[4:] == ("1.200", "1.10 to 1.30", "1.10", "above")
+    assert cells(row)[4:] == ("1.200", "1.10 to 1.30", "1.150", "1.10", "above")
     assert Row("work", "a", "b", "bytes", 1.1, bar=1.1).verdict == "within"
     assert Row("work", "a", "b", "bytes", 1.1).verdict == ""
+
+
+def test_a_peer_that_is_not_installed_is_a_gap():
+    works = {"plain": lambda: (torch.ones(1),), "peer": None, "ours": lambda: (torch.ones(1),)}
+    agree(works, rtol=0)
+    rows = compare("work", works, 2, {"peer": 1.0}, over={("ours", "peer"): 1.5})
+    assert [(row.candidate, row.baseline, row.ratio is None) for row in rows] == [
+        ("peer", "plain", True),
+        ("ours", "plain", False),
+        ("ours", "peer", True),
+    ]
+    assert cells(rows[0])[4:] == ("", "", "", "1.00", "not installed")
+
+
+def test_the_loops_by_hand_agree():
+    """The baselines are what they say: both schemes at tight settings, against y' = -y."""
+    y = torch.ones(1, dtype=torch.float64)
+    exact = torch.tensor([-2.0], dtype=torch.float64).exp()
+    torch.testing.assert_close(rk4_loop(lambda t, y: -y, y, 400, 2.0), exact, rtol=1e-10, atol=0)
+    found = dopri5_loop(lambda t, y: -y, y, 2.0, 1e-10)
+    torch.testing.assert_close(found, exact, rtol=1e-9, atol=0)
 
 
 def test_the_page_shows_every_recorded_row(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
     rows = [
-        Row("work", "a", "b", "time", 1.234, 1.1, 1.3, bar=1.1, note="compiled in 9 s"),
+        Row("work", "a", "b", "time", 1.234, 1.1, 1.3, 1.2, bar=1.1, note="compiled in 9 s"),
         Row("work", "c", "b", "bytes", 0.5),
         Row("other", "c", "b", "bytes", 0.5),
     ]
@@ -104,9 +129,9 @@ def test_the_page_shows_every_recorded_row(monkeypatch, tmp_path):
     content = json.loads(path.read_text())
     assert [part["name"] for part in content["benchmarks"]] == ["zero", "one"]
     lines = list(import_module("speed").page(content))
-    assert "| work | a | b | 1.234 | 1.10 to 1.30 | 1.10 | above |" in lines
-    assert "|  | c | b, bytes | 0.500 |  |  |  |" in lines
-    assert "| other | c | b, bytes | 0.500 |  |  |  |" in lines
+    assert "| work | a | b | 1.234 | 1.10 to 1.30 | 1.200 | 1.10 | above |" in lines
+    assert "|  | c | b, bytes | 0.500 |  |  |  |  |" in lines
+    assert "| other | c | b, bytes | 0.500 |  |  |  |  |" in lines
     assert "- a: compiled in 9 s" in lines
     assert any("Rounds: 7." in line for line in lines)
     assert any("Rounds: 9." in line for line in lines)

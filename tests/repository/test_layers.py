@@ -9,17 +9,18 @@ ROOT = Path(companion.__file__).parent
 
 # From the bottom up. A module imports modules of lower layers, and of its own package.
 LAYERS = (
-    {"arguments", "files", "sources", "claims", "chapters", "machine", "version"},
+    {"arguments", "files", "sources", "claims", "chapters", "machine", "version", "transforms"},
     {"first_evaluation", "schemes", "basis", "listing", "results"},
-    {"solve", "records"},
-    {"buffers", "counts", "flat", "leapfrog"},
+    {"solve", "records", "pairs"},
+    {"buffers", "counts", "flat", "leapfrog", "time_gradients", "scipy_solver"},
+    {"adaptive", "adams"},
     {"depth_weights", "evaluation", "methods"},
     {"gradients"},
     {"compiled"},
     {"depth_field", "ode"},
     {"block"},
-    {"plain_layers"},
-    {"models", "data", "train", "observe", "figures", "notebook"},
+    {"capture", "plain_layers"},
+    {"models", "data", "train", "observe", "figures", "animation", "notebook"},
     {"analysis"},
     {"experiments"},
     {"exercises", "commands"},

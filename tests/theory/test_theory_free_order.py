@@ -195,8 +195,70 @@ def test_these_bounds_are_attained_at_every_layer(layers, rule, sweeps):
     with torch.no_grad():
         states = trajectory(block, start)
         got = reconstruction(block, states[-1], Reconstruct(rule, sweeps=sweeps))
-    seen, _ = bound(rule, sweeps, h * rate, h * amount, layers)
+        mine = sweep_back(modules, states[-1], rule, sweeps=sweeps)
+    seen, kept = bound(rule, sweeps, h * rate, h * amount, layers)
     np.testing.assert_allclose(distances(got, states), seen, rtol=1e-7, atol=1e-14)
+    np.testing.assert_allclose(distances(mine.kept, states), kept, rtol=1e-7, atol=1e-14)
+
+
+def layerwise(u, amount, sweeps, safe=None):
+    """Bounds from a Lipschitz constant for each layer: points seen, states kept.
+
+    Of the corrected rule or, with ``safe`` = max(beta, 2^p), of the predicted one with its switch.
+    """
+    seen, kept, steepest = [0.0], [0.0], 0.0
+    for v in reversed(u):
+        steepest = max(steepest, v)
+        if safe is None:
+            start = sum(v**i for i in range(sweeps + 2)) * kept[0] + v ** (sweeps + 1) * amount
+        else:
+            start = (kept[0] + safe * steepest ** (sweeps + 1) * amount) / (1 - v)
+        seen.insert(0, start)
+        kept.insert(0, kept[0] + v * start)
+    return np.array(seen), np.array(kept)
+
+
+@loop("sweeps", [0, 2])
+@pytest.mark.parametrize("order", [None, 1, 3])
+def test_a_steep_layer_counts_once(order, sweeps):
+    """One layer in 64 with hL = 0.9: the bounds grow with the mean of the constants."""
+    layers, steep = 64, 20
+    block, phis, x, _ = tanh_block("smooth", layers)
+    weight = block.weights.stacks.get_parameter("W").data
+    weight[steep] *= 0.9 * layers / torch.linalg.matrix_norm(weight[steep], 2)
+    bias = block.weights.stacks.get_parameter("b").data[steep]
+    phis[steep] = lambda x: torch.tanh(x @ weight[steep].T + bias)
+    u = torch.linalg.matrix_norm(weight, 2).numpy() / layers
+    states, amount = forward(phis, x), 2.0 / layers  # |tanh| in R^4
+    if order is None:
+        got = sweep_back(phis, states[-1], "corrected", sweeps=sweeps)
+        seen, kept = layerwise(u, amount, sweeps)
+        assert np.all(distances(got.kept, states) <= kept + 1e-14)
+        found = got.seen
+        uniform, _ = bound("corrected", sweeps, u.max(), amount, layers)
+    else:
+        gradient = Reconstruct("predicted", order=order, sweeps=sweeps)
+        found = reconstruction(block, states[-1], gradient)
+        seen, _ = layerwise(u, amount, sweeps, safe=max(8, 2**order))
+        uniform = [max(8, 2**order) * amount * (1 - u.max()) ** -float(layers)]
+    assert np.all(distances(found, states) <= seen + 1e-14)
+    assert seen[0] < 1e-6 * uniform[0]  # the largest constant alone says nothing here
+
+
+def test_layer_by_layer_bounds_are_attained():
+    """Slopes that differ from layer to layer, each as in the attained uniform bounds."""
+    h, amount = 1 / 12, 1.3
+    rates = np.linspace(0.5, 6.0, 12)
+    points = 0.4 + h * amount * torch.arange(13, dtype=F64).unsqueeze(1)
+    phis = [
+        lambda x, a=float(rate), x_n=x_n: amount - a * (x - x_n)
+        for rate, x_n in zip(rates, points[:-1], strict=True)
+    ]
+    for sweeps in (0, 1, 3):
+        got = sweep_back(phis, points[-1], "corrected", sweeps=sweeps)
+        seen, kept = layerwise(h * rates, h * amount, sweeps)
+        np.testing.assert_allclose(distances(got.kept, points), kept, rtol=1e-9, atol=1e-14)
+        np.testing.assert_allclose(distances(got.seen, points), seen, rtol=1e-9, atol=1e-14)
 
 
 @loop("rate", [-1.1, 0.7])
@@ -242,6 +304,35 @@ def test_gradients_stay_below_their_bound(kind, layers, rule):
             for a, b in zip(mine, true, strict=True)]  # fmt: skip
     assert max(gaps) <= bounds
     assert max(gaps) > 0
+    size = math.sqrt(sum(float(p.square().sum()) for pair in true for p in pair))
+    gamma = math.sqrt(layers) * size
+    whole = math.sqrt(sum(gap**2 for gap in gaps))
+    assert whole / size <= bounds * layers / gamma
+
+
+def test_the_bound_on_gradients_is_attained():
+    """Both terms, on the line, by hand: points off by D everywhere, all |a_n| = G.
+
+    For phi = theta x at theta = 0 the adjoint is exact, and P_n = x errs by D in every layer. For
+    phi = theta + c (x - x_n)^2 / 2 at theta = 0, P_n is constant and the adjoint grows by
+    1 + hcD a layer: Lipschitz constant cD, so that only e^L stands for (1 + h L)^N.
+    """
+    layers, D, G = 2000, 0.3, 1.7
+    h, c = 1 / layers, 2.5
+    x = 0.8
+    gradient, error = np.full(layers, h * x * G), np.full(layers, h * ((x + D) - x) * G)
+    np.testing.assert_allclose(error, G * D / layers, rtol=1e-12)  # Lambda = 1, L_df = 0
+    gamma = math.sqrt(layers) * np.linalg.norm(gradient)
+    relative = np.linalg.norm(error) / np.linalg.norm(gradient)
+    assert relative == pytest.approx(G * D / gamma, rel=1e-12)
+
+    adjoint = np.full(layers + 1, G)
+    for n in reversed(range(layers)):
+        adjoint[n] = (1 + h * c * D) * adjoint[n + 1]
+    off = h * (adjoint[1:] - G)  # Omega = 1, Lambda = 0, L_df = c
+    slope = c * D
+    attained = off.max() / (G * D / layers * c * math.expm1(slope) / slope)
+    assert 0.995 < attained <= 1
 
 
 def phis_of(block):
@@ -408,6 +499,57 @@ def test_scaled_errors_tend_to_their_leading_terms(rule, order):
         size = float(rho.norm(dim=1).max())
     assert gaps[2] < 0.1 * size
     assert fit_slope([128, 256, 512], gaps).value == pytest.approx(-1, abs=0.2)
+
+
+def test_a_jump_of_the_weights_enters_a_second_difference_once():
+    """|D^2 x| <= h (u C + eta), an equality for two lines that differ by eta."""
+    h, rate, amount, eta = 0.1, 1.7, 1.3, 0.4
+    first = amount  # phi_0 at x_0
+    x_1 = h * first
+    second = amount + rate * x_1 + eta
+    difference = h * second - h * first
+    assert difference == pytest.approx(h * (h * rate * amount + eta), rel=1e-12)
+
+
+@loop(("power", "slope"), [(0.0, -1), (0.5, -1.5), (1.0, -2)])
+def test_jumps_cost_an_order_gradually(power, slope):
+    """Weights that jump by eta = N^-power at every layer: errors O(1/N^2 + eta / N)."""
+    depths, errors = [64, 128, 256, 512], []
+    for n in depths:
+        _, _, x, _ = tanh_block("smooth", n, seed=5)
+        weights = depth_weights("smooth", n, (4, 4), 0.5, 5)
+        sign = (-1.0) ** torch.arange(n, dtype=F64)
+        weights = weights + n**-power * sign.view(-1, 1, 1) * torch.eye(4, dtype=F64)
+        phis = [lambda x, W=W: torch.tanh(x @ W.T) for W in weights]
+        states = forward(phis, x)
+        errors.append(distances(sweep_back(phis, states[-1], "predicted").seen, states).max())
+    assert fit_slope(depths, errors).value == pytest.approx(slope, abs=0.12)
+
+
+@loop("order", [1, 2, 4, 7])
+@loop("side", [0.8, 1.25])
+def test_a_prediction_of_high_order_needs_small_steps(order, side):
+    """phi = lambda x: a mode with alternating signs grows from (2^(p+1) - 1) u = 2 on.
+
+    Its factor a layer is 1 / (1 - r) with r > 1 and r = u (r^(p+1) - 1).
+    """
+    limit = 2 / (2 ** (order + 1) - 1)
+    u = side * limit
+    low, high = 1.0, 1e3
+    for _ in range(200):  # bisection; u (r^(p+1) - 1) - r changes its sign once above 1
+        middle = (low + high) / 2
+        low, high = (middle, high) if u * (middle ** (order + 1) - 1) < middle else (low, middle)
+    factor = 1 / (1 - low)
+    assert (factor < -1) == (side > 1)
+    errors = [factor**-n for n in range(order + 1)]  # of kept states, the latest first
+    for n in range(1, 40):
+        guess = sum((-1) ** j * math.comb(order + 1, j + 1) * e for j, e in enumerate(errors))
+        errors = [errors[0] - u * guess, *errors[:order]]
+        assert errors[0] == pytest.approx(factor**n, rel=1e-4)
+    if side < 1:  # and no other mode grows
+        modes = [-u * (-1) ** j * math.comb(order + 1, j + 1) for j in range(order + 1)]
+        modes[0] += 1
+        assert np.abs(np.roots([1, *(-m for m in modes)])).max() < 1
 
 
 def test_without_the_switch_rough_weights_cost_an_order():

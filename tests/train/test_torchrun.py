@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torchrun_worker as worker
+from arrivals import COMPARED, compared, data, in_turn, loss
 
 from companion.__main__ import main
 
@@ -87,6 +89,23 @@ def test_a_run_killed_after_a_refinement_ends_with_the_bits_of_an_unbroken_one(r
     refined = ranks[0]["cases"]["refinement"]["state"]
     assert shapes == {2}
     assert {len(value) for name, value in refined.items() if name[0] == "0"} == {4}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_a_row_is_averaged_before_the_layer_below_is_passed(ranks, name):
+    """The order in which DDP's hooks are called; a stack waits for all of its rows."""
+    alone = compared(name)
+    loss(alone, data()).backward()
+    for found in ranks:
+        grads, events = found["arrivals"][name]
+        for grad, p in zip(grads, alone.parameters(), strict=True):
+            torch.testing.assert_close(
+                torch.tensor(grad, dtype=p.dtype), p.grad, rtol=1e-12, atol=1e-14
+            )
+        if name == "stacks":
+            assert events.index("stack") > events.index("layer 1")
+        elif name != "sparse":
+            assert in_turn(events)
 
 
 def test_the_command_line_gives_the_same_result_and_leaves_no_parts(tmp_path):

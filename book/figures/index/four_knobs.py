@@ -56,9 +56,9 @@ def euler(x: float) -> np.ndarray:
 
 def draw_state(ax: Axes, colours: dict[str, str]) -> None:
     """Draw the field as short segments, the trajectories, and one solution in steps."""
-    t, x = np.meshgrid(np.linspace(0.025, 0.975, 20), np.linspace(-2.2, 2.2, 13))
+    t, x = np.meshgrid(np.linspace(0.03, 0.97, 15), np.linspace(-2.2, 2.2, 11))
     slope = np.vectorize(field)(t, x)
-    style = {"angles": "xy", "scale": 34, "width": 0.0018, "headwidth": 0, "headlength": 0}
+    style = {"angles": "xy", "scale": 28, "width": 0.0025, "headwidth": 0, "headlength": 0}
     ax.quiver(
         t,
         x,
@@ -73,7 +73,7 @@ def draw_state(ax: Axes, colours: dict[str, str]) -> None:
     ax.plot(times, states.T, color=colours["quiet"], lw=1.3)
     ax.plot(times, states[FOLLOWED], color=colours["method"], lw=1.3)
     path = euler(STARTS[FOLLOWED])
-    ax.plot(np.linspace(0, 1, STEPS + 1), path, "o--", color=colours["method"], lw=1.8, ms=6)
+    ax.plot(np.linspace(0, 1, STEPS + 1), path, "o--", color=colours["method"], lw=1.8, ms=5)
     ax.set(xlim=(-0.01, 1.01), ylim=(-2.4, 2.4), xticks=[], yticks=[], ylabel="state $x$")
 
 
@@ -100,7 +100,7 @@ def label(ax: Axes, text: str, colour: str) -> None:
 
 def picture(colours: dict[str, str]) -> Figure:
     """Return the figure in one set of colours."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(5.4, 4.4), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, height_ratios=[0.5, 5, 1.4])
     draw_gradient(top, colours)
     draw_state(middle, colours)
@@ -124,7 +124,7 @@ def picture(colours: dict[str, str]) -> Figure:
 
 def main() -> None:
     """Write both files."""
-    mpl.rcParams.update({"svg.hashsalt": "four knobs", "font.size": 12})
+    mpl.rcParams.update({"svg.hashsalt": "four knobs", "font.size": 13})
     for name, colours in COLOURS.items():
         target = STATIC / f"four_knobs_{name}.svg"
         picture(colours).savefig(target, transparent=True, metadata={"Date": None})

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from companion import odeint
-from companion.experiments import Part, Run, experiment, grid, seeds
+from companion.experiments import Findings, Part, Run, experiment, grids, named
 from companion.experiments.adjoint.random_field import TanhField, relative_error
-from companion.results import Findings
 
 _TIMES = (0.2, 0.7, 1.1, 1.5)
 _SHIFT = 1e-5
@@ -42,7 +41,7 @@ def c18_a5(run: Run, *, fields: int = 5, steps: int = 40) -> Findings:
     backprop. Scalars: the largest entry of each, ``max_state`` and so on.
     """
 
-    def compare(part: Part, seed: int) -> list[float]:
+    def compare(part: Part, seed: int) -> dict[str, float]:
         generator = torch.Generator().manual_seed(seed)
         field = TanhField(3, 8, generator, device=run.device)
         x0, targets = (
@@ -60,16 +59,14 @@ def c18_a5(run: Run, *, fields: int = 5, steps: int = 40) -> Findings:
         grads, exact = (torch.autograd.grad(loss(name), inputs) for name in ("adjoint", "backprop"))
         lines = [torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x) for x in inputs]
         axes = torch.eye(len(t), dtype=t.dtype, device=run.device)
-        return [
-            _direction_error(loss, inputs[:1], lines[:1], grads[:1]),
-            _direction_error(loss, inputs[2:], lines[2:], grads[2:]),
-            max(_direction_error(loss, [t], [axis], [grads[1]]) for axis in axes),
-            relative_error(grads, exact),
-        ]
+        return {
+            "state": _direction_error(loss, inputs[:1], lines[:1], grads[:1]),
+            "params": _direction_error(loss, inputs[2:], lines[2:], grads[2:]),
+            "times": max(_direction_error(loss, [t], [axis], [grads[1]]) for axis in axes),
+            "backprop": relative_error(grads, exact),
+        }
 
-    found = grid(run, compare, seed=seeds(run, fields))
-    names = ("state", "params", "times", "backprop")
-    curves = {name: found.pick(k).values for k, name in enumerate(names)}
+    curves = named(grids(run, compare, seed=run.seeds(fields)))
     return Findings({f"max_{name}": values.max() for name, values in curves.items()}, curves)
 
 

@@ -7,10 +7,8 @@ steps. Both tend to the true gradient; at a finite number of steps they are two 
 import torch
 
 from companion import odeint
-from companion.experiments import Part, Run, experiment, grid, seeds
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.adjoint.random_field import TanhField, relative_error
-from companion.observe import fit_slope
-from companion.results import Findings
 
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 3, "rk4": 4}
 """The order of the difference, by scheme."""
@@ -47,10 +45,7 @@ def c18_a6(run: Run, *, fields: int = 5, steps: tuple[int, ...] = (8, 16, 32, 64
             grads.append(torch.autograd.grad(loss, tuple(field.parameters())))
         return relative_error(*grads)
 
-    found = grid(run, difference, method=ORDERS, step=steps, seed=seeds(run, fields))
-    means = found.geometric("seed")
-    scalars: dict[str, float] = {}
-    for method in ORDERS:
-        slope = fit_slope(steps, means.at(method=method).values.tolist())
-        scalars |= {f"slope_{method}": slope.value, f"slope_error_{method}": slope.error}
+    found = grid(run, difference, method=ORDERS, step=steps, seed=run.seeds(fields))
+    slope, error = found.geometric("seed").slopes("step")
+    scalars = {**slope.named("slope", "method"), **error.named("slope_error", "method")}
     return Findings(scalars, {"steps": steps, **found.named("difference", "method")})

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 
 from companion import odeint
-from companion.experiments import Part, Run, experiment, grid
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.adjoint.random_field import TanhField
 from companion.gradients import Checkpoint, get_gradient
 from companion.observe import saved_bytes
-from companion.results import Claim, Findings
 
 METHODS = ("backprop", "checkpoint", "adjoint")
 
@@ -25,8 +24,16 @@ METHODS = ("backprop", "checkpoint", "adjoint")
     paper="Chen et al. 2018, section 2 and Table 1",
     full={"steps": (8, 16, 32, 64, 128, 256, 512, 1024), "batch": 2048},
     tiny={"steps": (8, 16, 64), "outputs": (2, 5, 10), "batch": 4},
-    claims=("CL06", "CL65"),
-)
+    claims=(
+        ("CL06", "growth_adjoint", 1, 1, "bytes of the adjoint, {steps[-1]} steps over {steps[0]}"),
+        ("CL06", "over_output", 1, 1,
+         "bytes of the adjoint over those of its output, 2 to {outputs[-1]} times"),
+        ("CL06", "over_factor", 0.94, 1.06,
+         "bytes of backprop, {steps[-1]} steps over {steps[0]}, over {factor:g}"),
+        ("CL65", "over_parameters", 100, None,
+         "bytes of backprop over those of the parameters, {steps[-1]} steps"),
+    ),
+)  # fmt: skip
 def c18_a7(
     run: Run, *, steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512),
     outputs: tuple[int, ...] = (2, 5, 10, 20, 50, 100), batch: int = 32,
@@ -61,16 +68,12 @@ def c18_a7(
         kept = curves[f"bytes_{method}"].tolist()
         scalars[f"growth_{method}"] = kept[-1] / kept[0]
         scalars[f"megabytes_{method}"] = kept[-1] / 1e6
-    over_output = max(curves["output_bytes_adjoint"] / (np.array(outputs) * state))
-    first, last, factor = steps[0], steps[-1], steps[-1] / steps[0]
-    claims = [
-        Claim("CL06", f"bytes of the adjoint, {last} steps over {first}",
-              scalars["growth_adjoint"], low=1, high=1),
-        Claim("CL06", f"bytes of the adjoint over those of its output, 2 to {outputs[-1]} times",
-              float(over_output), low=1, high=1),
-        Claim("CL06", f"bytes of backprop, {last} steps over {first}, over {factor:g}",
-              scalars["growth_backprop"] / factor, low=0.94, high=1.06),
-        Claim("CL65", f"bytes of backprop over those of the parameters, {last} steps",
-              float(curves["bytes_backprop"][-1] / parameters), low=100),
-    ]  # fmt: skip
-    return Findings(scalars, {"steps": steps, "outputs": outputs, **curves}, claims)
+    factor = steps[-1] / steps[0]
+    deciding = {
+        "factor": factor,
+        "over_factor": scalars["growth_backprop"] / factor,
+        "over_output": max(curves["output_bytes_adjoint"] / (np.array(outputs) * state)),
+        "over_parameters": curves["bytes_backprop"][-1] / parameters,
+    }
+    curves |= {"steps": steps, "outputs": outputs}
+    return Findings(scalars, curves, deciding=deciding)

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from companion import odeint
-from companion.experiments import Part, Run, experiment, grid
+from companion.experiments import Findings, Part, Run, experiment, grids, named
 from companion.experiments.adjoint.random_field import relative_error
-from companion.results import Findings
 
 _ERROR = 1e-6
 
@@ -43,26 +42,27 @@ def c18_a8(
     Curves over ``rates``: ``growth_contraction`` and ``growth_rotation``, error at the start over
     error at the end; for a braking body and one solve with dopri5 at a tolerance of 1e-6, the
     relative errors ``forward`` of x(1) and ``gradient_adjoint``, ``gradient_backprop`` of
-    dx(1)/dlambda. Scalars: these three at every rate, ``worst``, the largest relative deviation of
-    ``growth_contraction`` from exp(lambda), and ``rotation``, the largest ``growth_rotation``.
+    dx(1)/dlambda. Scalars: these three at every rate, and what decides claims.
     """
 
-    def measure(part: Part, rate: float) -> list[float]:
-        growths = [_growth(linear(rate, turns), steps, run.device) for turns in (False, True)]
+    def measure(part: Part, rate: float) -> dict[str, float]:
         braking = Braking(rate, run.device)
         forward, by_backprop = _braking_errors(braking, "backprop")
-        return [*growths, forward, _braking_errors(braking, "adjoint")[1], by_backprop]
+        return {
+            "growth_contraction": _growth(linear(rate, False), steps, run.device),
+            "growth_rotation": _growth(linear(rate, True), steps, run.device),
+            "forward": forward,
+            "gradient_adjoint": _braking_errors(braking, "adjoint")[1],
+            "gradient_backprop": by_backprop,
+        }
 
-    found = grid(run, measure, rate=rates)
-    errors = ("forward", "gradient_adjoint", "gradient_backprop")
-    names = ("growth_contraction", "growth_rotation", *errors)
-    curves = {name: found.pick(k).values for k, name in enumerate(names)}
+    curves = named(grids(run, measure, rate=rates))
     grown = zip(curves["growth_contraction"], rates, strict=True)
     scalars = {
         "worst": max(abs(growth * math.exp(-rate) - 1) for growth, rate in grown),
         "rotation": curves["growth_rotation"].max(),
     }
-    for name in errors:
+    for name in ("forward", "gradient_adjoint", "gradient_backprop"):
         values = zip(rates, curves[name], strict=True)
         scalars |= {f"{name}_{rate:g}": value for rate, value in values}
     return Findings(scalars, {"rates": rates, **curves})
@@ -83,7 +83,7 @@ class Braking(nn.Module):
         self.rate = nn.Parameter(torch.tensor(rate, dtype=torch.float64, device=device))
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Evaluate the field."""
+        """Return the velocity and the braking."""
         v = x[..., 1]
         return torch.stack([v, -self.rate * v], dim=-1)
 

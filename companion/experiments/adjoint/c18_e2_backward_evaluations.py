@@ -5,17 +5,17 @@ forward one. Here a smooth random field is solved with dopri5 and differentiated
 by this package and by torchdiffeq, at one tolerance for both directions.
 """
 
+import numpy as np
 import torch
 import torchdiffeq
+from numpy.typing import NDArray
 from torch import Tensor
 
 from companion import counting, odeint
-from companion.experiments import Grid, Part, Run, experiment, grid, seeds
+from companion.experiments import Findings, Part, Run, experiment, grids, named
 from companion.experiments.adjoint.random_field import TanhField, relative_error
 from companion.observe import count_nfe
-from companion.results import Claim, Findings
 
-_COUNTS = ("forward", "backward", "torchdiffeq_forward", "torchdiffeq_backward")
 _WHY = (
     "The backward system holds the state, its adjoint and one entry for every parameter, and its "
     "error control watches all of them; it takes no fewer steps than the forward solve. "
@@ -32,7 +32,10 @@ _WHY = (
         "outputs": (2, 5, 10, 20, 50, 100),
     },
     tiny={"fields": 1, "tolerances": (1e-2, 1e-3), "outputs": (2, 10)},
-    claims=("C18-E2",),
+    claims=(
+        ("C18-E2", "ratio", 0.4, 0.6, "median of backward over forward evaluations", _WHY),
+        ("C18-E2", "torchdiffeq_ratio", 0.4, 0.6, "the same with torchdiffeq", _WHY),
+    ),
 )  # fmt: skip
 def c18_e2(
     run: Run, *, fields: int = 5, tolerances: tuple[float, ...] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7),
@@ -43,35 +46,31 @@ def c18_e2(
     Curves: ``tolerances`` and ``outputs``; of shape ``(tolerances, fields)`` the evaluations
     ``forward``, ``backward``, ``torchdiffeq_forward``, ``torchdiffeq_backward`` and the relative
     errors of the parameters' gradient ``error_adjoint``, ``error_backprop``; of shape
-    ``(outputs, fields)`` the first four again, ``outputs_forward`` and so on. Scalars: ``ratio``
-    and ``torchdiffeq_ratio``, medians of backward over forward.
+    ``(outputs, fields)`` the first four again, ``outputs_forward`` and so on.
     """
 
-    def count(part: Part, seed: int, tolerance: float = 1e-6, outputs: int = 2) -> list[int]:
+    def count(part: Part, seed: int, tolerance: float = 1e-6, outputs: int = 2) -> dict[str, int]:
         return _Problem(seed, outputs, run.device).counts(tolerance)
 
-    def differ(part: Part, seed: int) -> list[list[float]]:
+    def differ(part: Part, seed: int) -> dict[str, list[float]]:
         return _Problem(seed, 2, run.device).errors(tolerances)
 
-    def counts(prefix: str, found: Grid) -> dict[str, Tensor]:
-        return {prefix + name: torch.tensor(found.pick(k).values) for k, name in enumerate(_COUNTS)}
-
-    own = seeds(run, fields)
-    curves = counts("", grid(run, count, tolerance=tolerances, seed=own))
-    curves |= counts("outputs_", grid(run, count, outputs=outputs, seed=own))
-    errors = torch.tensor(grid(run, differ, seed=own).values).permute(1, 2, 0)
-    curves |= dict(zip(("error_adjoint", "error_backprop"), errors, strict=True))
-    ratio, theirs = (
-        (curves[f"{whose}backward"] / curves[f"{whose}forward"]).median().item()
+    own = run.seeds(fields)
+    curves = named(grids(run, count, tolerance=tolerances, seed=own))
+    wide = named(grids(run, count, outputs=outputs, seed=own))
+    curves |= {f"outputs_{name}": values for name, values in wide.items()}
+    errors = named(grids(run, differ, seed=own))
+    curves |= {f"error_{name}": values.T for name, values in errors.items()}
+    scalars = {
+        f"{whose}ratio": _median(curves[f"{whose}backward"] / curves[f"{whose}forward"])
         for whose in ("", "torchdiffeq_")
-    )
-    texts = ("median of backward over forward evaluations", "the same with torchdiffeq")
-    claims = [
-        Claim("C18-E2", text, value, low=0.4, high=0.6, note=_WHY)
-        for text, value in zip(texts, (ratio, theirs), strict=True)
-    ]
-    scalars = {"ratio": ratio, "torchdiffeq_ratio": theirs}
-    return Findings(scalars, {"tolerances": tolerances, "outputs": outputs, **curves}, claims)
+    }
+    return Findings(scalars, {"tolerances": tolerances, "outputs": outputs, **curves})
+
+
+def _median(ratios: NDArray[np.float64]) -> float:
+    """Return the median, of an even number the smaller one in the middle."""
+    return torch.tensor(ratios).median().item()
 
 
 class _Problem:
@@ -89,7 +88,7 @@ class _Problem:
         """Return the gradient of the mean squared distance to the target at all later times."""
         return torch.autograd.grad((xs[1:] - self.target).square().mean(), self.params)
 
-    def counts(self, tolerance: float) -> list[int]:
+    def counts(self, tolerance: float) -> dict[str, int]:
         """Return the evaluations forwards and backwards, here and in torchdiffeq."""
         field, x0, t = self.field, self.x0, self.t
         with counting() as stats:
@@ -99,9 +98,10 @@ class _Problem:
             xs = torchdiffeq.odeint_adjoint(field, x0, t, rtol=tolerance, atol=tolerance)
             forward = counter.lap()
             self.gradient(xs)
-            return [stats.nfe, stats.nfe_backward, forward, counter.lap()]
+        theirs = {"torchdiffeq_forward": forward, "torchdiffeq_backward": counter.total - forward}
+        return {"forward": stats.nfe, "backward": stats.nfe_backward, **theirs}
 
-    def errors(self, tolerances: tuple[float, ...]) -> list[list[float]]:
+    def errors(self, tolerances: tuple[float, ...]) -> dict[str, list[float]]:
         """Return the relative errors of the adjoint's gradient and of backprop's, by tolerance."""
 
         def gradient(method: str, tolerance: float) -> tuple[Tensor, ...]:
@@ -110,7 +110,7 @@ class _Problem:
             return self.gradient(xs)
 
         exact = gradient("backprop", 1e-10)
-        return [
-            [relative_error(gradient(method, tolerance), exact) for tolerance in tolerances]
+        return {
+            method: [relative_error(gradient(method, tolerance), exact) for tolerance in tolerances]
             for method in ("adjoint", "backprop")
-        ]
+        }

@@ -10,14 +10,7 @@ class TanhField(nn.Module):
     $$f(t, x) = V \tanh(W x + u t + b)$$
 
     Entries are standard normal, $W$ divided by $\sqrt{\mathrm{dim}}$ and $V$ by
-    $\sqrt{\mathrm{hidden}}$. Shapes: ``(..., dim)`` to ``(..., dim)``.
-
-    Args:
-        dim: dimension of the state.
-        hidden: number of hidden units.
-        generator: CPU generator that draws the weights.
-        dtype: of the weights.
-        device: of the weights.
+    $\sqrt{\mathrm{hidden}}$, by a generator on the CPU. Shapes: ``(..., dim)`` to ``(..., dim)``.
 
     Example:
         >>> field = TanhField(2, 8, torch.Generator().manual_seed(0))

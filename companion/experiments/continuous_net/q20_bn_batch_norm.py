@@ -13,24 +13,13 @@ from torch import Tensor
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock, ode_blocks
 from companion.data import load_digits
-from companion.experiments import Findings, Part, Run, experiment, grid
-from companion.experiments import seeds as own_seeds
-from companion.experiments.recipes import (
-    SIX_SCHEMES,
-    deviation,
-    digits_recipe,
-    error_of,
-    scores,
-    splits,
-    train,
-)
+from companion.experiments import Findings, Part, Run, experiment, grids, named, recipes
 from companion.models import ContinuousNet, pre_activation_unit
 from companion.observe import count_nfe
 from companion.train import seeded
 
 CELLS = 4
 TRAINED = ("euler", "rk4")
-MEASURED = ("own", "shared", "deviation_shared", "deviation_doubled")
 
 
 @experiment(
@@ -58,42 +47,40 @@ def q20_bn(
     ``own_SCHEME``, the test error; ``shared_SCHEME``, the test error with the statistics averaged
     over depth, one set for all cells; ``deviation_shared_SCHEME`` and ``deviation_doubled_SCHEME``,
     the relative change of the scores from that, and from twice the steps with the statistics of
-    the graph that was trained. Scalars: their means, and ``harm_SCHEME``, the difference of the
-    first two; ``split``, the largest change of any score when the cells split; ``equal``, the
-    halves of cells whose statistics are still equal after a batch more; ``miscounted``, cells of
-    six schemes whose norms were not updated once a call.
+    the graph that was trained. Scalars: their means, and what decides the claim.
     """
     data = load_digits(as_images=True, device=run.device, dtype=run.dtype)
 
-    def measure(part: Part, method: str, seed: int) -> list[float]:
+    def measure(part: Part, method: str, seed: int) -> dict[str, float]:
         with seeded(seed, dtype=run.dtype):
             net = ContinuousNet(
                 inputs=1, channels=channels, basis=PiecewiseConstant(CELLS), method=method,
                 steps=CELLS, scale=float(CELLS), skip_init=False,
             ).to(run.device)  # fmt: skip
-        train(part, net, splits(data)[0], seed, **digits_recipe(epochs) | {"schedule": None})
+        recipe = recipes.digits_recipe(epochs) | {"schedule": None}
+        recipes.train(part, net, recipes.splits(data)[0], seed, **recipe)
         split = copy.deepcopy(net)
         for block in ode_blocks(split):
             block.refine(steps=False)
         others = (_with_shared_statistics(net), net.with_graph(steps=2 * CELLS), split)
-        own, shared, doubled, halved = (scores(one, data.x_test) for one in (net, *others))
-        return [
-            error_of(own, data.y_test), error_of(shared, data.y_test),
-            deviation(shared, own), deviation(doubled, own), float((halved - own).abs().max()),
-            _equal_halves(split, data.x_train[:64]),
-        ]  # fmt: skip
+        own, shared, doubled, halved = (recipes.scores(one, data.x_test) for one in (net, *others))
+        return {
+            "own": recipes.error_of(own, data.y_test),
+            "shared": recipes.error_of(shared, data.y_test),
+            "deviation_shared": recipes.deviation(shared, own),
+            "deviation_doubled": recipes.deviation(doubled, own),
+            "split": float((halved - own).abs().max()),
+            "equal": _equal_halves(split, data.x_train[:64]),
+        }
 
-    found = grid(run, measure, method=TRAINED, seed=own_seeds(run, seeds))
-    curves = {
-        f"{name}_{method}": found.at(method=method).pick(k).values
-        for method in TRAINED
-        for k, name in enumerate(MEASURED)
-    }
-    scalars = {f"mean_{name}": sum(values) / seeds for name, values in curves.items()}
-    harm = {m: scalars[f"mean_shared_{m}"] - scalars[f"mean_own_{m}"] for m in TRAINED}
-    scalars |= {f"harm_{method}": value for method, value in harm.items()}
-    scalars |= {name: found.pick(k).values.max() for name, k in (("split", 4), ("equal", 5))}
-    scalars["miscounted"] = sum(_miscounted(scheme, run) for scheme in SIX_SCHEMES)
+    found = grids(run, measure, method=TRAINED, seed=run.seeds(seeds))
+    scalars = {name: found.pop(name).values.max() for name in ("split", "equal")}
+    curves = named(found, "method")
+    scalars |= {f"mean_{name}": sum(values) / seeds for name, values in curves.items()}
+    for method in TRAINED:
+        harm = scalars[f"mean_shared_{method}"] - scalars[f"mean_own_{method}"]
+        scalars[f"harm_{method}"] = harm
+    scalars["miscounted"] = sum(_miscounted(scheme, run) for scheme in recipes.SIX_SCHEMES)
     return Findings(scalars, curves, data=data.provenance)
 
 

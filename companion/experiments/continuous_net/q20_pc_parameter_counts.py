@@ -30,9 +30,7 @@ def q20_pc(run: Run, *, cells: tuple[int, ...] = CELLS) -> Findings:
     """Count parameters; nothing is trained.
 
     Curves: ``cells`` and ``parameters`` of the net for CIFAR-10. Scalars: ``wide`` and ``tiny``,
-    the wide net's for CIFAR-100 and Tiny-ImageNet, and ``wide_millions``; ``layers`` and
-    ``wide_layers``, the layers with weights between input and output, along the blocks of 32 and 8
-    steps; ``unlisted`` and ``off_formula``, what disagrees with the paper's list and with ours.
+    the wide net's for CIFAR-100 and Tiny-ImageNet, and what decides the claim.
     """
     with torch.device("meta"):  # shapes without values
         nets = [ContinuousNet(basis=PiecewiseConstant(m), steps=m) for m in cells]

@@ -7,30 +7,21 @@ nothing at first, in any basis and under any graph. Its scalar alone has a gradi
 import torch
 from torch import Tensor
 
-from companion.basis import (
-    Basis,
-    Chebyshev,
-    Constant,
-    DiscontinuousLinear,
-    Fourier,
-    PiecewiseConstant,
-    PiecewiseLinear,
-)
+from companion import basis as bases
 from companion.block import OdeBlock
-from companion.experiments import Findings, Part, Run, experiment, grid
-from companion.experiments import seeds as own_seeds
+from companion.experiments import Findings, Part, Run, experiment, grids, named
 from companion.experiments.recipes import SIX_SCHEMES
 from companion.models import ContinuousNet, SkipInit, Stitch, pre_activation_unit
 from companion.models.layers import basic_branch, pre_activation
 from companion.train import seeded
 
-BASES: tuple[Basis, ...] = (
-    Constant(),
-    PiecewiseConstant(4),
-    PiecewiseLinear(4),
-    DiscontinuousLinear(4),
-    Chebyshev(4, cells=4),
-    Fourier(5, cells=4),
+BASES: tuple[bases.Basis, ...] = (
+    bases.Constant(),
+    bases.PiecewiseConstant(4),
+    bases.PiecewiseLinear(4),
+    bases.DiscontinuousLinear(4),
+    bases.Chebyshev(4, cells=4),
+    bases.Fourier(5, cells=4),
 )
 
 
@@ -52,21 +43,18 @@ BASES: tuple[Basis, ...] = (
 def q20_sk(run: Run, *, seeds: int = 2, steps: int = 4, channels: int = 4) -> Findings:
     """Look at outputs and gradients before the first step of training, and after it.
 
-    Scalars, the extremes over seeds, bases and schemes: ``moved``, the largest change that a block
-    makes to its input; ``net``, the largest difference between a ContinuousNet and its stem,
-    stitches' shortcuts and head alone; ``others``, the largest gradient of any weight but the
-    scalars; ``scalar``, the smallest norm of the scalars' gradient, relative to the largest;
-    ``awake``, the smallest share of the other weights that have a gradient after one step;
-    ``silenced``, the largest gradient of all where the residual itself starts at zero.
+    Scalars are extremes over seeds, bases and schemes. One decides no claim: ``silenced``, the
+    largest gradient of all where the residual itself starts at zero. A net without blocks is its
+    stem, its stitches' shortcuts and its head.
     """
 
-    def look(part: Part, seed: int) -> list[float]:
+    def look(part: Part, seed: int) -> dict[str, float]:
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(8, channels, 6, 6, generator=generator).to(run.device)
         with seeded(seed):
             silent = OdeBlock(
                 lambda: SkipInit(pre_activation(basic_branch(channels, channels))),
-                PiecewiseConstant(steps), steps=steps,
+                bases.PiecewiseConstant(steps), steps=steps,
             )  # fmt: skip
         nothing = max(_sizes(_gradients(silent.to(run.device), x)))
         found = torch.tensor(
@@ -74,16 +62,18 @@ def q20_sk(run: Run, *, seeds: int = 2, steps: int = 4, channels: int = 4) -> Fi
             dtype=torch.float64,
         )
         moved, others, size, awake = found.T
-        shares = [moved.max(), others.max(), size.min() / size.max(), awake.min()]
-        return [*map(float, shares), _net(seed, steps, x), nothing]
+        return {
+            "moved": float(moved.max()), "others": float(others.max()),
+            "scalar": float(size.min() / size.max()), "awake": float(awake.min()),
+            "net": _net(seed, steps, x), "silenced": nothing,
+        }  # fmt: skip
 
-    found = grid(run, look, seed=own_seeds(run, seeds)).values.T
-    names = ("moved", "others", "scalar", "awake", "net", "silenced")
-    extremes = {name: min if name in ("scalar", "awake") else max for name in names}
-    return Findings({name: extremes[name](row) for name, row in zip(names, found, strict=True)})
+    found = named(grids(run, look, seed=run.seeds(seeds)))
+    least = {name: found.pop(name).min() for name in ("scalar", "awake")}
+    return Findings(least | {name: values.max() for name, values in found.items()})
 
 
-def _block(basis: Basis, scheme: str, steps: int, seed: int, x: Tensor) -> list[float]:
+def _block(basis: bases.Basis, scheme: str, steps: int, seed: int, x: Tensor) -> list[float]:
     """Return the block's change, the others' largest gradient, the scalars', the share awake."""
     with seeded(seed):
         block = OdeBlock(

@@ -10,7 +10,7 @@ import torch
 
 from companion.basis import Constant
 from companion.block import OdeBlock
-from companion.experiments import Findings, Part, Run, experiment, grid
+from companion.experiments import Findings, Part, Run, experiment, grids, named
 from companion.models import ContinuousNet, Stitch, pre_activation_unit
 from companion.solve import FixedStep
 from companion.train import seeded
@@ -23,7 +23,7 @@ from companion.train import seeded
     full={"steps": (1, 2, 4, 8, 16, 32, 64, 128), "channels": 16},
     tiny={"steps": (1, 3, 8), "channels": 2},
     tolerance=1e-2,  # single precision
-    timed=("worst_corrected",),  # rounding, which no two processors share
+    machine_dependent=("worst_corrected",),  # rounding, which no two processors share
     claims=(),
 )
 def q20_st(
@@ -34,12 +34,11 @@ def q20_st(
     Curves: ``steps``; for ``RULE`` in ``classic``, $\varepsilon = N_t$, and ``scaled``,
     $\varepsilon = 1$, the ratio of the two sizes with the factor of a
     :class:`~companion.models.ContinuousNet`, ``corrected_RULE``, and with the printed one,
-    ``printed_RULE``. Scalars: the largest distance of a ratio from 1, ``worst_corrected`` and
-    ``worst_printed``.
+    ``printed_RULE``. Scalars: ``worst_FACTOR``, the largest distance of a ratio from 1.
     """
 
     @torch.no_grad()
-    def ratios(part: Part, rule: str, n: int) -> tuple[float, float]:
+    def ratios(part: Part, rule: str, n: int) -> dict[str, float]:
         scale = float(n) if rule == "classic" else 1.0
         with seeded(run.seed):
             unit = pre_activation_unit(channels).to(run.device)
@@ -51,12 +50,8 @@ def q20_st(
         assert isinstance(problem.solver, FixedStep)
         added = problem.solver.ahead(problem.field, x, next(problem.solver.grid(problem.t))) - x
         residual = float(unit(x).norm() / added.norm())
-        return stitch.scale * residual, scale * n * residual
+        return {"corrected": stitch.scale * residual, "printed": scale * n * residual}
 
-    found = grid(run, ratios, rule=("classic", "scaled"), n=steps)
-    factors = {"corrected": found.pick(0), "printed": found.pick(1)}
-    worst = {f"worst_{name}": np.abs(pair.values - 1).max() for name, pair in factors.items()}
-    curves = {"steps": steps}
-    for name, pair in factors.items():
-        curves |= pair.named(name, "rule")
-    return Findings(worst, curves)
+    found = grids(run, ratios, rule=("classic", "scaled"), n=steps)
+    worst = {f"worst_{name}": np.abs(pair.values - 1).max() for name, pair in found.items()}
+    return Findings(worst, {"steps": steps, **named(found, "rule")})

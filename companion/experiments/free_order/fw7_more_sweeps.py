@@ -6,18 +6,17 @@ weights are smooth in depth or not, as long as the iteration contracts: $\mathrm
 States stored every $K$ layers are the other remedy.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from companion.analysis.reconstruction import gradient_error, trajectory
-from companion.experiments import Claim, Findings, Part, Run, experiment, grid
+from companion.experiments import Findings, Grid, Part, Run, experiment, grid, grids, named
 from companion.experiments.free_order.networks import KINDS, Task, draw_task, state_error
 from companion.gradients import Reconstruct
 from companion.observe import fit_slope, geometric_mean
-
-Curve = NDArray[np.float64]
 
 _ORDERS = (0, 1, 2, 3)
 _GAIN = 2**0.5
@@ -38,6 +37,12 @@ _GAIN = 2**0.5
         ),
         ("FW7", "slope_stored", 0.8, 1.5,
          "slope of the gradient error of reverse against the distance of stored states"),
+        ("FW7", "left_flat", None, 1e-3,
+         "share of the state's error that {sweeps[-1]} sweeps leave, largest over networks with "
+         "Lip/N < 1"),
+        ("FW7", "left_steep", 1e-2, None,
+         "share of the state's error that {sweeps[-1]} sweeps leave, smallest over networks with "
+         "Lip/N > 1.5"),
     ),
     full={
         "depths": (16, 32, 64, 128, 256), "shallow": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
@@ -61,40 +66,46 @@ def fw7(
     largest $\lVert\partial_x f_n\rVert/N$ along the trajectory, ``(shallow, networks)``;
     ``stored``, the distances of stored states, and the relative gradient errors
     ``stored_reverse`` and ``stored_corrected`` of shape ``(stored, networks)`` for smooth networks
-    as deep as the last of them. Scalars: ``slope_KIND_k``; ``slope_stored``, of
-    ``stored_reverse`` against the distance, but for the largest.
+    as deep as the last of them. ``slope_stored`` is fitted to all distances but the largest.
     """
-    seeds, device = range(run.seed, run.seed + networks), run.device
+    seeds, device = run.seeds(networks), run.device
 
     def states(part: Part, kind: str, depth: int, seed: int) -> list[float]:
         return _errors(draw_task("mlp", kind, depth, "euler", seed, device), _ORDERS)
 
-    def steep(part: Part, shallow: int, seed: int) -> list[float]:
+    def steep(part: Part, shallow: int, seed: int) -> dict[str, Any]:
         task = draw_task("mlp", "iid", shallow, "euler", seed, device)
         with torch.no_grad():
             for parameter in task.block.parameters():
                 parameter.mul_(_GAIN)
-        return [steepness(task), *_errors(task, sweeps)]
+        return {"steepness": steepness(task), "shallow_state": _errors(task, sweeps)}
 
-    def apart(part: Part, stored: int, seed: int) -> list[float]:
+    def apart(part: Part, stored: int, seed: int) -> dict[str, float]:
         task = draw_task("mlp", "smooth", deepest, "euler", seed, device)
-        rules = (Reconstruct(rule, every=stored) for rule in ("reverse", "corrected"))
-        return [gradient_error(task.block, task.x, task.loss, rule).relative for rule in rules]
+        rules = {rule: Reconstruct(rule, every=stored) for rule in ("reverse", "corrected")}
+        return {
+            f"stored_{name}": gradient_error(task.block, task.x, task.loss, rule).relative
+            for name, rule in rules.items()
+        }
 
     deepest = stored[-1]
     errors = grid(run, states, kind=KINDS, depth=depths, seed=seeds)
-    steeper = grid(run, steep, shallow=shallow, seed=seeds).values
-    reverse, corrected = np.moveaxis(grid(run, apart, stored=stored, seed=seeds).values, -1, 0)
-    curves = {
-        f"state_{kind}_{k}": errors.at(kind=kind).pick(k).values for kind in KINDS for k in _ORDERS
-    }
-    scalars = {name.replace("state", "slope"): _slope(depths, e) for name, e in curves.items()}
-    scalars["slope_stored"] = _slope(stored[:-1], reverse[:-1])
-    steepest, left = steeper[..., 0], steeper[..., -1] / steeper[..., 1]
+    by_sweeps = Grid({**errors.axes, "sweeps": _ORDERS}, errors.values)
+    slopes, _ = by_sweeps.geometric("seed").slopes("depth")
+    curves = by_sweeps.named("state", "kind", "sweeps")
+    curves |= named(grids(run, steep, shallow=shallow, seed=seeds))
+    curves |= named(grids(run, apart, stored=stored, seed=seeds))
+    far = geometric_mean(curves["stored_reverse"][:-1], 1).tolist()
+    scalars = slopes.named("slope", "kind", "sweeps")
+    scalars["slope_stored"] = fit_slope(stored[:-1], far).value
     axes = {"depths": depths, "sweeps": sweeps, "shallow": shallow, "stored": stored}
-    curves |= {"steepness": steepest, "shallow_state": steeper[..., 1:]}
-    curves |= {"stored_reverse": reverse, "stored_corrected": corrected}
-    return Findings(scalars, {**axes, **curves}, _reach(sweeps[-1], steepest, left))
+    steepest, state = curves["steepness"], curves["shallow_state"]
+    left = state[..., -1] / state[..., 0]
+    deciding = {
+        "left_flat": left[steepest < 1].max(initial=0.0),
+        "left_steep": left[steepest > 1.5].min(initial=np.inf),
+    }
+    return Findings(scalars, {**axes, **curves}, deciding=deciding)
 
 
 def _errors(task: Task, sweeps: tuple[int, ...]) -> list[float]:
@@ -103,13 +114,7 @@ def _errors(task: Task, sweeps: tuple[int, ...]) -> list[float]:
 
 @torch.no_grad()
 def steepness(task: Task) -> float:
-    r"""Return the largest $\lVert\partial_x f_n(x_n)\rVert / N$ over layers and samples.
-
-    Example:
-        >>> task = draw_task("mlp", "iid", 4, "euler", 0, torch.device("cpu"))
-        >>> 0.2 < steepness(task) < 1.0
-        True
-    """
+    r"""Return the largest $\lVert\partial_x f_n(x_n)\rVert / N$ over layers and samples."""
     inner, outer = task.block.parameters()
     states = trajectory(task.block, task.x)
     slopes = 1 - torch.tanh(torch.einsum("nbd,nhd->nbh", states[:-1], inner)).square()
@@ -118,18 +123,3 @@ def steepness(task: Task) -> float:
         jacobians: Tensor = torch.einsum("ih,bh,hj->bij", v, slope, w)
         largest = max(largest, float(torch.linalg.matrix_norm(jacobians, 2).max()))
     return largest / len(inner)
-
-
-def _slope(x: tuple[int, ...], errors: Curve) -> float:
-    return fit_slope(x, geometric_mean(errors, 1).tolist()).value
-
-
-def _reach(sweeps: int, steepness: Curve, left: Curve) -> list[Claim]:
-    """Decide where sweeps help: what they leave of the error, below and above steepness 1."""
-    text = f"share of the state's error that {sweeps} sweeps leave"
-    return [
-        Claim("FW7", f"{text}, largest over networks with Lip/N < 1",
-              float(left[steepness < 1].max(initial=0.0)), high=1e-3),
-        Claim("FW7", f"{text}, smallest over networks with Lip/N > 1.5",
-              float(left[steepness > 1.5].min(initial=np.inf)), low=1e-2),
-    ]  # fmt: skip

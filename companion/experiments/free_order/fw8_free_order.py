@@ -2,9 +2,8 @@ r"""FW8: a free order of accuracy in training without stored activations.
 
 A memory-free sweep guesses the input of each layer from its output and evaluates the layer there
 for the vector-Jacobian product. The paper's rule forgets the value. The corrected rule goes on from
-it; the predicted rule makes the guess from the values of later layers. The gradients of all rules
-are compared with backprop's on random networks, with weights that vary with depth smoothly, in
-zigzag, or at random.
+it; the predicted rule makes the guess from the values of later layers. Here their gradients are
+compared with backprop's on random networks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from companion.experiments import Findings, Run, experiment
-from companion.experiments.free_order.networks import (
-    KINDS,
-    RULES,
-    draw_task,
-    measure_cost,
-    state_error,
-)
+from companion.experiments.free_order import networks as nets
+from companion.experiments.free_order.networks import KINDS, RULES
 from companion.gradients import Gradient, Reconstruct
 from companion.gradients.reverse_sweep import TRUST
 from companion.observe import fit_slope, geometric_mean
@@ -84,10 +78,9 @@ Curve = NDArray[np.float64]
     ),
     full={"depths": (16, 64, 256), "fine": (4, 8, 16, 32, 64, 128, 256, 512, 1024), "networks": 4},
     tiny={"depths": (1, 2), "fine": (2, 4), "fitted": 2, "networks": 1},
-    timed=(
+    machine_dependent=(
         *(f"seconds_{rule}" for rule in _COSTED),
-        # No times, but what rounding leaves: other numbers on every processor.
-        "relative_reversible_fitted",
+        "relative_reversible_fitted",  # rounding
         *(
             f"{measure}_{label}reversible"
             for measure in ("relative", "absolute")
@@ -107,13 +100,9 @@ def fw8(
     ``conv`` with kinks, smooth weights only; ``relative_dropout_RULE``; all of one network.
     ``fine``; for smooth perceptrons ``MEASURE_RULE`` of shape ``(fine, networks)``,
     ``units_RULE`` and ``seconds_RULE``. Scalars: ``relative_slope_RULE`` and
-    ``absolute_slope_RULE``, fitted from ``fitted`` layers on; with so many, ``over_reverse_RULE``,
-    the relative error over that of ``reverse``, and ``relative_reversible_fitted``;
-    ``rough_slope_corrected``, the flattest slope between the ends of ``depths`` on rough weights;
-    ``over_corrected_RULE_CAUSE``, the largest relative error over that of ``corrected``, where
-    ``weights`` or ``dropout`` make the network rough; ``units_a_layer_RULE`` of the deepest one.
+    ``absolute_slope_RULE``, fitted from ``fitted`` layers on; what decides claims.
     """
-    seeds = range(run.seed, run.seed + networks)
+    seeds = run.seeds(networks)
     one, rules = seeds[:1], errors_of_rules
     groups: dict[str, tuple[Callable[..., dict[str, float]], Any, Any, range]] = {
         **{f"{n}_{k}_": (rules, (n, k), depths, one) for n in _NETWORKS for k in KINDS},
@@ -148,20 +137,20 @@ def errors_of_rules(
     """Return ``MEASURE_RULE`` for all rules: errors of the gradient against backprop, of states."""
     errors: dict[str, float] = {}
     for method in dict.fromkeys(rule.method for rule in RULES.values()):
-        task = draw_task(network, kind, depth, method, seed, device)
+        task = nets.draw_task(network, kind, depth, method, seed, device)
         true = task.gradients("backprop")
         for name, rule in RULES.items():
             if rule.method == method:
                 relative, absolute = _distance(task.gradients(rule.gradient), true)
                 errors |= {f"relative_{name}": relative, f"absolute_{name}": absolute}
                 if isinstance(rule.gradient, Reconstruct):
-                    errors[f"state_{name}"] = state_error(task, rule.gradient)
+                    errors[f"state_{name}"] = nets.state_error(task, rule.gradient)
     return errors
 
 
 def errors_with_dropout(depth: int, seed: int, device: torch.device) -> dict[str, float]:
     """Return ``relative_RULE``: errors with the same masks, against sweeps up to rounding."""
-    task = draw_task("dropout", "smooth", depth, "euler", seed, device)
+    task = nets.draw_task("dropout", "smooth", depth, "euler", seed, device)
 
     def gradients(gradient: str | Gradient) -> tuple[Tensor, ...]:
         with seeded(seed):
@@ -179,7 +168,8 @@ def costs(depth: int, seed: int, device: torch.device) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in _COSTED:
         method, gradient = RULES.get(name, ("euler", name))
-        cost = measure_cost(draw_task("mlp", "smooth", depth, method, seed, device), gradient, 2)
+        task = nets.draw_task("mlp", "smooth", depth, method, seed, device)
+        cost = nets.measure_cost(task, gradient, 2)
         found |= {f"units_{name}": cost.units, f"seconds_{name}": cost.seconds}
     return found
 

@@ -1,9 +1,9 @@
 r"""FW8-T: do better gradients let shallower networks train without stored activations?
 
-Perceptrons learn scikit-learn's digits, as in the smoke tier of S22-F4, by every rule of this
-package. Their layers start with Lipschitz constants $L$ that do not depend on the depth $N$. To go
-back through a layer is to solve $x = x_{n+1} - f_n(x)/N$, and the rules differ in the iterates of
-this map that they take. The iterates are certain to converge where $L/N < 1$.
+Perceptrons learn digits by every rule of this package. Their layers start with Lipschitz constants
+$L$ that do not depend on the depth $N$. To go back through a layer is to solve
+$x = x_{n+1} - f_n(x)/N$, and the rules differ in the iterates of this map that they take. The
+iterates are certain to converge where $L/N < 1$.
 """
 
 import math
@@ -16,15 +16,9 @@ from torch import Tensor
 
 from companion.analysis.reconstruction import trajectory
 from companion.data import load_digits
-from companion.experiments import Claim, Findings, Part, Run, experiment
-from companion.experiments.gradient_rules import (
-    RULES,
-    Study,
-    at_depth,
-    digits_error,
-    digits_net,
-    train_all,
-)
+from companion.experiments import Findings, Part, Run, experiment
+from companion.experiments import gradient_rules as training
+from companion.experiments.gradient_rules import RULES, Study
 from companion.gradients import Reconstruct
 from companion.models import ResidualMLP
 
@@ -40,11 +34,14 @@ _SLOW = ("predicted_2", "heun_reverse")
     "Test error against depth for every gradient rule",
     paper="beyond Sander et al. 2022, Fig. 4",
     claims=(
-        "FW7",
         ("FW8-T", "excess_flat", None, _CLOSE,
          "mean test error, memory-free minus backprop, largest over rules and depths, L/N < 1"),
         ("FW8-T", "excess_steep", 0.1, None,
          "mean test error, memory-free minus backprop, smallest over rules and depths, L/N >= 2"),
+        ("FW7", "excess_sweeps", None, _CLOSE,
+         "mean test error, two more sweeps minus backprop, {eight} layers",
+         "L/N starts at {steepness:.2f} on average; where it is above 1, further sweeps need not "
+         "come closer to a layer's input."),
     ),
     full={"rules": tuple(RULES), "depths": (2, 4, 8, 16, 32, 64), "seeds": 5, "epochs": 12},
     tiny={
@@ -66,38 +63,33 @@ def fw8_t(
     ``median_RULE_DEPTH``, the means and medians over seeds; ``enough_RULE``, the shallowest depth
     whose mean is at most 0.02 above that of backprop with the same scheme (Euler's for
     ``reversible``), infinite if none is; ``enough_median_RULE``, the same with medians;
-    ``contraction_DEPTH``, the means over seeds; ``excess_flat``, the largest of all memory-free
-    rules' mean test errors minus backprop's at depths with mean $L/N < 1$ (at the deepest, where
-    there are none), and ``excess_steep``, the smallest at depths with $L/N \ge 2$ (or the
-    shallowest).
+    ``contraction_DEPTH``, the means over seeds; ``excess_flat`` (at the deepest, where no depth has
+    a mean $L/N < 1$) and ``excess_steep`` (or the shallowest).
     """
     data = load_digits(device=run.device)
 
     def train(part: Part, rule: str, depth: int, seed: int) -> list[float]:
-        net = digits_net(rule, depth, seed, gain)
-        return digits_error(part, data, net, seed, epochs=epochs, rate=rate)
+        net = training.digits_net(rule, depth, seed, gain)
+        return training.digits_error(part, data, net, seed, epochs=epochs, rate=rate)
 
     needed = ("backprop", "sweeps")
-    study = train_all(run, train, rules=rules, depths=depths, seeds=seeds, needed=needed)
-    contraction = np.array([
-        [
-            steepest(digits_net("backprop", depth, run.seed + k, gain), data.x_test.cpu())
-            for k in range(seeds)
-        ]
-        for depth in depths
-    ])  # fmt: skip
+    study = training.train_all(run, train, rules=rules, depths=depths, seeds=seeds, needed=needed)
+    starts = [
+        [training.digits_net("backprop", n, k, gain) for k in run.seeds(seeds)] for n in depths
+    ]
+    contraction = np.array([[steepest(net, data.x_test.cpu()) for net in row] for row in starts])
     scalars = study.scalars()
     for rule in rules:
         scalars[f"enough_{rule}"] = enough(study, rule, np.mean)
         scalars[f"enough_median_{rule}"] = enough(study, rule, np.median)
         for depth in depths:
             median = np.median(study.errors.at(rule=rule, depth=depth).values)
-            scalars[f"median_{at_depth(rule, depth)}"] = float(median)
+            scalars[f"median_{training.at_depth(rule, depth)}"] = float(median)
     means = contraction.mean(axis=1)
     scalars |= {f"contraction_{n}": x for n, x in zip(depths, means, strict=True)}
     scalars["excess_flat"], scalars["excess_steep"] = _excess(study, means)
-    claim, curves = _further_sweeps(study, means), study.curves() | {"contraction": contraction}
-    return Findings(scalars, curves, [claim], data.provenance)
+    curves = study.curves() | {"contraction": contraction}
+    return Findings(scalars, curves, data=data.provenance, deciding=deciding(study, means))
 
 
 @torch.no_grad()
@@ -107,10 +99,6 @@ def steepest(net: ResidualMLP, x: Tensor) -> float:
     For $f_n(x) = V_n\,\mathrm{relu}(W_n x + b_n) + c_n$ that is
 
     $$\max_{n, x} \tfrac1N \lVert V_n \operatorname{diag}(W_n x_n + b_n > 0)\, W_n \rVert_2.$$
-
-    Args:
-        net: a perceptron with untied layers and Euler's method.
-        x: samples, shape ``(batch, inputs)``.
     """
     inner, shift, outer, _ = net.block.weights.parameters()
     states = trajectory(net.block, net.stem(x))
@@ -146,14 +134,9 @@ def _excess(study: Study, contraction: NDArray[np.float64]) -> tuple[float, floa
     )
 
 
-def _further_sweeps(study: Study, contraction: NDArray[np.float64]) -> Claim:
-    """Decide the claim on two more sweeps, at the depth nearest to 8."""
+def deciding(study: Study, contraction: NDArray[np.float64]) -> dict[str, float]:
+    """Return what decides the claim on two more sweeps, at the depth nearest to 8."""
     eight = study.nearest(8)
-    return Claim(
-        "FW7",
-        f"mean test error, two more sweeps minus backprop, {eight} layers",
-        study.excess("sweeps", eight),
-        high=_CLOSE,
-        note=f"L/N starts at {contraction[study.depths.index(eight)]:.2f} on average; where it is "
-        "above 1, further sweeps need not come closer to a layer's input.",
-    )
+    steepness = contraction[study.depths.index(eight)]
+    excess = study.excess("sweeps", eight)
+    return {"eight": eight, "steepness": steepness, "excess_sweeps": excess}

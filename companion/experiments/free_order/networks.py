@@ -11,15 +11,7 @@ from torch import Tensor, nn
 
 from companion.analysis.reconstruction import reconstruction, trajectory
 from companion.block import OdeBlock
-from companion.gradients import (
-    NAMED_RULES,
-    Backprop,
-    Gradient,
-    Reconstruct,
-    Reversible,
-    Rule,
-    get_gradient,
-)
+from companion.gradients import NAMED_RULES, Backprop, Gradient, Reconstruct, Rule, get_gradient
 from companion.models import layer_weights
 from companion.observe import count_nfe
 from companion.train import seeded
@@ -90,13 +82,7 @@ class Task:
 def draw_task(
     network: str, kind: str, depth: int, method: str, seed: int, device: torch.device
 ) -> Task:
-    """Draw a network in double precision; ``smooth`` and ``zigzag`` ones are alike at all depths.
-
-    Example:
-        >>> task = draw_task("mlp", "smooth", 4, "heun", 0, torch.device("cpu"))
-        >>> [tuple(g.shape) for g in task.gradients("backprop")]
-        [(5, 16, 8), (5, 8, 16)]
-    """
+    """Draw a network in double precision; only ``iid`` ones differ between depths."""
     make, shape = NETWORKS[network]
     with seeded(seed):
         block = OdeBlock(make().double(), layer_weights(depth, method), method=method, steps=depth)
@@ -143,15 +129,9 @@ class Cost(NamedTuple):
 
 
 def measure_cost(task: Task, gradient: str | Gradient, repeats: int = 1) -> Cost:
-    """Count the evaluations of a loss and its gradients, and take the least processor time.
-
-    Example:
-        >>> task = draw_task("mlp", "smooth", 10, "euler", 0, torch.device("cpu"))
-        >>> measure_cost(task, "backprop")[:2], measure_cost(task, "checkpoint")[:2]
-        ((10, 30), (20, 40))
-    """
+    """Count the evaluations of a loss and its gradients, and take the least processor time."""
     stages = {"heun": 2}.get(task.block.method, 1)
-    products = stages * task.block.steps + (get_gradient(gradient) == Reversible())
+    products = stages * task.block.steps + (get_gradient(gradient) == get_gradient("reversible"))
     seconds = []
     for _ in range(repeats):
         start = time.process_time()

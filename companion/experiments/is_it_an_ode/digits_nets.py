@@ -20,17 +20,7 @@ def train_perceptron(
 
     With the factor 1/N a layer's gradient is of size 1/N. Its learning rate has the factor N then,
     which keeps the pace of its weights at any depth, as in the rescaled gradient flow of Sander et
-    al. 2022, Section 3.2.
-
-    Args:
-        part: where to keep snapshots, and to report to.
-        x: samples of size 64, on the device to train on.
-        y: classes 0 to 9.
-        layers: number N of layers.
-        scaled: use the factor 1/N.
-        equal: give all layers the same initial weights; else they are drawn independently.
-        seed: of the initial weights and the order of the samples.
-        epochs: passes over the data.
+    al. 2022, Section 3.2. Initial weights are ``equal`` in all layers, or drawn independently.
     """
     with seeded(seed):
         net = ResidualMLP(64, 10, width=8, hidden=16, layers=layers, tied=False, scaled=scaled)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from companion.experiments import Findings, Part, Run, experiment
+from companion.experiments.recipes import normal
 
 VARIANTS = ("smooth", "large", "rough", "relu")
 
@@ -59,16 +60,11 @@ def fw6(
     last depth has no distance: NaN; ``before_VARIANT`` and ``after_VARIANT``, one weight along
     depth in the deepest network, first start: the one with the largest jump after training.
 
-    Scalars, for each variant: ``ratio_VARIANT``, the distance of the last pair but one over that of
-    the last pair, both the largest over time, farthest from 2 among the starts; ``early_VARIANT``,
-    the same over the first ``early`` iterations; ``parity_VARIANT_ratio``, the same for
-    ``parity``; ``growth_VARIANT``, the largest roughness over time of the deepest network over
-    that of the second deepest, median over the starts, with ``least_growth_VARIANT`` and
-    ``most_growth_VARIANT``.
-
-    Raises:
-        ValueError: the depths are fewer than three or do not double, or ``early`` is not between 1
-            and ``steps``.
+    Scalars: for each variant the last distance but one over the last, both the largest over time,
+    farthest from 2 among the starts: ``ratio_VARIANT``, ``early_VARIANT`` over the first ``early``
+    iterations, ``parity_VARIANT_ratio``; ``growth_VARIANT``, the largest roughness over time of the
+    deepest network over that of the second deepest, median over the starts, with
+    ``least_growth_VARIANT`` and ``most_growth_VARIANT``.
     """
     doubles = all(deep == 2 * shallow for shallow, deep in pairwise(depths))
     if len(depths) < 3 or not doubles:
@@ -80,7 +76,8 @@ def fw6(
         problem = _problem(starts, run.seed, run.device, activation)
         return _train(part, problem, depths, step, steps)
 
-    def farthest(ratios: NDArray[np.float64]) -> float:
+    def farthest(distances: NDArray[np.float64]) -> float:
+        ratios = 1 / _last_pair(distances[:, :-1])
         return float(ratios[np.abs(ratios - 2).argmax()])
 
     parts = run.map(train, {activation: (activation,) for activation in ("tanh", "relu")})
@@ -92,9 +89,9 @@ def fw6(
             curves |= {f"{name}_{variant}": values for name, values in found.items()}
             growth = _last_pair(found["roughness"])
             scalars |= {
-                f"ratio_{variant}": farthest(1 / _last_pair(found["doubling"][:, :-1])),
-                f"early_{variant}": farthest(1 / _last_pair(found["doubling"][: early + 1, :-1])),
-                f"parity_{variant}_ratio": farthest(1 / _last_pair(found["parity"][:, :-1])),
+                f"ratio_{variant}": farthest(found["doubling"]),
+                f"early_{variant}": farthest(found["doubling"][: early + 1]),
+                f"parity_{variant}_ratio": farthest(found["parity"]),
                 f"growth_{variant}": float(np.median(growth)),
                 f"least_growth_{variant}": growth.min(),
                 f"most_growth_{variant}": growth.max(),
@@ -139,11 +136,7 @@ class _Problem(NamedTuple):
 
 
 def _problem(starts: int, seed: int, device: torch.device, activation: str) -> _Problem:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+    draw = normal(seed)
     variants = VARIANTS[:3] if activation == "tanh" else VARIANTS[3:]
     x = draw(_POINTS, _WIDTH)
     y = torch.stack([torch.sin(x[:, 0]), 0.3 * x[:, 0] * x[:, 1]], dim=1)

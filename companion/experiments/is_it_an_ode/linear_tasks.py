@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from companion.experiments.recipes import normal
 from companion.models.linear_resnet import LinearTask, end_map
 
 _DEEP = 1024
@@ -18,13 +19,10 @@ _DEEP = 1024
 
 @dataclass(frozen=True)
 class LinearProblem:
-    """Several random starts of linear networks, one a row, with one covariance.
+    """Several random starts of linear networks, one a row, with one covariance ``(d, d)``.
 
-    Attributes:
-        base: the constant part of the weights, shape ``(starts, d, d)``.
-        wave: the part that varies with depth, of the same shape.
-        direction: where the target lies, seen from the start, of the same shape.
-        covariance: second moment of 200 random inputs, shape ``(d, d)``.
+    Of shape ``(starts, d, d)``: ``base`` and ``wave``, the part of the weights that is constant and
+    that varies with depth; ``direction``, where the target lies, seen from the start.
     """
 
     base: Tensor
@@ -35,23 +33,14 @@ class LinearProblem:
     def start(self, kind: str, layers: int) -> Tensor:
         r"""Return the weights at the start, shape ``(starts, layers, d, d)``.
 
-        Args:
-            kind: ``"smooth"`` for $w_n = \sin 2\pi n/N$, ``"rough"`` for
-                $w_n = (-1)^n$.
-            layers: the number of layers.
+        They are ``"smooth"``, $w_n = \sin 2\pi n/N$, or ``"rough"``, $w_n = (-1)^n$.
         """
         n = torch.arange(layers, dtype=self.base.dtype, device=self.base.device)
         wave = {"smooth": torch.sin(2 * math.pi * n / layers), "rough": 1 - 2 * (n % 2)}[kind]
         return self.base.unsqueeze(1) + wave[:, None, None] * self.wave.unsqueeze(1)
 
     def task(self, kind: str, factor: float, step: float) -> LinearTask:
-        """Return a task on which deep networks start ``factor`` times above the loss threshold.
-
-        Args:
-            kind: the start, ``"smooth"`` or ``"rough"``.
-            factor: initial loss over :meth:`LinearTask.loss_threshold`.
-            step: the step for which the threshold is taken.
-        """
+        """Return a task on which deep networks start ``factor`` times above the loss threshold."""
         start = self.start(kind, _DEEP)
         centre = end_map(start)
         unit = LinearTask(centre + self.direction, self.covariance)
@@ -60,20 +49,8 @@ class LinearProblem:
 
 
 def linear_problem(starts: int, width: int, seed: int, device: torch.device) -> LinearProblem:
-    """Draw the starts; the first few are the same however many are drawn.
-
-    Example:
-        >>> problem = linear_problem(2, 3, 0, torch.device("cpu"))
-        >>> problem.start("smooth", 8).shape
-        torch.Size([2, 8, 3, 3])
-        >>> torch.linalg.matrix_norm(problem.start("rough", 8), 2).amax() <= 0.25
-        tensor(True)
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+    """Draw the starts; the first few are the same however many are drawn."""
+    draw = normal(seed)
     inputs = draw(width, 200)
     draws = torch.stack([draw(3, width, width) for _ in range(starts)])
     base, wave, direction = (draws / torch.linalg.matrix_norm(draws, 2)[..., None, None]).unbind(1)

@@ -1,37 +1,28 @@
 r"""S22-D1: two ODEs through the same layers, for random and for trained networks.
 
 Sander et al. (2022, Definition 1) interpolate a network's residuals or its weights. Their Section
-3.1 shows that either ODE can stay away from the network. Here both distances are measured
+3.1 shows that either ODE can stay away from the network. Here both distances are measured, and our
+bound for the first,
 
 - for random layers $\tanh(Wx + b)$ whose weights are ``smooth`` in depth, a ``zigzag``
   between two sets, or independent (``iid``);
-- for networks trained on scikit-learn's digits, in both tiers, with layers that are drawn
-  independently at the start, or all start ``equal``.
-
-Our bound for the residual interpolation holds for all of them.
+- for networks trained on digits, whose layers start ``independent`` or ``equal``.
 """
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from companion.analysis.interpolation import (
-    from_block,
-    network,
-    ode_distance,
-    residual_bound,
-    residual_interpolation,
-    solution,
-    speed,
-    weight_interpolation,
-)  # fmt: skip
+from companion.analysis import interpolation as between
 from companion.analysis.smoothness import smoothness
 from companion.data import load_digits
-from companion.experiments import Findings, Part, Run, experiment, grid
+from companion.experiments import Findings, Part, Run, experiment, grids, named
 from companion.experiments.is_it_an_ode.digits_nets import train_perceptron
+from companion.experiments.recipes import normal
 from companion.models import ResidualMLP
 from companion.observe import fit_slope
 from companion.train import error_rate
@@ -39,7 +30,6 @@ from companion.train import error_rate
 FAMILIES = ("smooth", "zigzag", "iid")
 STARTS = ("equal", "independent")
 KINDS = ("residual", "weight")
-_MEASURES = ("slope", "variation", "moved", *KINDS, "error", "error_residual", "error_weight")
 
 
 @experiment(
@@ -91,44 +81,37 @@ def s22_d1(
     (smoothness of the weights), ``moved_START`` (mean distance from the first state to the last),
     ``residual_START`` and ``weight_START`` (mean largest distance over ``moved``), and the test
     errors ``error_START``, ``error_residual_START`` and ``error_weight_START`` of the network and
-    of its two ODEs. Scalars: ``ratio``, the largest; ``rate_FAMILY_KIND`` and ``rate_START_KIND``,
-    slopes in N of the medians over copies and seeds; ``deepest_NAME_START``, the medians of the
-    deepest networks.
+    of its two ODEs. Scalars: ``rate_FAMILY_KIND`` and ``rate_START_KIND``, slopes in N of the
+    medians over copies and seeds; ``deepest_NAME_START``, the medians of the deepest networks.
     """
     data = load_digits(device=run.device)
     x, y = data.x_test.double(), data.y_test
 
-    def draw(part: Part, family: str, depth: int) -> list[list[float]]:
-        return list(_random(family, depth, copies, dimension, run.seed, run.device).values())
+    def draw(part: Part, family: str, depth: int) -> dict[str, list[float]]:
+        return _random(family, depth, copies, dimension, run.seed, run.device)
 
-    def train(part: Part, start: str, depth: int, seed: int) -> list[float]:
+    def train(part: Part, start: str, depth: int, seed: int) -> dict[str, float]:
         net = train_perceptron(
             part, data.x_train, data.y_train,
             layers=depth, scaled=True, equal=start == "equal", seed=seed, epochs=epochs,
         )  # fmt: skip
-        found = _describe(net.double(), x, y)
-        return [found[name] for name in _MEASURES]
+        return _describe(net.double(), x, y)
 
-    random = grid(run, draw, family=FAMILIES, depth=depths)
-    trained = grid(
-        run, train, start=STARTS, depth=trained_depths, seed=range(run.seed, run.seed + seeds)
-    )
-
-    def rate(values: Any, grid: tuple[int, ...]) -> float:
+    def rate(values: Any, depths: tuple[int, ...]) -> float:
         medians = np.median(values, axis=1).tolist()
-        return fit_slope(grid, medians).value if len(grid) > 1 else math.nan
+        return fit_slope(depths, medians).value if len(depths) > 1 else math.nan
 
+    random = grids(run, draw, family=FAMILIES, depth=depths)
+    trained = grids(run, train, start=STARTS, depth=trained_depths, seed=run.seeds(seeds))
     curves: dict[str, Any] = {"depths": depths, "trained_depths": trained_depths}
-    scalars = {"ratio": random.values[:, :, 2].max()}
-    for family in FAMILIES:
-        names = (*(f"random_{family}_{kind}" for kind in KINDS), f"ratio_{family}")
-        curves |= {name: random.at(family=family).values[:, k] for k, name in enumerate(names)}
-        for kind in KINDS:
-            scalars[f"rate_{family}_{kind}"] = rate(curves[f"random_{family}_{kind}"], depths)
+    curves |= random["ratio"].named("ratio", "family") | named(trained, "start")
+    scalars = {"ratio": random["ratio"].values.max()}
+    for family, kind in product(FAMILIES, KINDS):
+        values = curves[f"random_{family}_{kind}"] = random[kind].at(family=family).values
+        scalars[f"rate_{family}_{kind}"] = rate(values, depths)
     for start in STARTS:
-        for k, name in enumerate(_MEASURES):
-            values = curves[f"{name}_{start}"] = trained.at(start=start).pick(k).values
-            scalars[f"deepest_{name}_{start}"] = np.median(values[-1])
+        for name in trained:
+            scalars[f"deepest_{name}_{start}"] = np.median(curves[f"{name}_{start}"][-1])
         for kind in KINDS:
             scalars[f"rate_{start}_{kind}"] = rate(curves[f"{kind}_{start}"], trained_depths)
     return Findings(scalars, curves, data=data.sha256)
@@ -146,14 +129,14 @@ def _random(
 
     functions = [lambda x, theta=theta: layer(x, theta) for theta in weights]
     fields = {
-        "residual": residual_interpolation(functions[:-1], last=functions[-1]),
-        "weight": weight_interpolation(layer, weights[:-1], last=weights[-1]),
+        "residual": between.residual_interpolation(functions[:-1], last=functions[-1]),
+        "weight": between.weight_interpolation(layer, weights[:-1], last=weights[-1]),
     }
-    gaps = {kind: ode_distance(field, x, steps=4) for kind, field in fields.items()}
+    gaps = {kind: between.ode_distance(field, x, steps=4) for kind, field in fields.items()}
     lipschitz = torch.linalg.matrix_norm(weights[..., :-1], 2).amax(0)
-    largest = speed(fields["residual"], x, steps=4)
+    largest = between.speed(fields["residual"], x, steps=4)
     bounds = [
-        residual_bound(c.item(), lip.item(), layers)[1:]
+        between.residual_bound(c.item(), lip.item(), layers)[1:]
         for c, lip in zip(largest, lipschitz, strict=True)
     ]
     ratio = gaps["residual"][1:] / torch.stack(bounds, dim=1).to(device)
@@ -165,12 +148,7 @@ def _draw(
     family: str, layers: int, copies: int, dimension: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Draw weights and biases (layers + 1, copies, dimension, dimension + 1), and states."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    shape = (copies, dimension, dimension + 1)
+    draw, shape = normal(seed), (copies, dimension, dimension + 1)
     x, mean, change = draw(copies, dimension), draw(*shape), draw(*shape)
     n = torch.arange(layers + 1, dtype=torch.float64)
     if family == "iid":
@@ -186,13 +164,13 @@ def _describe(net: ResidualMLP, x: Tensor, y: Tensor) -> dict[str, float]:
     """Measure a trained network in double precision, and swap its layers for its ODEs."""
     smooth = smoothness(net.block).total
     first = net.stem(x)
-    fields = {kind: from_block(net.block, kind) for kind in KINDS}
-    states = network(fields["residual"], first)
+    fields = {kind: between.from_block(net.block, kind) for kind in KINDS}
+    states = between.network(fields["residual"], first)
     moved = (states[-1] - first).norm(dim=1).mean().item()
     found = {"slope": smooth.slope, "variation": smooth.variation, "moved": moved}
     found["error"] = error_rate(net.head, (states[-1], y))
     for kind, field in fields.items():
-        nodes = solution(field, first)
+        nodes = between.solution(field, first)
         found[kind] = (states - nodes).norm(dim=2).amax(0).mean().item() / moved
         found[f"error_{kind}"] = error_rate(net.head, (nodes[-1], y))
     return found

@@ -60,12 +60,8 @@ def s22_f2(
     Curves: ``depths``; for each size ``weights_SIZE``, ``doubling_SIZE`` and ``map_SIZE`` of shape
     ``(iterations, depths)``, the largest over starts, from iteration 0 on; and ``loss_SIZE``, the
     loss of the reference, of shape ``(iterations, starts)``. The last depth has no ``doubling``:
-    NaN. Scalars: ``slope_DISTANCE_SIZE``, the slope of the distance's supremum over time against
-    $N$ that lies farthest from -1 among the starts; ``norm_SIZE``, the largest
-    $\lVert\theta_n\rVert$, the reference apart.
-
-    Raises:
-        ValueError: the depths do not double, or do not divide ``reference``.
+    NaN. Scalars: ``slope_DISTANCE_SIZE``, of the distance's supremum over time, farthest from -1
+    among the starts; ``norm_SIZE``, the largest $\lVert\theta_n\rVert$, the reference apart.
     """
     doubles = all(deep == 2 * shallow for shallow, deep in pairwise(depths))
     if len(depths) < 3 or not doubles or reference % depths[-1]:

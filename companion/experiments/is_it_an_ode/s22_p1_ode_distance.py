@@ -20,18 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion.analysis.interpolation import (
-    Interpolation,
-    curvature,
-    euler_bound,
-    from_field,
-    network,
-    ode_distance,
-    residual_interpolation,
-    solution,
-    weight_interpolation,
-)  # fmt: skip
+from companion.analysis import interpolation as between
+from companion.analysis.interpolation import euler_bound, from_field, network
 from companion.experiments import Findings, Part, Run, experiment
+from companion.experiments.recipes import normal
 from companion.observe import fit_slope
 
 _LIPSCHITZ, _ACCELERATION = 1.3, 2.0
@@ -75,10 +67,7 @@ def s22_p1(
     ``gap_NAME``, the largest distance over the nodes, ``bound_NAME``, and ``off_NAME``, how far
     the distances are from the closed form; ``generic_depths``, and of shape
     ``(generic_depths, fields)`` ``gap_generic`` and ``ratio_generic``, the largest distance over
-    its bound, over all nodes. Scalars: ``closed_NAME``, the largest of ``off_NAME``;
-    ``excess_line``, how far the gap of that example is from its bound; ``attained_tight``, gap over
-    bound of the deepest one; ``ratio``, the largest; ``slope_shallowest`` and ``slope_steepest`` of
-    the random fields' gaps against the depth.
+    its bound, over all nodes.
     """
     if any(max(generic_depths) % depth for depth in generic_depths):
         raise ValueError(f"generic_depths must divide the largest of them; got {generic_depths}")
@@ -136,14 +125,18 @@ def _tight(layers: int, device: torch.device) -> tuple[float, float, float]:
 def _counting(layers: int, device: torch.device) -> tuple[float, float, float]:
     """Let f_n = n: the gap at depth s is s / 2."""
     functions = [lambda x, n=n: torch.full_like(x, n) for n in range(layers + 1)]
-    field = residual_interpolation(functions[:-1], last=functions[-1])
+    field = between.residual_interpolation(functions[:-1], last=functions[-1])
     return _compare(field, torch.ones(1, 1, dtype=_DTYPE, device=device), _depth(layers) / 2)
 
 
 def _zigzag(layers: int, device: torch.device) -> tuple[float, float, float]:
     """Let f = theta^2 with theta = 1, -1, 1, ...: the gap at depth s is 2 s / 3."""
     signs = (-1.0) ** torch.arange(layers + 1, dtype=_DTYPE, device=device)
-    field = weight_interpolation(lambda x, theta: theta**2 + 0 * x, signs[:-1], last=signs[-1])
+
+    def square(x: Tensor, theta: Tensor) -> Tensor:
+        return theta**2 + 0 * x
+
+    field = between.weight_interpolation(square, signs[:-1], last=signs[-1])
     return _compare(field, torch.zeros(1, 1, dtype=_DTYPE, device=device), 2 * _depth(layers) / 3)
 
 
@@ -151,20 +144,18 @@ def _depth(layers: int) -> Tensor:
     return torch.arange(layers + 1, dtype=_DTYPE) / layers
 
 
-def _compare(field: Interpolation, x: Tensor, expected: Tensor) -> tuple[float, float, float]:
+def _compare(
+    field: between.Interpolation, x: Tensor, expected: Tensor
+) -> tuple[float, float, float]:
     """Measure gap and curvature of a field that does not depend on the state."""
-    gap = ode_distance(field, x, steps=1).squeeze(1).cpu()
-    bound = euler_bound(curvature(field, x, steps=1).item(), 0.0, field.layers)[-1]
+    gap = between.ode_distance(field, x, steps=1).squeeze(1).cpu()
+    bound = euler_bound(between.curvature(field, x, steps=1).item(), 0.0, field.layers)[-1]
     return gap.max().item(), bound.item(), (gap - expected).abs().max().item()
 
 
 def _generic(run: Run, depths: tuple[int, ...], fields: int, dimension: int) -> dict[str, Any]:
     """Measure random fields tanh(Wx + c sin 3s) + w cos 2s with norm of W one, all at once."""
-    generator = torch.Generator().manual_seed(run.seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=_DTYPE).to(run.device)
-
+    draw = normal(run.seed, run.device)
     weight, shift = draw(fields, dimension, dimension), draw(fields, dimension)
     drift, x = draw(fields, dimension), draw(fields, dimension)
     weight /= torch.linalg.matrix_norm(weight, 2)[:, None, None]
@@ -174,8 +165,8 @@ def _generic(run: Run, depths: tuple[int, ...], fields: int, dimension: int) -> 
         return torch.tanh(inner) + drift * torch.cos(2 * t)
 
     finest = max(depths)
-    exact = solution(from_field(field, finest), x, steps=4)
-    largest = curvature(from_field(field, finest), x, steps=1)
+    exact = between.solution(from_field(field, finest), x, steps=4)
+    largest = between.curvature(from_field(field, finest), x, steps=1)
     gaps, ratios = [], []
     for depth in depths:
         gap = (network(from_field(field, depth), x) - exact[:: finest // depth]).norm(dim=2)

@@ -57,15 +57,10 @@ def s22_p2(
     starts)``; ``before_KIND`` and ``after_KIND``, one entry of the weights along depth, at the
     depth ``shown``, first start.
 
-    Scalars, for each kind: ``threshold_KIND``, the largest initial loss over the threshold;
-    ``lower_KIND`` and ``upper_KIND``, the extreme ratios of
-    $N^2\lVert\nabla_n\rVert_F^2/\ell$ to its two bounds; ``rate_KIND``, the slowest decay of
-    the loss over its bound; ``norm_KIND``, the largest $\lVert\theta_n\rVert$;
-    ``travel_KIND``, the longest path of a layer; ``drift_KIND``, the largest change of
-    $N(\theta_{n+1} - \theta_n)$; ``excess_KIND``, how much the roughness grows at most;
-    ``left_rough``, the least share of it that is left at the end. For each depth
-    ``first_KIND_DEPTH`` and ``largest_KIND_DEPTH``, the roughness at the start and its maximum over
-    the iterations, both the largest over starts. ``slowest`` is the bound of the rate, $2m/e$.
+    Scalars: what decides the claim, where a gradient is $N^2\lVert\nabla_n\rVert_F^2/\ell$; for
+    each kind and depth ``first_KIND_DEPTH`` and ``largest_KIND_DEPTH``, the roughness at the start
+    and its maximum over the iterations, both the largest over starts; ``slowest``, the bound of the
+    rate, $2m/e$.
     """
     problem = linear_problem(starts, width, run.seed, run.device)
     threshold = problem.task("smooth", 0.9, step).loss_threshold(step)
@@ -74,9 +69,7 @@ def s22_p2(
     def train(part: Part, kind: str, depth: int) -> dict[str, Any]:
         return _train(part, problem, kind, depth, step, steps)
 
-    parts = run.map(
-        train, {f"{kind}, {depth} layers": (kind, depth) for kind in KINDS for depth in depths}
-    )
+    parts = run.map(train, {f"{kind}, {n} layers": (kind, n) for kind in KINDS for n in depths})
     shown = min(1, len(depths) - 1)
     scalars = {"shown": float(depths[shown]), "slowest": slowest}
     curves: dict[str, Any] = {"depths": depths, "time": step * np.arange(steps + 1)}

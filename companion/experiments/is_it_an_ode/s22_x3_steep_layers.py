@@ -13,6 +13,7 @@ line on both sides of the threshold. Here the threshold is approached in two oth
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from companion.analysis.interpolation import Interpolation, from_block
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
 from companion.data import load_digits
-from companion.experiments import Findings, Part, Run, experiment
+from companion.experiments import Findings, Part, Run, experiment, grids, named
 from companion.experiments.is_it_an_ode.digits_nets import train_perceptron
 from companion.experiments.residual_steps.s22_f1_crossing_lines import crossings, euler_states
 from companion.models import ResidualMLP
@@ -55,7 +56,7 @@ _DTYPE = torch.float64
         "factors": (0.5, 1.05), "layers": 3, "copies": 3, "depths": (2, 6), "seeds": 1, "epochs": 1,
     },
     tolerance=1e-2,  # the networks are trained in single precision
-    timed=("largest_inverse", "inverse_scaled", "inverse_plain"),  # not times: rounding alone
+    machine_dependent=("largest_inverse", "inverse_scaled", "inverse_plain"),
 )  # fmt: skip
 def s22_x3(
     run: Run, *,
@@ -75,39 +76,27 @@ def s22_x3(
     sure to converge) of shape ``(depths, seeds)``; and over all layers of all networks the pairs
     ``bound_NAME``, the Lipschitz bound times the step, and ``folds_NAME``, whether Jacobians of
     both orientations were seen; ``narrow_NAME`` and ``wide_NAME``, the smallest and largest
-    singular values seen.
-
-    Scalars: ``swaps_below``, crossings in all networks with factors below 1; ``folding_above``, the
-    share of layers that fold at factors above 1 and up to 1.1, NaN without such factors; the
-    ``largest_excess``, ``largest_inverse`` and ``largest_stretch``, the distance of a singular
-    value from 1 over the bound; ``folds_all`` and ``folds_below``, layers that fold, and those of
-    them whose bound is below 1.
+    singular values seen. The scalar ``folding_above`` is about factors up to 1.1, NaN without any.
     """
     data = load_digits(device=run.device)
     x, y = data.x_test.double(), data.y_test
 
-    def measure(part: Part, name: str, size: float, seed: int) -> dict[str, Any]:
-        if name == "line":
-            return _line(size, layers, copies, seed)
+    def line(part: Part, factor: float) -> dict[str, Any]:
+        return _line(factor, layers, copies, run.seed)
+
+    def digits(part: Part, name: str, depth: int, seed: int) -> dict[str, Any]:
         net = train_perceptron(
-            part, data.x_train, data.y_train, layers=int(size), scaled=name == "scaled",
+            part, data.x_train, data.y_train, layers=depth, scaled=name == "scaled",
             equal=False, seed=seed, epochs=epochs,
         )  # fmt: skip
         return _digits_net(net.double(), x, y)
 
-    parts: dict[str, tuple[str, float, int]] = {
-        f"line, {p} N": ("line", p, run.seed) for p in factors
-    }
-    parts |= {
-        f"{name}, {depth} layers, seed {seed}": (name, depth, run.seed + seed)
-        for name in NETWORKS
-        for depth in depths
-        for seed in range(seeds)
-    }
-    found = run.map(measure, parts)
-    line = [found[f"line, {p} N"] for p in factors]
+    each = product(NETWORKS, depths, range(seeds))
+    found = run.map(
+        digits, {f"{name}, {n} layers, seed {s}": (name, n, run.seed + s) for name, n, s in each}
+    )
     curves: dict[str, Any] = {"factors": factors, "depths": depths}
-    curves |= {name: [row[name] for row in line] for name in line[0]}
+    curves |= named(grids(run, line, factor=factors))
     for name in NETWORKS:
         rows = [[found[f"{name}, {n} layers, seed {s}"] for s in range(seeds)] for n in depths]
         for key in ("error", "inverse"):
@@ -159,8 +148,7 @@ def _line(factor: float, layers: int, copies: int, seed: int) -> dict[str, Any]:
 def _slopes(block: OdeBlock) -> Tensor:
     """Return the slopes of all layers' fields on a grid, shape ``(layers, points, copies)``.
 
-    The grid reaches 200, far beyond the states, and is finest near 0: a unit that is steep far out
-    would be missed otherwise, and a unit centred there is wide.
+    The grid reaches 200 and is finest near 0: a unit that is steep far out is wide.
     """
     stacks = dict(block.weights.stacks.named_parameters())
     copies = stacks["inner"].shape[1]
@@ -202,13 +190,8 @@ def _digits_net(net: ResidualMLP, x: Tensor, y: Tensor) -> dict[str, Any]:
 def perceptron_lipschitz(block: OdeBlock) -> Tensor:
     r"""Return a Lipschitz bound for every layer's field: the product of its matrices' norms.
 
-    It holds for perceptrons whose activations have the constant 1, such as ReLU and tanh.
-
-    Args:
-        block: its residual is a sequence of linear layers and such activations.
-
-    Returns:
-        Shape ``(coefficients,)``, without the factors ``scale`` and $1/N$.
+    It holds for perceptrons whose activations have the constant 1, such as ReLU and tanh. The
+    factors ``scale`` and $1/N$ are left out.
 
     Example:
         >>> block = OdeBlock(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh()))
@@ -226,16 +209,7 @@ def perceptron_lipschitz(block: OdeBlock) -> Tensor:
 
 
 def jacobians(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return the Jacobian of ``function`` at every row of ``x``.
-
-    Shapes:
-        ``(batch, d)`` to ``(batch, d, d)``.
-
-    Example:
-        >>> jacobians(lambda x: x**2, torch.tensor([[1.0, 2.0]]))
-        tensor([[[2., 0.],
-                 [0., 4.]]])
-    """
+    """Return the Jacobian of ``function`` at every row of ``x``, shape ``(batch, d, d)``."""
     x = x.detach().requires_grad_()
     values = function(x)
     rows = [torch.autograd.grad(v.sum(), x, retain_graph=True)[0] for v in values.unbind(1)]

@@ -1,10 +1,9 @@
 """FW2a: adaptive inference, with and without a restart where the weights jump.
 
 Queiruga et al. (2020, section 6) leave adaptive solvers to future work. Here perceptrons trained on
-digits with fixed steps are run by dopri5 at several tolerances, in double precision. Their weights
-jump at the knots between cells. An :class:`~companion.OdeBlock` solves cell by cell; beside it,
-one solve goes across all knots and lets the step size control find them. Both tiers use digits;
-``full`` has more seeds and tolerances.
+digits with fixed steps are run by dopri5, in double precision. Their weights jump at the knots
+between cells. An :class:`~companion.OdeBlock` solves cell by cell; beside it, one solve goes across
+all knots and lets the step size control find them.
 """
 
 import copy
@@ -16,19 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from companion.data import Samples, load_digits
-from companion.experiments import Run, experiment
-from companion.experiments.continuous_digits import (
-    CELLS,
-    Table,
-    Variant,
-    measure_digits,
-    net_error,
-)  # fmt: skip
+from companion.experiments import Findings, Run, experiment
+from companion.experiments.continuous_digits import CELLS, Variant, measure_digits, net_error
 from companion.experiments.recipes import deviation, error_of
 from companion.models import ContinuousMLP
 from companion.observe import count_nfe
 from companion.ode import odeint
-from companion.results import Findings
 
 VARIANTS = (
     Variant("euler", scale=CELLS),
@@ -64,12 +56,9 @@ falls like that of a method of order 2."""
     ),
 )  # fmt: skip
 def fw2a(
-    run: Run,
-    *,
-    seeds: int = 4,
-    epochs: int = 30,
+    run: Run, *, seeds: int = 4, epochs: int = 30,
     tolerances: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
-) -> Findings:
+) -> Findings:  # fmt: skip
     """Train three variants and solve each of them adaptively.
 
     Curves: ``tolerances``; for each variant and for ``restart`` and ``across``, of shape
@@ -78,13 +67,13 @@ def fw2a(
     trained graph by seed. Scalars: ``cheapest_HOW``, the fewest evaluations at which the refined
     net keeps its error within 0.005; ``needed_VARIANT_HOW``, the fewest with a deviation of at most
     0.001. Both are means over seeds, and infinite where no tolerance gets there.
-    ``cheapest_share``: in one solve, over the evaluations of the trained graph;
-    ``across_over_restart``: what Euler's net needs in one solve, over what it needs with restarts.
     """
     data = load_digits(device=run.device, dtype=run.dtype)
-    tables = measure_digits(
-        run, VARIANTS, seeds, data, lambda net: adaptive_table(net, data, tolerances), epochs=epochs
-    )
+
+    def measure(net: ContinuousMLP) -> dict[str, Any]:
+        return adaptive_table(net, data, tolerances)
+
+    tables = measure_digits(run, VARIANTS, seeds, data, measure, epochs=epochs)
     curves: dict[str, Any] = {"tolerances": tolerances}
     for name, table in tables.items():
         curves[f"fixed_{name}"] = table["fixed"]
@@ -133,12 +122,7 @@ def restarting(net: ContinuousMLP, tolerance: float) -> ContinuousMLP:
 
 
 class Across(nn.Module):
-    """The network under dopri5 in one solve from 0 to 1, which knows nothing of the knots.
-
-    Args:
-        net: a network with piecewise-constant weights.
-        tolerance: the relative and the absolute tolerance.
-    """
+    """The network under dopri5 in one solve from 0 to 1, which knows nothing of the knots."""
 
     def __init__(self, net: ContinuousMLP, tolerance: float) -> None:
         super().__init__()
@@ -169,6 +153,6 @@ def needed(curves: Mapping[str, Any], variant: str, how: str, accuracy: float = 
 
 def cheapest(curves: Mapping[str, Any], how: str, slack: float = 0.005) -> float:
     """Return the fewest mean evaluations at which the refined net keeps its mean error."""
-    error: Table = curves[f"error_{REFINED}_{how}"].mean(0)
+    error = curves[f"error_{REFINED}_{how}"].mean(0)
     near = np.abs(error - np.mean(curves[f"fixed_{REFINED}"])) <= slack
     return float(np.where(near, curves[f"nfe_{REFINED}_{how}"].mean(0), np.inf).min())

@@ -1,9 +1,7 @@
 """FW3: which trained networks bear fewer cells, fewer bits and shorter graphs?
 
 Queiruga et al. (2020, section 6) suggest that continuous networks compress well, and leave it to
-future work. Here perceptrons trained on digits are projected onto fewer cells, rounded to few bits
-and run by shorter graphs, without any more training. Both tiers use digits; ``full`` has more
-seeds.
+future work. Here perceptrons on digits are compressed without any more training.
 """
 
 from collections.abc import Mapping
@@ -11,16 +9,10 @@ from typing import Any
 
 from companion.analysis.compression import Report, report
 from companion.data import Samples, load_digits
-from companion.experiments import Run, experiment
-from companion.experiments.continuous_digits import CELLS, Table, Variant, measure_digits, named
+from companion.experiments import Findings, Run, experiment
+from companion.experiments.continuous_digits import Table, measure_digits, named
+from companion.experiments.many_graphs.fw2a_adaptive_inference import VARIANTS
 from companion.models import ContinuousMLP
-from companion.results import Findings
-
-VARIANTS = (
-    Variant("euler", scale=CELLS),
-    Variant("rk4", scale=CELLS),
-    Variant("rk4", refined=True),
-)
 
 EULER, RK4, REFINED = (variant.name for variant in VARIANTS)
 
@@ -45,7 +37,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     paper="beyond Queiruga et al. 2020, section 6",
     full={"seeds": 20},
     tiny={"seeds": 1, "epochs": 2},
-    timed=tuple(f"seconds_{name}" for name in (EULER, RK4, REFINED)),
+    machine_dependent=tuple(f"seconds_{name}" for name in (EULER, RK4, REFINED)),
     claims=(
         ("FW3", "rounding_ratio", None, 0.6,
          "mean deviation of logits at 4 bits: RK4-refined over Euler-trained with epsilon = 8"),
@@ -63,14 +55,14 @@ def fw3(run: Run, *, seeds: int = 4, epochs: int = 30) -> Findings:
     Curves, for each variant, of shape ``(seeds, ways)``, in the order of :data:`WAYS`:
     ``bytes_VARIANT``, ``nfe_VARIANT``, ``seconds_VARIANT``, ``error_VARIANT`` and
     ``deviation_VARIANT`` from the network as trained. Scalars: ``rounding_VARIANT``, the mean
-    deviation at 4 bits; ``merging_VARIANT``, the rise of the mean error on 2 cells;
-    ``rounding_ratio``, refined over Euler-trained; ``merging_change``, of the refined network.
+    deviation at 4 bits; ``merging_VARIANT``, the rise of the mean error on 2 cells.
     """
     data = load_digits(device=run.device, dtype=run.dtype)
-    tables = measure_digits(
-        run, VARIANTS, seeds, data, lambda net: reports(net, data), epochs=epochs
-    )
-    curves = named(tables)
+
+    def measure(net: ContinuousMLP) -> dict[str, list[float]]:
+        return reports(net, data)
+
+    curves = named(measure_digits(run, VARIANTS, seeds, data, measure, epochs=epochs))
     return Findings(losses(curves), curves, data=data.sha256)
 
 

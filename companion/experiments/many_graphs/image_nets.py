@@ -17,64 +17,37 @@ from torch import Tensor, nn
 from companion.analysis.smoothness import total_variation
 from companion.basis import PiecewiseConstant
 from companion.block import ode_blocks
-from companion.experiments import Part, Run
-from companion.experiments.continuous_digits import SCHEMES, Tables, named
-from companion.experiments.grid import seeds
+from companion.experiments import Findings, Part, Run, recipes
+from companion.experiments.continuous_digits import SCHEMES, Tables, by_seed, named
 from companion.experiments.images import EVALUATION_BATCH, Images
-from companion.experiments.recipes import (
-    bfloat16_loss,
-    classification_loss,
-    deviation,
-    error_of,
-    guessing,
-    scores,
-    sgd,
-    train,
-)
+from companion.experiments.registry import Declared
 from companion.models import ContinuousNet, Stitch
 from companion.models.continuous_net import pre_activation_unit
 from companion.models.layers import basic_branch, convolution
-from companion.results import Claim, Findings
 from companion.train import Refinement, error_rate, seeded, step_decay
 
 RATE, DECAY = 0.1, 5e-4
 """Learning rate and weight decay."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """How a network is built and trained.
-
-    Attributes:
-        method: the scheme it is trained with.
-        refined: start from one cell and one step with epsilon = 1; else all cells from the start,
-            and epsilon is their number, as in a residual network.
-    """
-
-    method: str
-    refined: bool
-
-
 KINDS = {
-    "euler": Kind("euler", refined=False),
-    "rk4": Kind("rk4", refined=True),
-    "rk4_deep": Kind("rk4", refined=False),
-    "midpoint": Kind("midpoint", refined=True),
+    "euler": ("euler", False),
+    "rk4": ("rk4", True),
+    "rk4_deep": ("rk4", False),
+    "midpoint": ("midpoint", True),
 }
-"""The networks that are continuous in depth. Beside them ``"resnet"`` is a plain one."""
+"""The scheme of every network that is continuous in depth, and whether it is refined: from one cell
+and one step on, with epsilon = 1. Else it has all cells from the start, and epsilon is their
+number, as in a residual network. Beside them ``"resnet"`` is a plain one."""
 
 
 @dataclass(frozen=True)
 class Settings:
     r"""What the trainings of a run have in common.
 
-    Attributes:
-        channels: of the blocks.
-        refine_at: epochs before which cells and steps double; a network ends with
-            $2^{\mathrm{len}}$ of both.
-        epochs: passes over the data.
-        autocast: compute convolutions in bfloat16.
-        compiled: compile the network with :func:`torch.compile`; sums may round differently.
+    Cells and steps double before the epochs ``refine_at``: a network ends with $2^{\mathrm{len}}$
+    of both. ``autocast`` computes convolutions in bfloat16; ``compiled`` uses
+    :func:`torch.compile`, in which sums may round differently.
     """
 
     channels: tuple[int, ...]
@@ -106,14 +79,7 @@ class Settings:
 
 
 class PlainResNet(nn.Module):
-    """The residual network that a ContinuousNet with Euler's method copies, without any block.
-
-    Args:
-        classes: size of the output.
-        inputs: channels of an image.
-        channels: channels of the layers of a stage.
-        layers: layers of every stage.
-    """
+    """The residual network that a ContinuousNet with Euler's method copies, without any block."""
 
     def __init__(self, classes: int, inputs: int, channels: Sequence[int], layers: int) -> None:
         super().__init__()
@@ -149,23 +115,21 @@ def make_network(name: str, data: Images, settings: Settings, seed: int, full: b
     x, _ = data.in_memory
     with seeded(seed, dtype=x.dtype):
         if name == "resnet":
-            net: nn.Module = PlainResNet(
-                data.classes, data.channels, settings.channels, settings.cells
-            )
-        else:
-            kind = KINDS[name]
-            size = 1 if kind.refined and not full else settings.cells
-            net = ContinuousNet(
-                data.classes, inputs=data.channels, channels=settings.channels,
-                basis=PiecewiseConstant(size), method=kind.method, steps=size,
-                scale=1.0 if kind.refined else float(settings.cells),
-            )  # fmt: skip
+            plain = PlainResNet(data.classes, data.channels, settings.channels, settings.cells)
+            return plain.to(x.device)
+        method, refined = KINDS[name]
+        size = 1 if refined and not full else settings.cells
+        net = ContinuousNet(
+            data.classes, inputs=data.channels, channels=settings.channels,
+            basis=PiecewiseConstant(size), method=method, steps=size,
+            scale=1.0 if refined else float(settings.cells),
+        )  # fmt: skip
     return net.to(x.device)
 
 
 def objective(net: nn.Module, settings: Settings) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
     """Return the mean cross-entropy of a batch, computed as the settings say."""
-    loss = bfloat16_loss if settings.autocast else classification_loss
+    loss = recipes.bfloat16_loss if settings.autocast else recipes.classification_loss
     if not settings.compiled:
         return loss
     torch.compiler.reset()  # past a number of networks it would fall back to eager silently
@@ -182,11 +146,11 @@ def train_and_swap(
     stops being finite counts as guessing.
     """
     net = make_network(name, data, settings, seed, full=False)
-    refined = name != "resnet" and KINDS[name].refined
-    history = train(
+    refined = name != "resnet" and KINDS[name][1]
+    history = recipes.train(
         part, net, data.train, seed,
         loss=objective(net, settings),
-        optimiser=sgd(RATE, DECAY),
+        optimiser=recipes.sgd(RATE, DECAY),
         epochs=settings.epochs,
         batch_size=data.batch_size,
         schedule=step_decay(2 / 3, 13 / 15),
@@ -207,11 +171,11 @@ def train_and_swap(
 
 def _lost(name: str, data: Images, settings: Settings) -> dict[str, Any]:
     """Return what stands for a network whose state stopped being finite."""
-    guess, epochs = guessing(data.classes), settings.epochs
+    guess, epochs = recipes.guessing(data.classes), settings.epochs
     found: dict[str, Any] = {"error": [guess] * epochs, "loss": [math.nan] * epochs}
     if name == "resnet":
         return found
-    if KINDS[name].refined:
+    if KINDS[name][1]:
         found["refined_error"] = [guess] * len(settings.refine_at)
     shape = (len(SCHEMES), len(settings.steps))
     found["swap_error"] = np.full(shape, guess).tolist()
@@ -223,15 +187,12 @@ def _lost(name: str, data: Images, settings: Settings) -> dict[str, Any]:
 def _swapped(net: ContinuousNet, data: Images, settings: Settings) -> dict[str, Any]:
     """Return test error and logit deviation under every scheme with every number of steps."""
     x, y = data.in_memory
-    own = scores(net, x, EVALUATION_BATCH)
-    tables = [
-        [scores(net.with_graph(method=method, steps=n), x, EVALUATION_BATCH)
-         for n in settings.steps]
-        for method in SCHEMES
-    ]  # fmt: skip
+    own = recipes.scores(net, x, EVALUATION_BATCH)
+    graphs = [[net.with_graph(method=m, steps=n) for n in settings.steps] for m in SCHEMES]
+    tables = [[recipes.scores(graph, x, EVALUATION_BATCH) for graph in row] for row in graphs]
     return {
-        "swap_error": [[error_of(table, y) for table in row] for row in tables],
-        "deviation": [[deviation(table, own) for table in row] for row in tables],
+        "swap_error": [[recipes.error_of(table, y) for table in row] for row in tables],
+        "deviation": [[recipes.deviation(table, own) for table in row] for row in tables],
     }
 
 
@@ -242,7 +203,7 @@ def images_per_second(
     x, y = (tensor[: data.batch_size] for tensor in data.in_memory)
     nets = {name: make_network(name, data, settings, 0, full=True) for name in names}
     losses = {name: objective(net, settings) for name, net in nets.items()}
-    optimisers = {name: sgd(RATE, DECAY)(net.parameters()) for name, net in nets.items()}
+    optimisers = {name: recipes.sgd(RATE, DECAY)(net.parameters()) for name, net in nets.items()}
     seconds = dict.fromkeys(names, math.inf)
     for k in range(rounds + 1):  # the first one warms up
         for name, net in nets.items():
@@ -264,13 +225,7 @@ def _clock(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Study:
-    """What a run of several networks found.
-
-    Attributes:
-        settings: what the trainings had in common.
-        tables: for each network what :func:`train_and_swap` found, one row a seed.
-        findings: scalars and curves, without claims.
-    """
+    """What a run found: the tables of :func:`train_and_swap`, one row a seed, and no claims yet."""
 
     settings: Settings
     tables: Tables
@@ -285,18 +240,26 @@ class Study:
         i, j = SCHEMES.index(method), self.settings.steps.index(steps)
         return float(self.tables[name]["swap_error"][:, i, j].mean()) - self.error(name)
 
-    def moved(self, name: str) -> float:
-        """Return the mean logit deviation of a network under RK4 with the most steps."""
-        return float(self.tables[name]["deviation"][:, SCHEMES.index("rk4"), -1].mean())
+    def deciding(self) -> dict[str, float]:
+        """Return what RK4 does to Euler's network, and the numbers of steps that claims name."""
+        deviation = self.tables["euler"]["deviation"][:, SCHEMES.index("rk4"), -1]
+        return {
+            "cells": self.settings.cells,
+            "third": self.settings.third,
+            "most": self.settings.steps[-1],
+            "moved": float(deviation.mean()),
+            "broken": self.rise("euler", "rk4", self.settings.cells),
+        }
 
-    def broken(self, claim: str, dataset: str) -> Claim:
-        """Decide whether RK4 breaks Euler's network; on digits the error has no room for it."""
-        cells, most = self.settings.cells, self.settings.steps[-1]
-        if dataset == "digits":
-            text = f"digits, logit deviation of Euler's network under RK4 with {most} steps"
-            return Claim(claim, text, self.moved("euler"), low=0.25)
-        text = f"{dataset}, test error, Euler to RK4 at equal steps, after the swap minus before"
-        return Claim(claim, text, self.rise("euler", "rk4", cells), low=0.05)
+
+def broken(claim: str, dataset: str) -> tuple[Declared, Declared]:
+    """Return how RK4 is seen to break Euler's network; on digits the error has no room for it."""
+    return (
+        (claim, "moved", {"digits": 0.25}, None,
+         "digits, logit deviation of Euler's network under RK4 with {most} steps"),
+        (claim, "broken", {dataset: 0.05}, None,
+         "{dataset}, test error, Euler to RK4 at equal steps, after the swap minus before"),
+    )  # fmt: skip
 
 
 def study(
@@ -321,15 +284,14 @@ def study(
     def speed(part: Part) -> dict[str, float]:
         return images_per_second(part, networks, data, settings, rounds=10)
 
-    own = seeds(run, count)
+    own = run.seeds(count)
     parts = {f"{name}, seed {seed}": (name, seed) for name in networks for seed in own}
     found = run.map(trained, parts)
     rates = run.map(speed, {"images per second": ()})["images per second"]
     tables: Tables = {}
     scalars: dict[str, float] = {}
     for name in networks:
-        rows = [found[f"{name}, seed {seed}"] for seed in own]
-        tables[name] = {what: np.array([row[what] for row in rows]) for what in rows[0]}
+        tables[name] = by_seed([found[f"{name}, seed {seed}"] for seed in own])
         net = make_network(name, data, settings, 0, full=True)
         scalars[f"mean_error_{name}"] = float(tables[name]["error"][:, -1].mean())
         scalars[f"parameters_{name}"] = sum(p.numel() for p in net.parameters())

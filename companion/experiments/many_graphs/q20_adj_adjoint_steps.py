@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
 from companion.data import Samples, load_digits
-from companion.experiments import Grid, Part, Run, experiment, grid
-from companion.experiments.grid import seeds as seeds_of
-from companion.experiments.recipes import classification_loss, digits_recipe, splits
+from companion.experiments import Findings, Grid, Part, Run, experiment, grids, named, recipes
+from companion.experiments.recipes import splits
 from companion.gradients import Adjoint, Gradient, Reconstruct
 from companion.models import ContinuousMLP
 from companion.observe import fit_slope, geometric_mean
-from companion.results import Findings
 from companion.schemes import get_scheme
-from companion.train import error_rate, fit, seeded
+from companion.train import error_rate, seeded
 
 CELLS = 4
 WIDTH = 8
@@ -77,44 +75,30 @@ class Task(NamedTuple):
     ),
 )  # fmt: skip
 def q20_adj(
-    run: Run,
-    *,
-    seeds: int = 4,
-    ratios: tuple[int, ...] = (1, 2, 3, 4, 6, 8),
-    gain: float = 4.0,
-    nets: int = 3,
-    train_ratios: tuple[int, ...] = (1, 3),
-    epochs: int = 8,
-) -> Findings:
+    run: Run, *, seeds: int = 4, ratios: tuple[int, ...] = (1, 2, 3, 4, 6, 8), gain: float = 4.0,
+    nets: int = 3, train_ratios: tuple[int, ...] = (1, 3), epochs: int = 8,
+) -> Findings:  # fmt: skip
     """Compare gradients with those of backprop on the same graph, then train on digits with both.
 
-    Curves: ``ratios``, the steps in each of the 4 cells; ``error_GRADIENT_SCHEME`` and
-    ``cosine_GRADIENT_SCHEME`` of shape ``(seeds, ratios)``: the norm of the difference relative to
-    backprop's gradient, and the cosine between the two. ``GRADIENT`` is ``adjoint``,
-    ``checkpoint``, a rule of the memory-free ``reverse``, ``corrected`` and ``predicted``, or
-    ``reversible``, which has a scheme of its own. Scalars: ``slope_SCHEME`` of the adjoint's error,
-    ``at_one_SCHEME`` and ``at_three_SCHEME``, its geometric means at 1 and 3 steps a cell, and
-    ``gain_euler``, the second over the first.
+    Curves: ``ratios``, the steps in each of the 4 cells; for each of :data:`PAIRS` ``error_PAIR``
+    and ``cosine_PAIR`` of shape ``(seeds, ratios)``: the norm of the difference relative to
+    backprop's gradient, and the cosine between the two. Scalars: ``at_one_SCHEME`` and
+    ``at_three_SCHEME``, geometric means of the adjoint's errors at 1 and 3 steps a cell.
 
     Perceptrons with 4 cells and Euler's scheme, scale 4, train with ``train_ratios`` steps a cell:
     ``test_error_GRADIENT`` and ``loss_GRADIENT`` of shape ``(nets, train_ratios)`` for ``adjoint``
     and ``backprop``. Scalars ``harm_at_one`` and ``harm_at_three``: the mean test error that the
-    adjoint adds; ``harm_ratio``, the second over the first, infinite if that is not above 0.
+    adjoint adds; ``harm_ratio`` is infinite if the first is not above 0.
     """
 
-    def compare(part: Part, seed: int) -> list[list[tuple[float, float]]]:
-        task = _task(seed, gain, run.device)
-        return [
-            [_error_and_cosine(task, method, CELLS * ratio, gradient) for ratio in ratios]
-            for method, gradient in PAIRS.values()
-        ]
+    def compare(part: Part, seed: int) -> dict[str, list[float]]:
+        task, found = _task(seed, gain, run.device), {}
+        for name, (method, gradient) in PAIRS.items():
+            pairs = [_error_and_cosine(task, method, CELLS * n, gradient) for n in ratios]
+            found[f"error_{name}"], found[f"cosine_{name}"] = map(list, zip(*pairs, strict=True))
+        return found
 
-    table = grid(run, compare, seed=seeds_of(run, seeds)).values
-    curves: dict[str, Any] = {
-        f"{what}_{name}": table[:, k, :, i]
-        for i, what in enumerate(("error", "cosine"))
-        for k, name in enumerate(PAIRS)
-    }
+    curves: dict[str, Any] = named(grids(run, compare, seed=run.seeds(seeds)))
     scalars: dict[str, float] = {}
     for scheme in SCHEMES:
         means = geometric_mean(curves[f"error_adjoint_{scheme}"]).tolist()
@@ -124,35 +108,34 @@ def q20_adj(
     scalars["gain_euler"] = scalars["at_three_euler"] / scalars["at_one_euler"]
     data = load_digits(device=run.device, dtype=run.dtype)
     trained = _trained(run, data, nets, train_ratios, epochs)
-    errors = trained.pick(0)
+    errors = trained["test_error"]
     harm = errors.at(kind="adjoint").values - errors.at(kind="backprop").values
     one, three = (float(harm.mean(0)[train_ratios.index(k)]) for k in (1, 3))
     scalars |= {"harm_at_one": one, "harm_at_three": three}
     scalars["harm_ratio"] = three / one if one > 0 else math.inf
-    curves |= errors.named("test_error", "kind") | trained.pick(1).named("loss", "kind")
-    curves |= {"ratios": ratios, "train_ratios": train_ratios}
+    curves |= named(trained, "kind") | {"ratios": ratios, "train_ratios": train_ratios}
     return Findings(scalars, curves, data=data.provenance)
 
 
-def _trained(run: Run, data: Samples, nets: int, ratios: tuple[int, ...], epochs: int) -> Grid:
+def _trained(
+    run: Run, data: Samples, nets: int, ratios: tuple[int, ...], epochs: int
+) -> dict[str, Grid]:
     """Return test errors and losses of the last epoch, by gradient, seed and steps a cell."""
     x = data.x_train
 
-    def train(part: Part, kind: str, seed: int, ratio: int) -> tuple[float, float]:
+    def train(part: Part, kind: str, seed: int, ratio: int) -> dict[str, float]:
         with seeded(seed, dtype=x.dtype):
             net = ContinuousMLP(
                 64, 10, basis=PiecewiseConstant(CELLS), steps=CELLS * ratio, scale=float(CELLS),
                 gradient=kind,
             )  # fmt: skip
-        history = fit(
-            net.to(x.device), classification_loss, splits(data)[0],
-            generator=torch.Generator().manual_seed(seed),
-            snapshot=part.snapshot, report=part.report, **digits_recipe(epochs),
-        )  # fmt: skip
-        part.keep(net)
-        return error_rate(net, splits(data)[1]), history["loss"][-1]
+        recipe = recipes.digits_recipe(epochs)
+        history = recipes.train(part, net.to(x.device), splits(data)[0], seed, **recipe)
+        assert history is not None  # the state stays finite
+        error = error_rate(net, splits(data)[1])
+        return {"test_error": error, "loss": history["loss"][-1]}
 
-    return grid(run, train, kind=("adjoint", "backprop"), seed=seeds_of(run, nets), ratio=ratios)
+    return grids(run, train, kind=("adjoint", "backprop"), seed=run.seeds(nets), ratio=ratios)
 
 
 def _task(seed: int, gain: float, device: torch.device) -> Task:

@@ -1,15 +1,13 @@
 """Q20-F10: midpoint-trained networks under other graphs.
 
 Queiruga et al. (2020, Fig. 10) repeat their Fig. 9 on Tiny-ImageNet with Euler and midpoint, both
-refined and with epsilon = 1. Here the networks are perceptrons on digits in both tiers; ``full``
-has more seeds. An Euler net with epsilon = 8 is shown beside them, because on digits an Euler net
-with epsilon = 1 does not break (Q20-X3).
+refined and with epsilon = 1. Here the networks are perceptrons on digits. An Euler net with
+epsilon = 8 is shown beside them, because with epsilon = 1 it does not break there (Q20-X3).
 """
 
 from companion.data import load_digits
-from companion.experiments import Run, experiment
+from companion.experiments import Findings, Run, experiment
 from companion.experiments.continuous_digits import CELLS, MORE_STEPS, STEPS, Variant, swap_graphs
-from companion.results import Findings
 
 MIDPOINT = Variant("midpoint", refined=True)
 EULER = Variant("euler", refined=True)
@@ -36,11 +34,8 @@ def q20_f10(
 ) -> Findings:
     """Train the three variants and run each under every graph.
 
-    Curves: those of :class:`~companion.experiments.continuous_digits.Swaps` for
-    ``midpoint_eps1_refined``, ``euler_eps1_refined`` and ``euler_eps8``. Scalars: those of it;
-    ``change_VARIANT``, the largest change of the error over seeds and graphs of 2 or more steps;
-    ``most_limit_midpoint`` and ``least_limit_euler``, the largest and the smallest deviation in the
-    limit.
+    Curves and scalars: those of :class:`~companion.experiments.continuous_digits.Swaps`, and
+    ``change_VARIANT``, the largest change of the error over seeds and graphs of 2 or more steps.
     """
     data = load_digits(device=run.device, dtype=run.dtype)
     variants = (MIDPOINT, EULER, EULER_LARGE)

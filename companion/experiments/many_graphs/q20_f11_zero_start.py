@@ -2,14 +2,13 @@
 
 Queiruga et al. (2020, Fig. 11) repeat their Fig. 9 without skip initialisation, also with a network
 twice as deep and half as wide. Their Euler nets then lose less under other graphs, and still lose.
-Here the networks are perceptrons on digits in both tiers; ``full`` has more seeds.
+Here the networks are perceptrons on digits.
 """
 
 from companion.basis import PiecewiseConstant
 from companion.data import load_digits
-from companion.experiments import Run, experiment
+from companion.experiments import Findings, Run, experiment
 from companion.experiments.continuous_digits import CELLS, MORE_STEPS, STEPS, Variant, swap_graphs
-from companion.results import Findings
 
 EULER = Variant("euler", scale=CELLS)
 EULER_SKIP = Variant("euler", scale=CELLS, skip_init=True)
@@ -42,19 +41,13 @@ COARSE = 4
     ),
 )  # fmt: skip
 def q20_f11(
-    run: Run,
-    *,
-    seeds: int = 4,
-    epochs: int = 30,
+    run: Run, *, seeds: int = 4, epochs: int = 30,
     steps: tuple[int, ...] = tuple(sorted((*STEPS, 17))),
-) -> Findings:
+) -> Findings:  # fmt: skip
     """Train five variants and run each under every graph.
 
-    Curves: those of :class:`~companion.experiments.continuous_digits.Swaps` for ``euler_eps8``,
-    ``euler_eps8_skip``, ``euler_eps16_deep16``, ``rk4_eps1_refined`` and ``rk4_eps1_refined_skip``.
-    Scalars: those of it; ``coarse_VARIANT``, the mean rise of the error under Euler with 4 steps;
-    ``coarse_difference``, that of Euler nets without skip initialisation minus with;
-    ``least_limit_euler`` and ``least_limit_deep``, the smallest deviations in the limit without.
+    Curves and scalars: those of :class:`~companion.experiments.continuous_digits.Swaps`, and
+    ``coarse_VARIANT``, the mean rise of the error under Euler with 4 steps.
     """
     data = load_digits(device=run.device, dtype=run.dtype)
     variants = (EULER, EULER_SKIP, DEEP, RK4, RK4_SKIP)

@@ -2,34 +2,24 @@
 
 Queiruga et al. (2020, Fig. 9 and Table 1) train with one scheme and one number of steps, then run
 the same weights with others. Euler-trained networks lose accuracy at every other graph; RK4-trained
-ones do not. Here the networks are perceptrons on digits, with 8 cells and 8 steps, in both tiers;
-``full`` has more seeds. The paper's Euler nets have the factor epsilon = M, its RK4 nets are
-refined and have epsilon = 1. Euler at epsilon = 1 and RK4 at
-epsilon = M stand beside them here.
+ones do not. Here the networks are perceptrons on digits, with 8 cells and 8 steps. The paper's
+Euler nets have the factor epsilon = M, its RK4 nets are refined and have epsilon = 1. Euler at
+epsilon = 1 and RK4 at epsilon = M stand beside them here.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from companion.analysis.compression import processor_seconds
 from companion.data import Samples, load_digits
-from companion.experiments import Part, Run, experiment
-from companion.experiments.continuous_digits import (
-    CELLS,
-    MORE_STEPS,
-    SCHEMES,
-    STEPS,
-    Swaps,
-    Variant,
-    digits_net,
-    swap_graphs,
-)  # fmt: skip
+from companion.experiments import Findings, Part, Run, experiment
+from companion.experiments import continuous_digits as digits
+from companion.experiments.continuous_digits import CELLS, MORE_STEPS, SCHEMES, STEPS, Variant
+from companion.experiments.recipes import shortest
 from companion.models import ContinuousMLP
 from companion.observe import count_nfe, fit_line
-from companion.results import Findings
 
 EULER = Variant("euler", scale=CELLS)
 EULER_UNIT = Variant("euler")
@@ -45,7 +35,7 @@ REFINED = Variant("rk4", refined=True)
         "seeds": 20, "steps": MORE_STEPS, "timed_steps": (2, 4, 8, 16, 32, 64), "repeats": 50,
     },
     tiny={"seeds": 2, "epochs": 2, "steps": (2, 8, 9), "timed_steps": (2, 4), "repeats": 1},
-    timed=("seconds", "seconds_fixed", "seconds_per_evaluation", "r2"),
+    machine_dependent=("seconds", "seconds_fixed", "seconds_per_evaluation", "r2"),
     claims=(
         ("CL38", "change_euler", None, 0.006,
          "largest change of test error over seeds, RK4-refined net under Euler, 8 steps"),
@@ -66,27 +56,20 @@ REFINED = Variant("rk4", refined=True)
     ),
 )  # fmt: skip
 def q20_f9(
-    run: Run,
-    *,
-    seeds: int = 4,
-    epochs: int = 30,
-    steps: tuple[int, ...] = STEPS,
-    timed_steps: tuple[int, ...] = (2, 4, 8, 16, 32),
-    repeats: int = 20,
-) -> Findings:
+    run: Run, *, seeds: int = 4, epochs: int = 30, steps: tuple[int, ...] = STEPS,
+    timed_steps: tuple[int, ...] = (2, 4, 8, 16, 32), repeats: int = 20,
+) -> Findings:  # fmt: skip
     """Train four variants, run each under every graph, and time the graphs.
 
-    Curves: those of :class:`Swaps` for ``euler_eps8``, ``euler_eps1``, ``rk4_eps8`` and
-    ``rk4_eps1_refined``, schemes in the order of ``SCHEMES``; ``timed_steps``, ``nfe`` and
-    ``seconds``, the last two of shape ``(schemes, timed_steps)``. Scalars: those of :class:`Swaps`;
-    the line through the times, ``seconds_fixed``, ``seconds_per_evaluation``, ``r2``; and those of
-    :func:`changes`.
+    Curves: those of :class:`~companion.experiments.continuous_digits.Swaps`; ``timed_steps``,
+    ``nfe`` and ``seconds``, the last two of shape ``(schemes, timed_steps)``. Scalars: those of it,
+    and the line through the times, ``seconds_fixed``, ``seconds_per_evaluation``, ``r2``.
     """
     data = load_digits(device=run.device, dtype=run.dtype)
     variants = (EULER, EULER_UNIT, RK4, REFINED)
-    swaps = swap_graphs(run, variants, seeds, steps, data, (2, 8, 9), epochs=epochs)
+    swaps = digits.swap_graphs(run, variants, seeds, steps, data, (2, 8, 9), epochs=epochs)
     # Times do not depend on the weights, so the network that is timed has not been trained.
-    net = digits_net(RK4, run.seed, data.x_test.dtype).to(run.device)
+    net = digits.digits_net(RK4, run.seed, data.x_test.dtype).to(run.device)
     times = run.map(_time_graphs, {"times": (net, data, timed_steps, repeats)})["times"]
     line = fit_line(times["nfe"], times["seconds"])
     scalars = {
@@ -96,18 +79,12 @@ def q20_f9(
         "r2": line.r_squared,
         **changes(swaps),
     }
-    return Findings(
-        scalars, {**swaps.curves(), "timed_steps": timed_steps, **times}, data=data.sha256
-    )
+    curves = swaps.curves() | {"timed_steps": timed_steps, **times}
+    return Findings(scalars, curves, data=data.sha256)
 
 
-def changes(swaps: Swaps) -> dict[str, float]:
-    """Return what the claims are about: the worst seed of most networks, the mean of the dip.
-
-    ``change_euler``, ``change_any`` and ``change_quarter`` of the error of the refined network
-    under Euler, under any graph and with 2 steps; ``least_limit_euler``, ``most_limit_rk4`` and
-    ``most_limit_refined``, deviations in the limit; ``ninth_step``, the rise that it costs Euler.
-    """
+def changes(swaps: digits.Swaps) -> dict[str, float]:
+    """Return what the claims are about: the worst seed of most networks, the mean of the dip."""
     refined, euler = REFINED.name, EULER.name
     return {
         "change_euler": float(np.abs(swaps.change(refined, "euler", CELLS)).max()),
@@ -124,21 +101,15 @@ def changes(swaps: Swaps) -> dict[str, float]:
 def _time_graphs(
     part: Part, net: ContinuousMLP, data: Samples, steps: tuple[int, ...], repeats: int
 ) -> dict[str, Any]:
-    """Return ``nfe`` and the least processor ``seconds`` for every scheme and number of steps.
-
-    All graphs take turns, so that a slow moment of the machine does not fall on one of them alone.
-    """
-    graphs = [[net.with_graph(method=method, steps=n) for n in steps] for method in SCHEMES]
-    rounds = [
-        [[processor_seconds(graph, data.x_test) for graph in row] for row in graphs]
-        for _ in range(repeats)
-    ]
-    nfe = [[_evaluations(graph, data) for graph in row] for row in graphs]
-    return {"nfe": nfe, "seconds": np.min(rounds, axis=0).tolist()}
-
-
-def _evaluations(net: nn.Module, data: Samples) -> int:
-    """Return the evaluations of the residual in one forward pass over the test samples."""
-    with count_nfe(net) as counter:
-        net(data.x_test)
-    return counter.total
+    """Return ``nfe`` and the least processor ``seconds`` for every scheme and number of steps."""
+    graphs = [net.with_graph(method=method, steps=n) for method in SCHEMES for n in steps]
+    nfe = []
+    for graph in graphs:
+        with count_nfe(graph) as counter:
+            graph(data.x_test)
+        nfe.append(counter.total)
+    seconds = shortest(part, [partial(graph, data.x_test) for graph in graphs], repeats)
+    shape = (len(SCHEMES), len(steps))
+    return {
+        name: np.reshape(row, shape).tolist() for name, row in (("nfe", nfe), ("seconds", seconds))
+    }

@@ -2,7 +2,7 @@
 
 Queiruga et al. (2020, Fig. 9) compare Euler-trained networks with RK4-trained ones. Theirs differ
 in two more ways: Euler's have epsilon = M, RK4's have epsilon = 1 and are refined. Here all
-combinations of the three are trained, on digits in both tiers; ``full`` has more seeds.
+combinations of the three are trained, on digits.
 """
 
 from collections.abc import Mapping
@@ -11,16 +11,9 @@ from itertools import product
 import numpy as np
 
 from companion.data import load_digits
-from companion.experiments import Run, experiment
-from companion.experiments.continuous_digits import (
-    CELLS,
-    MORE_STEPS,
-    STEPS,
-    Swaps,
-    Variant,
-    swap_graphs,
-)  # fmt: skip
-from companion.results import Findings
+from companion.experiments import Findings, Run, experiment
+from companion.experiments.continuous_digits import CELLS, MORE_STEPS, STEPS, Swaps, Variant
+from companion.experiments.continuous_digits import swap_graphs as swap
 
 FACTORS = ("scheme", "eps", "refined")
 """What the grid varies."""
@@ -55,15 +48,14 @@ def q20_x3(
 ) -> Findings:
     """Train the grid and run every network under every graph.
 
-    Curves: those of :class:`Swaps`. Scalars: those of it; ``rise_VARIANT``, the largest rise of the
-    mean test error under a graph of 4 or more steps; for ``scheme``, ``eps`` and ``refined`` the
-    main effects ``rise_effect_FACTOR`` on that rise, and ``limit_effect_FACTOR`` on the deviation
-    in the limit, in factors of ten; ``eps_over_scheme``, the first of ``eps`` minus that of
-    ``scheme``; ``swapped_rk4_eps8``, the mean rise of the error of RK4's net under Euler.
+    Curves and scalars: those of :class:`Swaps`; ``rise_VARIANT``, the largest rise of the mean test
+    error under a graph of 4 or more steps; for ``scheme``, ``eps`` and ``refined`` the main effects
+    ``rise_effect_FACTOR`` on that rise, and ``limit_effect_FACTOR`` on the deviation in the limit,
+    in factors of ten.
     """
     data = load_digits(device=run.device, dtype=run.dtype)
     needed = (COARSEST, CELLS)
-    swaps = swap_graphs(run, tuple(GRID.values()), seeds, steps, data, needed, epochs=epochs)
+    swaps = swap(run, tuple(GRID.values()), seeds, steps, data, needed, epochs=epochs)
     return Findings({**swaps.scalars(), **effects(swaps)}, swaps.curves(), data=data.sha256)
 
 

@@ -2,10 +2,8 @@ r"""S22-F3b: does memory-free training fail at the depths of usual networks?
 
 Sander et al. (2022, Fig. 3b) train a ResNet-101 on ImageNet and use memory-free gradients in its
 third stage, which has 23 layers. It fails: the errors are of size $1/N$, and 23 is not enough.
-That is the ``full`` tier, with our corrected rule beside theirs. It reads
-``imagenet/train/CLASS/*.JPEG`` and ``imagenet/val/CLASS/*.JPEG`` in the data folder; under
-``torchrun`` the processes share every batch, and each norm sees its process's share. The ``smoke``
-tier trains the perceptrons of S22-F4 with the depths at which they fail.
+That is the ``full`` tier, with our corrected rule beside theirs. It reads ImageNet as S22-T1 does.
+The ``smoke`` tier trains the perceptrons of S22-F4 with the depths at which they fail.
 """
 
 from companion.data import load_digits, load_image_folder
@@ -13,7 +11,7 @@ from companion.experiments import Findings, Part, Run, experiment
 from companion.experiments.gradient_rules import RULES, digits_error, digits_net, train_all
 from companion.experiments.recipes import guessing, sgd, trained_error
 from companion.models import ResNet
-from companion.models.resnets import Stage
+from companion.models.resnets import ResNetStage
 from companion.train import seeded, step_decay
 
 
@@ -37,8 +35,7 @@ def s22_f3b(
     """Train a network by every rule, at every depth, from every seed.
 
     On ImageNet the depth is the number of layers of the third stage, and the rule holds there; all
-    other stages use backprop. Curves and scalars are those of S22-F4, and the scalar ``excess``:
-    the smallest over depths of the mean test error of ``reverse`` minus that of ``backprop``.
+    other stages use backprop. Curves and scalars are those of S22-F4.
     """
     if dataset not in ("digits", "imagenet"):
         raise ValueError(f"dataset must be digits or imagenet; got {dataset!r}")
@@ -76,6 +73,6 @@ def _resnet(rule: str, depth: int, seed: int, classes: int) -> ResNet:
     with seeded(seed):
         net = ResNet((3, 4, depth, 3), "bottleneck", stem="imagenet", classes=classes)
     stage = net.stages[2]
-    assert isinstance(stage, Stage)
+    assert isinstance(stage, ResNetStage)
     stage.block = stage.block.with_graph(gradient=RULES[rule].gradient)
     return net

@@ -1,8 +1,7 @@
 r"""S22-F3c: the relative error of each weight matrix's gradient, against depth.
 
 Sander et al. (2022, Fig. 3c) compare a ResNet with a HeunNet. Their released code measures the
-squared relative error and leaves biases out; so does this experiment. The networks here are small
-tanh networks, with weights smooth in depth and with independent layers, in both tiers.
+squared relative error and leaves biases out; so does this experiment, with small tanh networks.
 """
 
 import numpy as np
@@ -42,9 +41,8 @@ def s22_f3c(
     """Compare reconstructed gradients with backprop's, matrix by matrix.
 
     Curves: ``steps``; ``squared_METHOD_WEIGHTS`` of shape ``(steps, networks)``, the mean over the
-    matrices of the squared relative error of a matrix's gradient. Scalars: ``slope_METHOD_WEIGHTS``
-    of its square root, fitted from 16 layers on, and ``heun_over_euler_WEIGHTS``, the largest ratio
-    of the square roots over all depths, geometric means over networks.
+    matrices of the squared relative error of a matrix's gradient. Scalars, of its square root:
+    slopes from 16 layers on, and ratios of geometric means over networks.
     """
     drawn = Draw(networks, dim, run.seed, run.device)
 

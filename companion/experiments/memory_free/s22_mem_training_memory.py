@@ -8,13 +8,12 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from companion import OdeBlock, PiecewiseConstant
-from companion.experiments import Claim, Findings, Part, Run, experiment, grid
+from companion.experiments import Claim, Findings, Part, Run, experiment, grids, named
 from companion.gradients import NAMED_RULES, Gradient, get_gradient
 from companion.models.layers import basic_branch
 from companion.observe import peak_memory, saved_bytes
@@ -53,23 +52,18 @@ def s22_mem(
     All layers have equal weights: the smoothest network, in which ``predicted`` needs one
     evaluation a layer. ``saved_METHOD`` are the bytes kept for a batch of ``counted``, over
     ``layers``. On a CUDA device ``peak_METHOD`` and ``seconds_METHOD`` belong to a whole step with
-    ``batch`` images: the peak without parameters and without their gradients, once; the median
-    time of ``repeats`` steps. What does not fit is NaN. Scalars: ``growth_METHOD``, bytes kept by
-    the deepest network over the shallowest, and ``ratio``, activations over parameters.
+    ``batch`` images: the peak without parameters and their gradients, the median time. What does
+    not fit is NaN. Scalars: ``growth_METHOD``, bytes kept by the deepest network over the
+    shallowest, and ``ratio``, activations over parameters.
     """
     measured = _counts_memory(run.device)
 
-    def measure(part: Part, name: str, layers: int) -> list[float]:
+    def measure(part: Part, name: str, layers: int) -> dict[str, float]:
         problem = _Problem(layers, channels, size, run)
-        return [
-            problem.saved(name, counted),
-            *(problem.step(name, batch, repeats) if measured else ()),
-        ]
+        step = problem.step(name, batch, repeats) if measured else {}
+        return {"saved": problem.saved(name, counted), **step}
 
-    found = grid(run, measure, name=GRADIENTS, layers=depths)
-    curves: dict[str, Any] = {}
-    for k, kind in enumerate(("saved", "peak", "seconds")[: 3 if measured else 1]):
-        curves |= found.pick(k).named(kind, "name")
+    curves = named(grids(run, measure, name=GRADIENTS, layers=depths), "name")
     growth = {name: curves[f"saved_{name}"][-1] / curves[f"saved_{name}"][0] for name in GRADIENTS}
     shallow = _Problem(depths[0], channels, size, run)
     ratio = shallow.saved("backprop", batch) / shallow.parameter_bytes
@@ -108,16 +102,16 @@ class _Problem:
             block(x)
         return saved.total
 
-    def step(self, name: str, batch: int, repeats: int) -> list[float]:
+    def step(self, name: str, batch: int, repeats: int) -> dict[str, float]:
         """Return peak memory and time of a step, NaN if it does not fit the device's memory."""
         try:
             return self._step(self._graph(name), self._images(batch), repeats)
         except torch.cuda.OutOfMemoryError:
             pass  # and drop the traceback, which holds on to what did fit
         torch.cuda.empty_cache()
-        return [math.nan, math.nan]
+        return {"peak": math.nan, "seconds": math.nan}
 
-    def _step(self, block: OdeBlock, x: Tensor, repeats: int) -> list[float]:
+    def _step(self, block: OdeBlock, x: Tensor, repeats: int) -> dict[str, float]:
         def step() -> None:
             self.block.zero_grad()
             block(x).square().mean().backward()
@@ -133,7 +127,7 @@ class _Problem:
             step()
             torch.cuda.synchronize(self.device)
             seconds.append(time.perf_counter() - start)
-        return [float(peak.total - self.parameter_bytes), median(seconds)]
+        return {"peak": float(peak.total - self.parameter_bytes), "seconds": median(seconds)}
 
     def _graph(self, name: str) -> OdeBlock:
         method = "async_leapfrog" if name == "reversible" else "euler"

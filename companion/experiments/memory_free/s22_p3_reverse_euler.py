@@ -15,17 +15,9 @@ from torch import Tensor
 
 from companion.analysis.bounds import euler_bounds, tanh_constants
 from companion.analysis.reconstruction import reconstruction
-from companion.experiments import Findings, Part, Run, experiment, grid
-from companion.experiments.memory_free.tanh_networks import (
-    DEEP,
-    FAMILIES,
-    MEASURES,
-    Draw,
-    draw_networks,
-    fit_rate,
-    measure,
-    round_trip,
-)
+from companion.experiments import Findings, Part, Run, experiment, grids, named
+from companion.experiments.memory_free import tanh_networks as nets
+from companion.experiments.memory_free.tanh_networks import FAMILIES, Draw
 from companion.gradients import Reconstruct
 from companion.ode import odeint
 
@@ -63,7 +55,7 @@ Curve = NDArray[np.float64]
     ),
     full={"steps": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024), "networks": 32, "dim": 16},
     tiny={"steps": (1, 16, 32), "networks": 2, "dim": 3},
-    timed=("identity",),  # not a time: what rounding leaves, another number on every processor
+    machine_dependent=("identity",),
 )  # fmt: skip
 def s22_p3(
     run: Run, *, steps: tuple[int, ...] = (1, 4, 16, 32, 64, 128, 256), networks: int = 8,
@@ -78,33 +70,26 @@ def s22_p3(
     to the limit curve, relative, for smooth weights. ``profile_error``, ``profile_bound`` and
     ``profile_limit``: scaled errors, bound and limit, layer by layer, of the smooth network nearest
     its bound at the largest depth.
-    Scalars: ``slope_states_FAMILY``, ``slope_gradients_FAMILY``, ``slope_relative_FAMILY``,
-    ``slope_limit``, ``identity``; ``state_ratio`` and ``gradient_ratio``, the largest of all.
     """
     drawn = Draw(networks, dim, run.seed, run.device)
 
-    def sweep(part: Part, family: str, n: int) -> list[list[float]]:
-        return measure(draw_networks(family, "euler", n, drawn)).largest()
+    def sweep(part: Part, family: str, n: int) -> dict[str, list[float]]:
+        return nets.measure(nets.draw_networks(family, "euler", n, drawn)).largest()
 
-    table = grid(run, sweep, family=FAMILIES, n=steps)
-    curves: dict[str, Curve] = {
-        f"{name}_{family}": table.at(family=family).values[:, j]
-        for family in FAMILIES
-        for j, name in enumerate(MEASURES)
-    }
-    deep = tuple(n for n in steps if n >= DEEP)
-    trips = {(rate, n): round_trip("euler", rate, n) for rate in (1.7, -0.9) for n in steps}
+    curves = named(grids(run, sweep, family=FAMILIES, n=steps), "family")
+    deep = tuple(n for n in steps if n >= nets.DEEP)
+    trips = {(rate, n): nets.round_trip("euler", rate, n) for rate in (1.7, -0.9) for n in steps}
     scalars = {
         "identity": max(abs(x / (1 - (rate / n) ** 2) ** n - 1) for (rate, n), x in trips.items()),
-        "state_ratio": table.values[:, :, 3].max(),
-        "gradient_ratio": table.values[:, :, 4].max(),
+        "state_ratio": max(curves[f"state_ratio_{family}"].max() for family in FAMILIES),
+        "gradient_ratio": max(curves[f"gradient_ratio_{family}"].max() for family in FAMILIES),
     }
-    for key in (f"{name}_{family}" for family in FAMILIES for name in MEASURES[:3]):
-        slope = fit_rate(deep, curves[key][-len(deep) :])
+    for key in (f"{name}_{family}" for family in FAMILIES for name in nets.ERRORS):
+        slope = nets.fit_rate(deep, curves[key][-len(deep) :])
         scalars |= {f"slope_{key}": slope.value, f"slope_error_{key}": slope.error}
     profiles = [_profile(n, drawn) for n in steps]
     gaps = np.array([gap for gap, *_ in profiles])
-    scalars["slope_limit"] = fit_rate(deep, gaps[-len(deep) :, None]).value
+    scalars["slope_limit"] = nets.fit_rate(deep, gaps[-len(deep) :, None]).value
     curves["limit_gap"] = gaps
     for name, curve in zip(("error", "bound", "limit"), profiles[-1][1:], strict=True):
         curves[f"profile_{name}"] = curve
@@ -116,7 +101,7 @@ def _profile(steps: int, drawn: Draw) -> tuple[float, Curve, Curve, Curve]:
 
     The three curves are multiplied by the number of layers.
     """
-    networks = draw_networks("smooth", "euler", steps, drawn)
+    networks = nets.draw_networks("smooth", "euler", steps, drawn)
     true = torch.stack(networks.states()).detach()
     scaled = steps * (reconstruction(networks.block, true[-1], Reconstruct()) - true)
     limit = _limit(steps, drawn)
@@ -134,7 +119,7 @@ def _profile(steps: int, drawn: Draw) -> tuple[float, Curve, Curve, Curve]:
 
 def _limit(steps: int, drawn: Draw) -> Tensor:
     r"""Solve $\dot x = f$ forwards, then it and $\dot\rho = J\rho + Jf$ back; return $\rho$."""
-    networks = draw_networks("smooth", "euler", 4, drawn)
+    networks = nets.draw_networks("smooth", "euler", 4, drawn)
     first, second, *_ = networks.layers  # the sine is 0 and 1 there
     A, a = first.weight.detach(), first.bias.detach()
     B, b = second.weight.detach() - A, second.bias.detach() - a

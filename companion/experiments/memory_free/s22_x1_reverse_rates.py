@@ -12,17 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from companion.experiments import Findings, Part, Run, experiment, grid
-from companion.experiments.memory_free.tanh_networks import (
-    FAMILIES,
-    MEASURES,
-    Draw,
-    TanhLayer,
-    draw_networks,
-    fit_rate,
-    measure,
-    round_trip,
-)
+from companion.experiments import Findings, Part, Run, experiment, grids, named
+from companion.experiments.memory_free import tanh_networks as nets
+from companion.experiments.memory_free.tanh_networks import FAMILIES, Draw
 
 _PAPER: dict[str, float] = {
     "tied": -2, "smooth": -2, "zigzag_1_over_n": -2, "zigzag_1_over_root_n": -2, "zigzag_1": -1,
@@ -85,7 +77,7 @@ Curve = NDArray[np.float64]
     ),
     full={"steps": (16, 32, 64, 128, 256, 512, 1024), "networks": 32, "dim": 16},
     tiny={"steps": (8, 16), "networks": 2, "dim": 3},
-    timed=("identity",),  # not a time: what rounding leaves, another number on every processor
+    machine_dependent=("identity",),
 )  # fmt: skip
 def s22_x1(
     run: Run, *, steps: tuple[int, ...] = (16, 32, 64, 128, 256), networks: int = 8, dim: int = 6
@@ -96,35 +88,33 @@ def s22_x1(
     ``gradients_METHOD_FAMILY``, the largest error of a state and of the gradient of one set of
     weights, and ``relative_METHOD_FAMILY``, the relative error of the whole gradient, of shape
     ``(steps, networks)``; ``defect_jump`` and ``defect_tied``, of shape ``(steps, networks)``:
-    what the leading term of lemma 4 leaves of one step's defect.
-    Scalars: ``slope_NAME`` and ``slope_error_NAME`` for every such curve; ``ratio_states`` and
-    ``ratio_gradients``, Heun's largest error over its bound; ``identity``.
+    what the leading term of lemma 4 leaves of one step's defect. Scalars: ``slope_NAME`` and
+    ``slope_error_NAME`` for every such curve, and what decides claims.
     """
     drawn = Draw(networks, dim, run.seed, run.device)
 
-    def sweep(part: Part, method: str, family: str, n: int) -> list[list[float]]:
-        return measure(draw_networks(family, method, n, drawn)).largest()
+    def sweep(part: Part, method: str, family: str, n: int) -> dict[str, list[float]]:
+        return nets.measure(nets.draw_networks(family, method, n, drawn)).largest()
 
-    table = grid(run, sweep, method=("euler", "heun"), family=FAMILIES, n=steps)
-    curves: dict[str, Curve] = {
-        f"{name}_{method}_{family}": table.at(method=method, family=family).values[:, j]
-        for method in ("euler", "heun")
-        for family in FAMILIES
-        for j, name in enumerate(MEASURES[:3])
-    }
+    found = grids(run, sweep, method=("euler", "heun"), family=FAMILIES, n=steps)
+    states, gradients = (
+        found.pop(f"{name}_ratio").at(method="heun") for name in ("state", "gradient")
+    )
+    curves: dict[str, Curve] = named(found, "method", "family")
     for name, family in (("jump", "zigzag_1"), ("tied", "tied")):
         curves[f"defect_{name}"] = _defects(family, steps, drawn)
-    trips = {(rate, n): round_trip("heun", rate, n) for rate in (1.7, -0.9) for n in (1, 5, *steps)}
-    heun = table.at(method="heun").values
+    trips = {
+        (rate, n): nets.round_trip("heun", rate, n) for rate in (1.7, -0.9) for n in (1, 5, *steps)
+    }
     scalars = {
         "identity": max(
             abs(x / (1 + (rate / n) ** 4 / 4) ** n - 1) for (rate, n), x in trips.items()
         ),
-        "ratio_states": heun[:, :, 3].max(),
-        "ratio_gradients": heun[:, :, 4].max(),
+        "ratio_states": states.values.max(),
+        "ratio_gradients": gradients.values.max(),
     }
     for key, curve in curves.items():
-        slope = fit_rate(steps, curve)
+        slope = nets.fit_rate(steps, curve)
         scalars |= {f"slope_{key}": slope.value, f"slope_error_{key}": slope.error}
     return Findings(scalars, {"steps": steps, **curves})
 
@@ -132,7 +122,7 @@ def s22_x1(
 @torch.no_grad()
 def _defects(family: str, steps: tuple[int, ...], drawn: Draw) -> Curve:
     """Return the norm of a step's defect minus its leading term, of shape (steps, networks)."""
-    networks = draw_networks(family, "heun", 1, drawn)
+    networks = nets.draw_networks(family, "heun", 1, drawn)
     first, second = networks.layers
     x, rows = networks.x0, []
     f, g = first(x), second(x)
@@ -146,6 +136,6 @@ def _defects(family: str, steps: tuple[int, ...], drawn: Draw) -> Curve:
     return np.array(rows)
 
 
-def _pushed(layer: TanhLayer, x: Tensor, value: Tensor, v: Tensor) -> Tensor:
+def _pushed(layer: nets.TanhLayer, x: Tensor, value: Tensor, v: Tensor) -> Tensor:
     """Return the layer's Jacobian at ``x``, where it takes ``value``, applied to ``v``."""
     return (1 - value**2) * (layer.weight @ v.unsqueeze(-1)).squeeze(-1)

@@ -14,6 +14,7 @@ from companion.analysis.bounds import Bounds, euler_bounds, heun_bounds, tanh_co
 from companion.analysis.reconstruction import reconstruction
 from companion.basis import Constant, PiecewiseConstant, PiecewiseLinear
 from companion.block import OdeBlock
+from companion.experiments.recipes import normal
 from companion.gradients import Reconstruct
 from companion.observe import Slope, fit_slope, geometric_mean
 
@@ -38,11 +39,6 @@ class TanhLayer(nn.Module):
     r"""One layer of several independent networks: $x \mapsto \tanh(Wx + b)$ for each of them.
 
     Shapes: ``(networks, dim)`` to the same; ``weight`` is ``(networks, dim, dim)``.
-
-    Example:
-        >>> layer = TanhLayer(torch.eye(2).repeat(5, 1, 1), torch.zeros(5, 2))
-        >>> layer(torch.zeros(5, 2)).shape
-        torch.Size([5, 2])
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -56,13 +52,9 @@ class TanhLayer(nn.Module):
 
 @dataclass(frozen=True)
 class Networks:
-    """Networks of one depth and one method, with inputs and targets, in double precision.
+    """Networks of one depth and one method, in double precision, alone and as a block.
 
-    Attributes:
-        layers: one set of weights a layer (Euler) or a node (Heun).
-        block: the same as a block.
-        x0: inputs, shape ``(networks, dim)``.
-        target: the loss is half the squared distance of the outputs to it.
+    Inputs and targets have shape ``(networks, dim)``; the loss is half the squared distance.
     """
 
     layers: list[TanhLayer]
@@ -92,14 +84,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class Draw:
-    """Which networks to draw: the same for all depths and methods, but for independent layers.
-
-    Attributes:
-        count: number of networks.
-        dim: size of their states.
-        seed: of everything drawn.
-        device: where the networks live.
-    """
+    """Which networks to draw: the same for all depths and methods, but for independent layers."""
 
     count: int
     dim: int
@@ -118,10 +103,7 @@ def draw_networks(family: str, method: str, steps: int, of: Draw) -> Networks:
         torch.Size([11, 4, 4, 3])
     """
     count, dim = of.count, of.dim
-    generator = torch.Generator().manual_seed(of.seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(of.device)
+    draw = normal(of.seed, of.device)
 
     def matrices(norm: float, *shape: int) -> Tensor:
         drawn = draw(*shape, count, dim, dim)
@@ -158,15 +140,17 @@ class Errors(NamedTuple):
     state_ratio: list[float]
     gradient_ratio: list[float]
 
-    def largest(self) -> list[list[float]]:
-        """Return the numbers that :data:`MEASURES` name, of every network."""
-        states, gradients = self.states.amax(0).tolist(), self.gradients.amax(0).tolist()
-        ratios = [self.state_ratio, self.gradient_ratio]
-        return [states, gradients, self.relative.tolist(), *ratios]
+    def largest(self) -> dict[str, list[float]]:
+        """Return the largest error of a state, and so on, of every network."""
+        return {
+            "states": self.states.amax(0).tolist(), "gradients": self.gradients.amax(0).tolist(),
+            "relative": self.relative.tolist(), "state_ratio": self.state_ratio,
+            "gradient_ratio": self.gradient_ratio,
+        }  # fmt: skip
 
 
-MEASURES = ("states", "gradients", "relative", "state_ratio", "gradient_ratio")
-"""The largest error of a state and of a gradient, the relative one of all, and over bounds."""
+ERRORS = ("states", "gradients", "relative")
+"""Of these, those whose rates are fitted."""
 
 
 def measure(networks: Networks) -> Errors:

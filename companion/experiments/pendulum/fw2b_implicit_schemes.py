@@ -37,7 +37,7 @@ RATIOS = (1 / 4, 1 / 2, 1.0, 2.0, 4.0)
     paper="none; Queiruga et al. 2020, section 6, names implicit schemes as future work",
     full={"seeds": 8, "adam": 4000, "lbfgs": 200, "order_steps": (80, 160, 320)},
     tiny={"step": 0.8, "seeds": 2, "adam": 5, "lbfgs": 2, "order_steps": (10, 20)},
-    timed=("round_trip", "longest_trip"),  # rounding, which no two processors share
+    machine_dependent=("round_trip", "longest_trip"),  # rounding, which no two processors share
     claims=(
         ("FW2b", "implicit_growth", None, 1,
          "largest growth of implicit schemes on the stiff equation"),
@@ -58,10 +58,8 @@ def fw2b(
     ratios), at time 3.2; ``dip``, ``order``, ``round_trip`` and ``one_step``, one value a seed:
     dip ratio, order at which finer graphs approach the net's own differential equation, largest
     distance after a step and a step back, and root mean squared error of one step. Scalars:
-    ``growth_SCHEME``, largest norm on the stiff equation over that at the start;
-    ``order_SCHEME`` on the pendulum, from the errors at time 1 after ``order_steps``;
-    ``implicit_growth`` and ``longest_trip``, the largest; ``own_order``, the one farthest from 2;
-    ``mean_dip``, the geometric mean.
+    ``growth_SCHEME``, largest norm on the stiff equation over that at the start; ``order_SCHEME``
+    on the pendulum, from the errors at time 1 after ``order_steps``.
     """
 
     def train(part: Part) -> list[dict[str, Any]]:
@@ -83,12 +81,7 @@ def fw2b(
 
 
 def stiff_growth(method: str) -> float:
-    """Return the largest norm of 20 steps of 0.1 on the stiff equation, over that at the start.
-
-    Example:
-        >>> stiff_growth("backward_euler"), stiff_growth("rk4") > 1e100
-        (1.0, True)
-    """
+    """Return the largest norm of 20 steps of 0.1 on the stiff equation, over that at the start."""
     rates, x = torch.tensor([RATES, (1.0, 1.0)], dtype=torch.float64)
 
     def decay(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from companion.data import pendulum
-from companion.experiments import Claim, Findings, Grid, Part, Run, experiment
+from companion.experiments import Claim, Findings, Grid, Part, Run, experiment, named
 from companion.experiments.pendulum import rollouts
 from companion.experiments.pendulum.rollouts import DATA_TIME, HALF, OWN, RATIOS, SCHEMES
 from companion.experiments.pendulum.training import rms_error
@@ -47,7 +47,7 @@ def q20_f3(
     ``one_step_SCHEME``, the root mean squared errors of one step. For the first step and seed, at
     the own step and at half of it: ``times_own``, ``truth_own``, ``path_SCHEME_own``, and
     ``numerical_path_own`` of Euler's method; likewise ``_half``. Scalars: ``dip_SCHEME_STEP``,
-    geometric means over seeds; ``gain``, ``deepest_rk4`` and ``floor``, which decide claims.
+    geometric means over seeds.
     """
 
     def measure(part: Part, method: str, step: float) -> dict[str, Any]:
@@ -63,12 +63,14 @@ def q20_f3(
         }
 
     found = run.map(measure, {f"{m}, step {h:g}": (m, h) for m in SCHEMES for h in steps})
-
-    def table(name: str) -> Grid:
-        rows = [[found[f"{m}, step {h:g}"][name] for h in steps] for m in SCHEMES]
-        return Grid({"method": SCHEMES, "step": steps, "seed": tuple(range(seeds))}, np.array(rows))
-
-    errors, dips = table("errors"), table("dip")
+    axes = {"method": SCHEMES, "step": steps, "seed": tuple(range(seeds))}
+    tables = {
+        name: Grid(
+            axes, np.array([[found[f"{m}, step {h:g}"][name] for h in steps] for m in SCHEMES])
+        )
+        for name in ("errors", "dip", "one_step")
+    }
+    errors, dips = tables["errors"], tables["dip"]
     curves: dict[str, Any] = {"steps": steps, "ratios": RATIOS}
     for method in SCHEMES:
         plain = [rollouts.numerical_errors(method, step, run.device) for step in steps]
@@ -76,8 +78,7 @@ def q20_f3(
     for name in ("own", "half"):
         curves |= {f"path_{m}_{name}": found[f"{m}, step {steps[0]:g}"][name] for m in SCHEMES}
         curves |= _true_paths(name, steps[0], run.device)
-    for name in ("errors", "dip", "one_step"):
-        curves |= table(name).named(name, "method")
+    curves |= named(tables, "method")
     gain = (
         np.array(curves["numerical_euler"])[:, None, OWN]
         / errors.at(method="euler").values[..., OWN]

@@ -35,8 +35,7 @@ def q20_f4b(
     Curves: ``ratios`` of the graphs' steps to that of the data, from fine to coarse;
     ``errors_TRAINED_in_RUN`` of shape (seeds, ratios), errors at time 3.2; ``numerical_SCHEME``,
     those of the scheme on the true field. Scalars: ``swapped_TRAINED_in_RUN``, geometric means over
-    seeds of the error at the step of the data; ``growth``, ``quarter`` and ``moved``, which decide
-    the claim.
+    seeds of the error at the step of the data.
     """
 
     def measure(part: Part, trained: str) -> list[list[tuple[float, ...]]]:

@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 from scipy.special import ellipj, ellipk
 
 from companion.data import pendulum
-from companion.experiments import Findings, Part, Run, experiment, grid
+from companion.experiments import Findings, Part, Run, experiment, grids, named
 
 STARTS = 40
 """Points from which a numerical solution starts anew."""
@@ -23,7 +23,7 @@ ERRORS = ("angle_error", "velocity_error", "drift", "residual", "modulus_error")
     full={"angles": (pendulum.START, -1.0, 0.3, 1.5, 2.9, 3.0, 3.1), "points": 4001},
     tiny={"angles": (pendulum.START, 0.3), "time": 4.0, "points": 81},
     # What is left of the others is rounding, which no two processors share.
-    timed=(*ERRORS[:4], "distance", "restarted", "range"),
+    machine_dependent=(*ERRORS[:4], "distance", "restarted", "range"),
     claims=(
         ("CL23", "distance", None, 1e-10, "largest distance from a numerical solution"),
         ("CL23", "restarted", None, 1e-11, "the same, restarted at each point"),
@@ -47,17 +47,17 @@ def q20_pend1(
     the first angle, ``restarted`` and ``range``, the largest of these errors.
     """
 
-    def compare(part: Part, angle: float) -> list[float]:
+    def compare(part: Part, angle: float) -> dict[str, float]:
         t = np.linspace(0, time, points)
         found = pendulum.exact(t, angle).numpy()
         error = np.abs(found - _solved(found[0], t)).max(axis=0)
         energy = found[:, 1] ** 2 / 2 - pendulum.GRAVITY * np.cos(found[:, 0])
         short = [abs(_solved(found[n], t[n : n + 2])[-1] - found[n + 1]) for n in range(STARTS)]
         wrong = np.abs(_with_modulus(t, angle) - found[:, 0]).max()
-        return [*error, np.ptp(energy), np.max(short), wrong]
+        numbers = (*error, np.ptp(energy), np.max(short), wrong)
+        return dict(zip(ERRORS, map(float, numbers), strict=True))
 
-    found = grid(run, compare, angle=angles)
-    curves = {name: found.pick(k).values for k, name in enumerate(ERRORS)}
+    curves = named(grids(run, compare, angle=angles))
     scalars = {
         "period": pendulum.period(angles[0]),
         "distance": max(curves["angle_error"][0], curves["velocity_error"][0]),

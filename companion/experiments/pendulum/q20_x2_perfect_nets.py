@@ -19,12 +19,10 @@ from torch import Tensor
 from companion.analysis.convergence import DIP_LIMIT
 from companion.analysis.modified_equation import learnt_field, perfect_field
 from companion.data import pendulum
-from companion.experiments import Findings, Grid, Part, Run, experiment, grid
-from companion.experiments import seeds as own_seeds
+from companion.experiments import Findings, Part, Run, experiment, grids, named
 from companion.experiments.pendulum.rollouts import TEST_TIME, compared
 from companion.experiments.pendulum.training import fit_closely
 from companion.models import OneStepNet
-from companion.observe import fit_slope, geometric_mean
 from companion.ode import odeint
 
 SCHEMES = ("euler", "midpoint")
@@ -62,12 +60,10 @@ def q20_x2(
     (steps, seeds), mean distances of the longest trained fields from f and from $f + h^p e_p$ over
     the mean norm of f; ``own_SCHEME`` and ``dip_SCHEME`` of shape (steps, seeds, fits), errors at
     time 3.2 at the own step, and dip ratios; ``plateau_SCHEME``, the predicted error of a perfect
-    fit at vanishing steps, by ``fine`` steps of RK4. Scalars: ``slope_plain_SCHEME`` and
-    ``slope_corrected_SCHEME`` against the step; ``predicted_right``, the share of midpoint nets
-    whose dip (a ratio above 10) was predicted.
+    fit at vanishing steps, by ``fine`` steps of RK4. A net dips if the ratio is above 10.
     """
 
-    def measure(part: Part, method: str, step: float, seed: int) -> list[float]:
+    def measure(part: Part, method: str, step: float, seed: int) -> dict[str, Any]:
         """Fit one net for each length of training, from the same start."""
         draw = torch.Generator().manual_seed(seed)
         now, later = pendulum.region(points, step, amplitude=AMPLITUDE, generator=draw)
@@ -79,22 +75,18 @@ def q20_x2(
             fit_closely(net, (now.to(run.device), later.to(run.device)), length)
             part.keep(net, f"fit {length}")
             tests.append(compared(net, (2 * own, 16 * own), angle=INNER))
-        distances = _distances(net, inside)
-        errors = [test.errors[method][0] for test in tests]
-        return [*distances, *errors, *(test.dip for test in tests)]
+        plain, corrected = _distances(net, inside)
+        errors, dips = [test.errors[method][0] for test in tests], [test.dip for test in tests]
+        return {"plain": plain, "corrected": corrected, "own": errors, "dip": dips}
 
-    found = grid(run, measure, method=SCHEMES, step=steps, seed=own_seeds(run, seeds))
-    plain, corrected = found.pick(0), found.pick(1)
-    own, dip = (Grid(found.axes, part) for part in np.split(found.values[..., 2:], 2, axis=-1))
-    curves: dict[str, Any] = {"steps": steps, "fits": fits}
-    scalars: dict[str, float] = {}
-    for name, table in (("plain", plain), ("corrected", corrected), ("own", own), ("dip", dip)):
-        curves |= table.named(name, "method")
+    found = grids(run, measure, method=SCHEMES, step=steps, seed=run.seeds(seeds))
+    curves: dict[str, Any] = {"steps": steps, "fits": fits, **named(found, "method")}
     for method in SCHEMES:
         curves[f"plateau_{method}"] = [predicted_plateau(method, step, fine) for step in steps]
-        for name in ("plain", "corrected"):
-            means = geometric_mean(curves[f"{name}_{method}"], axis=1).tolist()
-            scalars[f"slope_{name}_{method}"] = fit_slope(steps, means).value
+    scalars: dict[str, Any] = {}
+    for name in ("plain", "corrected"):
+        slopes, _ = found[name].geometric("seed").slopes("step")
+        scalars |= slopes.named(f"slope_{name}", "method")
     scalars["predicted_right"] = _predicted_right(
         curves["plateau_midpoint"], curves["own_midpoint"], curves["dip_midpoint"]
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from companion.analysis.convergence import Convergence, convergence_test, graph_errors
 from companion.data import pendulum
-from companion.experiments import Part, Run, seeds
+from companion.experiments import Part, Run
 from companion.experiments.pendulum.training import Pairs, train_nets
 from companion.models import OneStepNet
 from companion.ode import odeint
@@ -27,12 +27,7 @@ HALF, OWN = RATIOS.index(0.5), RATIOS.index(1.0)
 
 
 def step_counts(step: float) -> list[int]:
-    """Return the numbers of steps from 0 to the time of the test, from fine to coarse.
-
-    Example:
-        >>> step_counts(0.1)
-        [512, 256, 128, 64, 32, 16, 8]
-    """
+    """Return the numbers of steps from 0 to the time of the test, from fine to coarse."""
     return [round(TEST_TIME / (ratio * step)) for ratio in RATIOS]
 
 
@@ -45,7 +40,7 @@ def motion_nets(
     """
     now, later = pendulum.pairs(step, DATA_TIME)
     data = (now.to(run.device), later.to(run.device))
-    own = seeds(run, count)
+    own = run.seeds(count)
     nets = train_nets(method, step, data, own, **iterations)
     for net, seed in zip(nets, own, strict=True):
         part.keep(net, f"seed {seed}")

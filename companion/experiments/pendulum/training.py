@@ -23,15 +23,8 @@ def train_nets(
 
     Full-batch Adam, its rate falling from 1e-2 to 1e-5 along a cosine, then L-BFGS. Adam trains
     all nets at once: the loss is the sum of theirs, and no entry of its update depends on another
-    net. L-BFGS has a line search, so it trains them one by one.
-
-    Args:
-        method: the scheme of the nets.
-        step: the time between the states of a pair.
-        data: states, and the states one step later.
-        seeds: one for each net.
-        adam: number of Adam's steps.
-        lbfgs: largest number of steps of L-BFGS.
+    net. L-BFGS has a line search, so it trains them one by one. The numbers of steps are ``adam``
+    and at most ``lbfgs``.
     """
     nets = [
         OneStepNet(method, step=step, generator=torch.Generator().manual_seed(seed)).to(data[0])
@@ -44,11 +37,7 @@ def train_nets(
 
 
 def one_step_errors(net: OneStepNet, data: Pairs) -> Tensor:
-    r"""Return the squared one-step errors $\lVert F(x_k) - x_{k+1} \rVert^2$, one for each pair.
-
-    Shapes:
-        ``(..., pairs)``, with the leading axes of a stack of nets.
-    """
+    r"""Return the squared one-step errors $\lVert F(x_k) - x_{k+1} \rVert^2$, one for each pair."""
     now, later = data
     errors: Tensor = (net(now) - later).square().sum(-1)
     return errors
@@ -108,15 +97,7 @@ def fit_closely(net: OneStepNet, data: Pairs, steps: int) -> float:
     The method of Levenberg and Marquardt on the residuals $(F(x_k) - x_{k+1})/\Delta t$: with few
     parameters it comes far closer to a perfect fit than gradient descent. Every step solves the
     normal equations; the damping falls after a step that lowers the sum of squares and grows after
-    one that is refused.
-
-    Args:
-        net: the net, trained in place.
-        data: states, and the states one step later.
-        steps: number of steps, accepted or refused.
-
-    Returns:
-        The root mean square of the residuals' norms.
+    one that is refused. The error is the root mean square of the residuals' norms.
     """
     now, later = data
     scheme = get_scheme(net.method)

@@ -1,10 +1,9 @@
 """FW4: transfer to a new task by splitting cells and training only the last of them.
 
 A net continuous in depth learns the digits 0 to 4 with two cells of weights. Its cells are split
-to eight, which changes nothing, and only the last quarter of depth is trained on the digits 5 to 9,
-with a new head. A residual network of eight layers, its last two trainable, is treated alike: as
-many parameters are trained. Its residual is multiplied by 1, as is usual, or by 1/8: the second is
-the control that has the step of the net continuous in depth.
+to eight, and only the last quarter of depth is trained on the digits 5 to 9, with a new head. A
+residual network of eight layers is treated alike, and as many parameters are trained. Its residual
+is multiplied by 1, as is usual, or by 1/8: the second has the step of the net continuous in depth.
 """
 
 from collections.abc import Iterable
@@ -15,11 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from companion.basis import PiecewiseConstant
 from companion.data import Samples, load_digits
-from companion.experiments import Part, Run, experiment, grid
-from companion.experiments.grid import seeds as seeds_of
+from companion.experiments import Findings, Part, Run, experiment, grids, named
 from companion.experiments.recipes import classification_loss, digits_recipe, sgd
 from companion.models import ContinuousMLP
-from companion.results import Findings
 from companion.train import error_rate, fit, seeded, step_decay
 
 CELLS, COARSE, TRAINED = 8, 2, 2
@@ -54,18 +51,16 @@ def fw4(run: Run, *, seeds: int = 4, epochs: int = 15, tuning: int = 15) -> Find
     Curves: for each of :data:`KINDS` ``before_NET``, test error on 0 to 4 after
     pretraining, and ``after_NET``, test error on 5 to 9 after fine-tuning, one value a seed;
     ``split_change``, change of the loss by the split. Scalars: ``error_NET``, means over seeds of
-    the error after fine-tuning; ``trained_NET``, parameters that the new task may change;
-    ``over_NET``, the error of the continuous net minus that of another; ``most_split_change``.
+    the error after fine-tuning; ``trained_NET``, parameters that the new task may change.
     """
     data = load_digits(device=run.device, dtype=run.dtype)
 
-    def transfer(part: Part, kind: str, seed: int) -> list[float]:
+    def transfer(part: Part, kind: str, seed: int) -> dict[str, float]:
         return _transferred(part, kind, seed, epochs, tuning, data)
 
-    found = grid(run, transfer, kind=KINDS, seed=seeds_of(run, seeds))
-    before, after, change, trained = map(found.pick, range(4))
-    error = after.mean("seed").named("error", "kind")
-    change = change.at(kind="continuous")
+    found = grids(run, transfer, kind=KINDS, seed=run.seeds(seeds))
+    change, trained = found.pop("split_change").at(kind="continuous"), found.pop("trained")
+    error = found["after"].mean("seed").named("error", "kind")
     scalars = {
         **error,
         **trained.max("seed").named("trained", "kind"),
@@ -73,19 +68,14 @@ def fw4(run: Run, *, seeds: int = 4, epochs: int = 15, tuning: int = 15) -> Find
         "over_scaled_resnet": error["error_continuous"] - error["error_scaled_resnet"],
         "most_split_change": change.max("seed").values,
     }
-    curves = {**before.named("before", "kind"), **after.named("after", "kind")}
-    return Findings(scalars, {**curves, "split_change": change.values}, data=data.sha256)
+    curves = {**named(found, "kind"), "split_change": change.values}
+    return Findings(scalars, curves, data=data.sha256)
 
 
 def _transferred(
     part: Part, kind: str, seed: int, epochs: int, tuning: int, data: Samples
-) -> list[float]:
-    """Pretrain one network on the first five digits, and fine-tune it on the others.
-
-    Returns:
-        The errors before and after, by how much the split changed the loss, and how many
-        parameters were tuned.
-    """
+) -> dict[str, float]:
+    """Pretrain one network on the first five digits, and fine-tune it on the others."""
     old_train, old_test = _digits(data, 0)
     new_train, new_test = _digits(data, 5)
     cells, method, scale = KINDS[kind]
@@ -102,7 +92,7 @@ def _transferred(
         loss = cross_entropy(net(new_test[0]), new_test[1])
         while net.block.weights.basis.cells < CELLS:
             net.block.refine(steps=False)
-        change = cross_entropy(net(new_test[0]), new_test[1]) - loss
+        change = float(cross_entropy(net(new_test[0]), new_test[1]) - loss)
     hooks = freeze_early_cells(net)
     _fit(net, new_train, tuning, seed, [*net.block.parameters(), *net.head.parameters()])
     for hook in hooks:
@@ -110,7 +100,8 @@ def _transferred(
     part.keep(net, "after")
     late = sum(p[-TRAINED:].numel() for p in net.block.parameters())
     trained = late + sum(p.numel() for p in net.head.parameters())
-    return [before, error_rate(net, new_test), abs(float(change)), trained]
+    after = error_rate(net, new_test)
+    return {"before": before, "after": after, "split_change": abs(change), "trained": trained}
 
 
 def freeze_early_cells(net: ContinuousMLP) -> list[torch.utils.hooks.RemovableHandle]:

@@ -2,29 +2,22 @@ r"""FW5: can hyper-parameters be searched on a coarse net and used on a fine one
 
 A net that is continuous in depth solves the same equation at one step and at eight, so a learning
 rate that suits one should suit the other. A classic residual network gets another size of residual
-with every depth. Both are trained on a grid of rates and weight decays at several depths, and the
-ranks of the test losses are compared.
+with every depth. The ranks of test losses over rates and weight decays are compared.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 from torch.nn.functional import cross_entropy
 
 from companion.basis import PiecewiseConstant
 from companion.data import load_digits
-from companion.experiments import Part, Run, experiment, grid
-from companion.experiments.continuous_digits import Table
-from companion.experiments.grid import seeds as seeds_of
+from companion.experiments import Findings, Part, Run, experiment, grid
+from companion.experiments.continuous_digits import Table, Variant, digits_net
 from companion.experiments.recipes import digits_recipe, scores
 from companion.experiments.side_by_side import fit_side_by_side
-from companion.models import ContinuousMLP
-from companion.results import Claim, Findings
 from companion.solve import NonFiniteError
-from companion.train import seeded
 
 FAMILIES = ("continuous", "resnet")
 """RK4 with the residual times 1, and Euler with the residual times the number of layers."""
@@ -38,16 +31,18 @@ RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
     paper="none; Queiruga et al. 2020, section 6, names coarse nets for the search",
     full={"depths": (1, 2, 4, 8, 16), "decays": (0.0, 5e-4, 5e-3), "seeds": 6, "epochs": 10},
     tiny={"depths": (1, 2), "decays": (0.0,), "seeds": 2, "epochs": 1},
-    claims=("FW5",),
-)
+    claims=tuple(
+        ("FW5", f"rank_{family}_{{depths[0]}}", low, high,
+         f"rank correlation of test losses, {{depths[0]}} and {{depths[-1]}} layers, {net}")
+        for family, low, high, net in (
+            ("continuous", 0.7, None, "RK4 net"), ("resnet", None, 0.5, "classic ResNet"),
+        )
+    ),
+)  # fmt: skip
 def fw5(
-    run: Run,
-    *,
-    depths: tuple[int, ...] = (1, 2, 8),
-    decays: tuple[float, ...] = (0.0, 5e-3),
-    seeds: int = 3,
-    epochs: int = 5,
-) -> Findings:
+    run: Run, *, depths: tuple[int, ...] = (1, 2, 8), decays: tuple[float, ...] = (0.0, 5e-3),
+    seeds: int = 3, epochs: int = 5,
+) -> Findings:  # fmt: skip
     """Train both families at every depth on the whole grid, all seeds of a cell side by side.
 
     Curves: ``depths``, ``rates``, ``decays``; for each family ``loss_FAMILY``, test losses of shape
@@ -57,10 +52,10 @@ def fw5(
     of seeds whose best cell of the grid is the same at all depths.
     """
     data = load_digits(device=run.device, dtype=run.dtype)
-    own = seeds_of(run, seeds)
+    own = run.seeds(seeds)
 
     def losses(part: Part, family: str, layers: int, rate: float, decay: float) -> list[float]:
-        nets = [_net(family, layers, seed, run.dtype).to(run.device) for seed in own]
+        nets = [digits_net(variant(family, layers), k, run.dtype).to(run.device) for k in own]
         recipe = digits_recipe(epochs, rate, decay) | {"schedule": None}
         try:
             fit_side_by_side(
@@ -85,32 +80,17 @@ def fw5(
             scalars[f"rank_{family}_{depth}"] = float(row.mean())
         best = values.reshape(len(depths), -1, seeds).argmin(axis=1)
         scalars[f"same_best_{family}"] = int((best == best[0]).all(axis=0).sum())
-    return Findings(scalars, curves, rank_claims(scalars, depths), data.sha256)
+    return Findings(scalars, curves, data=data.sha256)
 
 
 def rank_correlations(losses: Table) -> Table:
-    """Return Spearman's correlation of each depth's losses with the deepest net's, by seed.
-
-    Shapes:
-        ``(depths, rates, decays, seeds)`` to ``(depths, seeds)``.
-    """
+    """Return Spearman's correlation of each depth's losses with the deepest net's, by seed."""
     flat = losses.reshape(len(losses), -1, losses.shape[-1])
     pairs = [[(row[:, k], flat[-1][:, k]) for k in range(flat.shape[-1])] for row in flat]
     return np.array([[spearmanr(one, deepest)[0] for one, deepest in row] for row in pairs])
 
 
-def rank_claims(scalars: Mapping[str, float], depths: Sequence[int]) -> list[Claim]:
-    """Decide that the ranks of the coarsest net are those of the deepest, in one family only."""
-    shallow, deep = depths[0], depths[-1]
-    text = f"rank correlation of test losses, {shallow} and {deep} layers"
-    return [
-        Claim("FW5", f"{text}, RK4 net", scalars[f"rank_continuous_{shallow}"], low=0.7),
-        Claim("FW5", f"{text}, classic ResNet", scalars[f"rank_resnet_{shallow}"], high=0.5),
-    ]
-
-
-def _net(family: str, depth: int, seed: int, dtype: torch.dtype = torch.float32) -> ContinuousMLP:
+def variant(family: str, depth: int) -> Variant:
+    """Return how a net of a family and a depth is made."""
     method, scale = ("rk4", 1.0) if family == "continuous" else ("euler", float(depth))
-    weights = PiecewiseConstant(depth)
-    with seeded(seed, dtype=dtype):
-        return ContinuousMLP(64, 10, basis=weights, method=method, steps=depth, scale=scale)
+    return Variant(method, scale, weights=PiecewiseConstant(depth), steps=depth)

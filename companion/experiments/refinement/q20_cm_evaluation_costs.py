@@ -3,19 +3,18 @@ r"""Q20-CM: do training and inference times follow the number of evaluations?
 Queiruga et al. (2020, section 5 and Table 1) give the time of an epoch at one step and at 32. A
 line $a + b N_t$ through those two numbers is the whole model: it has to tell the time of their
 schedule of refinements, and that of training at full depth. Their inference times are compared with
-the evaluations of each graph. Beside them the CPU times of a perceptron under many graphs are
-fitted with such a line. Both tiers do the same; ``full`` repeats the measurement more often.
+the evaluations of each graph, and so are CPU times of a perceptron.
 """
 
-import time
+from functools import partial
 
 import torch
 
 from companion.basis import PiecewiseConstant
-from companion.experiments import Part, Run, experiment
+from companion.experiments import Findings, Part, Run, experiment
+from companion.experiments.recipes import shortest
 from companion.models import ContinuousMLP
 from companion.observe import fit_line
-from companion.results import Findings
 from companion.schemes import SCHEMES
 from companion.train import seeded
 
@@ -38,11 +37,10 @@ INFERENCE = ((11, 32, 11.06, 32.55), (6, 32, 6.25, 32.55), (4, 8, 7.74, 14.56))
     paper="Queiruga et al. 2020, section 5 and Table 1",
     full={
         "methods": ("euler", "midpoint", "rk4", "rk4_38"),
-        "steps": (2, 3, 4, 6, 8, 11, 16, 24, 32, 64),
-        "repeats": 200,
+        "steps": (2, 3, 4, 6, 8, 11, 16, 24, 32, 64), "repeats": 200,
     },
     tiny={"steps": (2, 3, 6), "repeats": 1},
-    timed=("r_squared", "overhead", "seconds"),
+    machine_dependent=("r_squared", "overhead", "seconds"),
     claims=(
         ("CL34", "away_refined", None, 0.005,
          "minutes of the paper's training, refined: relative difference of the model"),
@@ -56,19 +54,14 @@ INFERENCE = ((11, 32, 11.06, 32.55), (6, 32, 6.25, 32.55), (4, 8, 7.74, 14.56))
     ),
 )  # fmt: skip
 def q20_cm(
-    run: Run,
-    *,
-    methods: tuple[str, ...] = ("euler", "rk4", "rk4_38"),
-    steps: tuple[int, ...] = (2, 3, 6, 8, 11, 16, 32),
-    repeats: int = 20,
-) -> Findings:
+    run: Run, *, methods: tuple[str, ...] = ("euler", "rk4", "rk4_38"),
+    steps: tuple[int, ...] = (2, 3, 6, 8, 11, 16, 32), repeats: int = 20,
+) -> Findings:  # fmt: skip
     """Compare the model with the paper's minutes, and measure CPU seconds of a forward pass.
 
     Scalars: ``fixed`` and ``per_step``, the model's seconds an epoch; ``minutes_refined``,
-    ``minutes_full``; ``away_refined``, ``away_full`` and ``away_inference``, the largest relative
-    differences from the paper's times; ``r_squared`` of the line through the measured times,
-    ``overhead``, its value at no evaluation over that at the most. Curves: ``evaluations`` and
-    ``seconds``, one entry a graph.
+    ``minutes_full``; ``overhead``, what the line through the measured times says of no evaluation,
+    over that of the most. Curves: ``evaluations`` and ``seconds``, one entry a graph.
     """
     fixed, per_step, _ = fit_line(list(EPOCH_SECONDS), list(EPOCH_SECONDS.values()))
     epochs = sum(SCHEDULE.values())
@@ -95,18 +88,12 @@ def q20_cm(
 def _measure(
     part: Part, methods: tuple[str, ...], steps: tuple[int, ...], repeats: int
 ) -> dict[str, list[float]]:
-    """Return evaluations and the shortest CPU time of every graph, measured in turn."""
+    """Return evaluations and the shortest CPU time of every graph."""
     with seeded(0):
         net = ContinuousMLP(64, 10, basis=PiecewiseConstant(8))
         x = torch.randn(500, 64)
     graphs = [(method, n) for method in methods for n in steps]
-    nets = [net.with_graph(method=method, steps=n) for method, n in graphs]
-    seconds = [float("inf")] * len(nets)
-    for repeat in range(repeats):
-        for k, graph in enumerate(nets):
-            start = time.process_time()
-            graph(x)
-            seconds[k] = min(seconds[k], time.process_time() - start)
-        part.report((repeat + 1) / repeats)
+    views = [net.with_graph(method=method, steps=n) for method, n in graphs]
+    seconds = shortest(part, [partial(view, x) for view in views], repeats)
     evaluations = [float(n * SCHEMES[method].stages) for method, n in graphs]
     return {"evaluations": evaluations, "seconds": seconds}

@@ -1,15 +1,14 @@
 r"""Q20-F7: does refinement disturb training, and what does it save?
 
 Queiruga et al. (2020, Fig. 7) train ContinuousNets on CIFAR-10 and double cells and steps at preset
-epochs. Here a perceptron on scikit-learn's digits grows from one cell and one step to eight, in
-both tiers: ``full`` has more seeds. (The curve of a network on CIFAR-10 is recorded by Q20-T1a.)
+epochs; Q20-T1a does so. Here a perceptron on digits grows from one cell and one step to eight.
 Momentum is split with the weights, or dropped, as the paper's is. Time is CPU time, measured on
 single epochs at every size.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,23 +16,11 @@ import torch
 
 from companion.basis import PiecewiseConstant
 from companion.data import Samples, load_digits
-from companion.experiments import Part, Run, experiment
-from companion.experiments.continuous_digits import (
-    CELLS,
-    REFINEMENTS,
-    Table,
-    Tables,
-    Variant,
-    digits_net,
-    digits_options,
-    named,
-    net_error,
-    train_digits,
-)
-from companion.experiments.grid import seeds as seeds_of
-from companion.experiments.recipes import classification_loss, splits
+from companion.experiments import Findings, Part, Run, experiment, grids, named
+from companion.experiments import continuous_digits as digits
+from companion.experiments.continuous_digits import CELLS, Table, Tables, Variant
+from companion.experiments.recipes import classification_loss, shortest, splits
 from companion.observe import fit_line
-from companion.results import Findings
 from companion.train import fit
 
 VARIANTS = {
@@ -50,7 +37,7 @@ VARIANTS = {
     paper="Queiruga et al. 2020, Fig. 7 and section 5",
     full={"variants": ("rk4", "euler", "rk4_drop"), "seeds": 12, "repeats": 20},
     tiny={"variants": ("rk4", "euler", "rk4_drop"), "seeds": 1, "epochs": 5, "repeats": 1},
-    timed=("seconds", "time_ratio", "r_squared", "fixed", "per_step"),
+    machine_dependent=("seconds", "time_ratio", "r_squared", "fixed", "per_step"),
     claims=(
         ("CL33", "split_rk4", None, 0.005,
          "change of the test error at a split, RK4, largest over seeds and splits"),
@@ -63,22 +50,16 @@ VARIANTS = {
     ),
 )  # fmt: skip
 def q20_f7(
-    run: Run,
-    *,
-    variants: tuple[str, ...] = ("rk4", "euler"),
-    seeds: int = 4,
-    epochs: int = 30,
-    rate: float = 0.05,
-    repeats: int = 3,
-) -> Findings:
+    run: Run, *, variants: tuple[str, ...] = ("rk4", "euler"), seeds: int = 4, epochs: int = 30,
+    rate: float = 0.05, repeats: int = 3,
+) -> Findings:  # fmt: skip
     """Train refined networks from every seed, and deep ones to compare with.
 
     Curves: ``steps`` of each epoch; for each variant ``error_VARIANT`` of shape
     ``(seeds, epochs)``, the test error after each epoch, ``before_VARIANT`` and ``after_VARIANT``
     of shape ``(seeds, splits)``; ``error_deep``, the final errors at full depth from the start;
     ``sizes`` and ``seconds``, CPU time of an RK4 epoch. Scalars: ``mean_error_VARIANT`` and
-    ``mean_error_deep``; ``split_VARIANT``, the largest change at a split; ``evaluations_ratio``,
-    ``time_ratio``, ``r_squared``, ``fixed``, ``per_step``.
+    ``mean_error_deep``; ``split_VARIANT``, the largest change at a split; ``fixed``, ``per_step``.
     """
     if not {"rk4", "euler"} <= set(variants) <= set(VARIANTS):
         raise ValueError(
@@ -88,37 +69,25 @@ def q20_f7(
     if epochs < 5:
         raise ValueError(f"epochs: {epochs} is not allowed; from 5 on each size has one")
     data = load_digits(device=run.device, dtype=run.dtype)
-    options, own = {"epochs": epochs, "rate": rate}, seeds_of(run, seeds)
+    options, own = {"epochs": epochs, "rate": rate}, run.seeds(seeds)
 
     def train(part: Part, variant: str, seed: int) -> dict[str, list[float]]:
         return _refined(part, variant, seed, data, options)
 
     def deep(part: Part) -> list[float]:
-        nets = train_digits(part, Variant("rk4"), own, data, **options)
-        return [net_error(net, data) for net in nets]
+        nets = digits.train_digits(part, Variant("rk4"), own, data, **options)
+        return [digits.net_error(net, data) for net in nets]
 
-    parts = {f"{name}, seed {seed}": (name, seed) for name in variants for seed in own}
-    found = run.map(train, parts)
+    found = grids(run, train, variant=variants, seed=own)
+    steps = found.pop("steps").at(variant="rk4", seed=own[0]).values
     errors = run.map(deep, {"full depth": ()})["full depth"]
-    sizes = [2**k for k in range(REFINEMENTS + 1)]
+    sizes = [2**k for k in range(digits.REFINEMENTS + 1)]
     seconds = run.map(_seconds, {"time": (data, sizes, repeats)})["time"]
-    tables = {
-        name: {
-            what: np.array([found[f"{name}, seed {seed}"][what] for seed in own])
-            for what in ("error", "before", "after", "steps")
-        }
-        for name in variants
-    }
-    steps = tables["rk4"]["steps"][0]
-    for row in tables.values():
-        del row["steps"]
+    tables = {v: {what: t.at(variant=v).values for what, t in found.items()} for v in variants}
     scalars = {**split_errors(tables), "mean_error_deep": np.mean(errors)}
     curves = {"steps": steps, "error_deep": errors, "sizes": sizes, "seconds": seconds}
-    return Findings(
-        {**scalars, **cost(steps, sizes, seconds)},
-        {**named(tables), **curves},
-        data=data.provenance,
-    )
+    curves |= named(found, "variant")
+    return Findings(scalars | cost(steps, sizes, seconds), curves, data=data.provenance)
 
 
 def _refined(
@@ -126,23 +95,19 @@ def _refined(
 ) -> dict[str, list[float]]:
     """Train one network; return its errors after each epoch, and around each split."""
     variant, momentum = VARIANTS[name]
-    net = digits_net(variant, seed, data.x_train.dtype).to(data.x_train.device)
-    recipe = digits_options(variant, **options)
+    net = digits.digits_net(variant, seed, data.x_train.dtype).to(data.x_train.device)
+    recipe = digits.digits_options(variant, **options)
     recipe["refinement"] = replace(recipe["refinement"], momentum=momentum)
     history = fit(
         net, classification_loss, splits(data)[0],
         generator=torch.Generator().manual_seed(seed),
-        on_epoch=lambda: {"error": net_error(net, data), "steps": net.block.steps},
+        on_epoch=lambda: {"error": digits.net_error(net, data), "steps": net.block.steps},
         snapshot=part.snapshot, report=part.report, **recipe,
     )  # fmt: skip
     part.keep(net)
     before = [history["error"][epoch - 1] for epoch in recipe["refinement"].at]
-    return {
-        "error": history["error"],
-        "before": before,
-        "after": history["refined_error"],
-        "steps": history["steps"],
-    }
+    found = {"error": history["error"], "steps": history["steps"]}
+    return found | {"before": before, "after": history["refined_error"]}
 
 
 def split_errors(tables: Tables) -> dict[str, float]:
@@ -156,18 +121,13 @@ def split_errors(tables: Tables) -> dict[str, float]:
 
 def _seconds(part: Part, data: Samples, sizes: list[int], repeats: int) -> list[float]:
     """Return the shortest CPU time of an epoch of RK4 at every number of cells and steps."""
-    shortest = [float("inf")] * len(sizes)
-    for repeat in range(repeats):
-        for k, size in enumerate(sizes):
-            variant = Variant("rk4", weights=PiecewiseConstant(size), steps=size)
-            net = digits_net(variant, 0, data.x_train.dtype).to(data.x_train.device)
-            options = digits_options(variant, epochs=1)
-            generator = torch.Generator().manual_seed(0)
-            start = time.process_time()
-            fit(net, classification_loss, splits(data)[0], generator=generator, **options)
-            shortest[k] = min(shortest[k], time.process_time() - start)
-        part.report((repeat + 1) / repeats)
-    return shortest
+    epochs = []
+    for size in sizes:
+        variant = Variant("rk4", weights=PiecewiseConstant(size), steps=size)
+        net = digits.digits_net(variant, 0, data.x_train.dtype).to(data.x_train.device)
+        options = digits.digits_options(variant, epochs=1) | {"generator": torch.Generator()}
+        epochs.append(partial(fit, net, classification_loss, splits(data)[0], **options))
+    return shortest(part, epochs, repeats)
 
 
 def cost(steps: Table, sizes: Sequence[int], seconds: Sequence[float]) -> dict[str, float]:

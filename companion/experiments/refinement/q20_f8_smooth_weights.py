@@ -2,8 +2,7 @@ r"""Q20-F8: are weights smooth in depth because of the integrator, or because of
 
 Queiruga et al. (2020, Fig. 8) compare the weights of a network trained with RK4 and refinement with
 those of one trained with Euler and without. Here both choices vary, on perceptrons of eight cells
-that read scikit-learn's digits, in both tiers: ``full`` has more seeds. Whether weights are smooth
-also shows when neighbouring cells are merged: only smooth weights survive their mean.
+that read digits. When neighbouring cells are merged, only smooth weights survive their mean.
 """
 
 from typing import Any
@@ -14,18 +13,11 @@ from torch import Tensor
 from companion.analysis.smoothness import total_variation
 from companion.basis import PiecewiseConstant
 from companion.data import Samples, load_digits
-from companion.experiments import Run, experiment
-from companion.experiments.continuous_digits import (
-    CELLS,
-    Tables,
-    Variant,
-    measure_digits,
-    named,
-    net_error,
-)
+from companion.experiments import Findings, Run, experiment
+from companion.experiments import continuous_digits as digits
+from companion.experiments.continuous_digits import CELLS, Tables, Variant
 from companion.experiments.recipes import error_of
 from companion.models import ContinuousMLP
-from companion.results import Findings
 
 VARIANTS = (
     Variant("euler", scale=8.0),
@@ -59,24 +51,22 @@ def q20_f8(run: Run, *, seeds: int = 4, epochs: int = 30, rate: float = 0.05) ->
     Curves, for each variant: ``variation_VARIANT``, ``error_VARIANT`` and ``merged_VARIANT`` of
     shape ``(seeds,)``, the total variation over depth, the test error and that with four cells;
     ``weights_VARIANT`` of shape ``(cells, 8)``, some weights of the first network. Scalars:
-    ``mean_variation_VARIANT``, ``mean_error_VARIANT``, ``mean_merged_VARIANT``;
-    ``variation_ratio``, the least variation without refinement over the largest with;
-    ``merged_free``, the smaller mean of ``merged`` at scale 8 without.
+    ``mean_variation_VARIANT``, ``mean_error_VARIANT`` and ``mean_merged_VARIANT``.
     """
     data = load_digits(device=run.device, dtype=run.dtype)
 
     def measure(net: ContinuousMLP) -> dict[str, Any]:
         return {
             "variation": total_variation(net.block),
-            "error": net_error(net, data),
+            "error": digits.net_error(net, data),
             "merged": error_of(_merged(net, data), data.y_test),
             "weights": some_weights(net).tolist(),
         }
 
-    tables = measure_digits(run, VARIANTS, seeds, data, measure, epochs=epochs, rate=rate)
+    tables = digits.measure_digits(run, VARIANTS, seeds, data, measure, epochs=epochs, rate=rate)
     for row in tables.values():
         row["weights"] = row["weights"][0]
-    return Findings(smoothness(tables), named(tables), data=data.provenance)
+    return Findings(smoothness(tables), digits.named(tables), data=data.provenance)
 
 
 def smoothness(tables: Tables) -> dict[str, float]:

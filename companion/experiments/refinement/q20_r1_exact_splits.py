@@ -6,35 +6,27 @@ al. 2020, section 4.4).
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from companion.basis import (
-    Basis,
-    Chebyshev,
-    DiscontinuousLinear,
-    Fourier,
-    PiecewiseConstant,
-    PiecewiseLinear,
-)
+from companion import basis as bases
 from companion.block import OdeBlock
-from companion.experiments import Part, Run, experiment, grid
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.experiments.depth_study import initial_states, random_block
-from companion.experiments.grid import seeds as seeds_of
 from companion.experiments.recipes import SIX_SCHEMES
 from companion.models import pre_activation_unit
-from companion.observe import fit_slope, geometric_mean
-from companion.results import Findings
 from companion.schemes import get_scheme
 from companion.train import seeded
 
 CELLS = 4
-SMOOTHER: dict[str, Basis] = {
-    "linear": PiecewiseLinear(CELLS),
-    "discontinuous_linear": DiscontinuousLinear(CELLS),
-    "chebyshev": Chebyshev(5, cells=CELLS),
-    "fourier": Fourier(5, cells=CELLS),
+BASES: dict[str, bases.Basis] = {
+    "constant": bases.PiecewiseConstant(CELLS),
+    "linear": bases.PiecewiseLinear(CELLS),
+    "discontinuous_linear": bases.DiscontinuousLinear(CELLS),
+    "chebyshev": bases.Chebyshev(5, cells=CELLS),
+    "fourier": bases.Fourier(5, cells=CELLS),
 }
 
 
@@ -66,56 +58,46 @@ MODES = ("train", "eval")
     ),
 )  # fmt: skip
 def q20_r1(
-    run: Run,
-    *,
-    seeds: int = 3,
-    split_steps: tuple[int, ...] = (3, 4, 8),
+    run: Run, *, seeds: int = 3, split_steps: tuple[int, ...] = (3, 4, 8),
     steps: tuple[int, ...] = (16, 32, 64, 128),
-) -> Findings:
+) -> Findings:  # fmt: skip
     """Refine convolutional blocks with batch norm, and the random field of Q20-X1.
 
     Scalars: ``constant_MODE``, the largest change of any output when piecewise-constant weights are
     split, over six schemes and all ``split_steps``, in float32; ``BASIS_MODE``, likewise for the
-    other bases, relative and in float64, and ``smoother_MODE``, the largest of those;
-    ``order_SCHEME``, fitted to the change when cells and steps double. ``MODE`` is ``train`` or
-    ``eval``. Curves: ``steps``, and ``doubled_SCHEME`` of shape ``(seeds, steps)``, that change.
+    other bases, relative and in float64, and ``smoother_MODE``, the largest of those. Curves:
+    ``steps``, and ``doubled_SCHEME`` of shape ``(seeds, steps)``, the change when cells and steps
+    double, to which ``order_SCHEME`` is fitted.
     """
 
-    def split(part: Part, mode: str, seed: int) -> list[float]:
-        changes = []
-        for basis in (PiecewiseConstant(CELLS), *SMOOTHER.values()):
-            exact = isinstance(basis, PiecewiseConstant)
-            dtype = torch.float32 if exact else torch.float64
-            block, x = _conv_block(basis, seed, dtype, run.device)
-            block.train(mode == "train")
-            size = 1.0 if exact else float(block(x).detach().abs().max())
-            changes.append(_largest_change(block, x, split_steps) / size)
-        return changes
+    def split(part: Part, mode: str, basis: str, seed: int) -> float:
+        exact = basis == "constant"
+        dtype = torch.float32 if exact else torch.float64
+        block, x = _conv_block(BASES[basis], seed, dtype, run.device)
+        block.train(mode == "train")
+        size = 1.0 if exact else float(block(x).detach().abs().max())
+        return _largest_change(block, x, split_steps) / size
 
-    def double(part: Part, seed: int) -> list[list[float]]:
-        block = random_block(PiecewiseConstant(CELLS), seed, run.device)
-        x = initial_states(seed, run.device)
-        return [[_doubled(block, x, scheme, n) for n in steps] for scheme in SIX_SCHEMES]
+    def double(part: Part, scheme: str, seed: int, steps: int) -> float:
+        block = random_block(BASES["constant"], seed, run.device)
+        return _doubled(block, initial_states(seed, run.device), scheme, steps)
 
-    own = seeds_of(run, seeds)
-    largest = grid(run, split, mode=MODES, seed=own).max("seed")
-    names = ("constant", *SMOOTHER)
-    scalars = {
-        f"{name}_{mode}": largest.at(mode=mode).values[k]
+    own = run.seeds(seeds)
+    largest = grid(run, split, mode=MODES, basis=BASES, seed=own).max("seed")
+    scalars: dict[str, Any] = {
+        f"{name}_{mode}": largest.at(mode=mode, basis=name).values
         for mode in MODES
-        for k, name in enumerate(names)
+        for name in BASES
     }
-    scalars |= {f"smoother_{mode}": largest.at(mode=mode).values[1:].max() for mode in MODES}
-    doubled = grid(run, double, seed=own).values
-    curves = {f"doubled_{scheme}": doubled[:, k] for k, scheme in enumerate(SIX_SCHEMES)}
-    for scheme in SIX_SCHEMES:
-        changes = geometric_mean(curves[f"doubled_{scheme}"])
-        scalars[f"order_{scheme}"] = -fit_slope(steps, changes.tolist()).value
-    return Findings(scalars, {"steps": steps, **curves})
+    for mode in MODES:
+        scalars[f"smoother_{mode}"] = largest.at(mode=mode).values[1:].max()
+    doubled = grid(run, double, scheme=SIX_SCHEMES, seed=own, steps=steps)
+    scalars |= doubled.geometric("seed").orders("steps").named("order", "scheme")
+    return Findings(scalars, {"steps": steps, **doubled.named("doubled", "scheme")})
 
 
 def _conv_block(
-    basis: Basis, seed: int, dtype: torch.dtype, device: torch.device
+    basis: bases.Basis, seed: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[OdeBlock, Tensor]:
     """Return a block with random weights, affine values and statistics, and a batch."""
     with seeded(seed):

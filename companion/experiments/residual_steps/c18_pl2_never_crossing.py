@@ -7,9 +7,8 @@ section 6) name the theorem of Picard and Lindelöf; the two-sided bound is ours
 
 import torch
 
-from companion.experiments import Part, Run, experiment, grid, seeds
+from companion.experiments import Findings, Part, Run, experiment, grids, named, recipes
 from companion.ode import odeint
-from companion.results import Findings
 
 
 @experiment(
@@ -30,24 +29,21 @@ def c18_pl2(
 
     The rate of a pair is log(distance at time 1 / distance at time 0) / Lipschitz constant.
     Curves, one value a field: ``lipschitz``, the norm of W; ``slowest`` and ``fastest``, the
-    extreme rates. Scalars: ``pairs``, in all; ``lowest`` and ``highest``, the extremes over all.
+    extreme rates. Scalars: ``pairs``, in all, and what decides the claims.
     """
 
-    def solve(part: Part, seed: int) -> list[float]:
-        generator = torch.Generator().manual_seed(seed)
-        weight, start = (
-            torch.randn(*shape, dimension, generator=generator, dtype=torch.float64).to(run.device)
-            for shape in ((dimension,), (2, pairs))
-        )
+    def solve(part: Part, seed: int) -> dict[str, float]:
+        draw = recipes.normal(seed, run.device)
+        weight, start = draw(dimension, dimension), draw(2, pairs, dimension)
         end = odeint(
             lambda t, x: torch.tanh(x @ weight.T), start, [0.0, 1.0], method="rk4", steps=steps
         )[-1]
         before, after = ((x[0] - x[1]).norm(dim=-1) for x in (start, end))
         lipschitz = torch.linalg.matrix_norm(weight, 2)
         rates = (after / before).log() / lipschitz
-        return [lipschitz.item(), rates.min().item(), rates.max().item()]
+        slowest, fastest = rates.min().item(), rates.max().item()
+        return {"lipschitz": lipschitz.item(), "slowest": slowest, "fastest": fastest}
 
-    found = grid(run, solve, seed=seeds(run, fields))
-    lipschitz, slowest, fastest = (found.pick(k).values for k in range(3))
-    scalars = {"pairs": fields * pairs, "lowest": slowest.min(), "highest": fastest.max()}
-    return Findings(scalars, {"lipschitz": lipschitz, "slowest": slowest, "fastest": fastest})
+    curves = named(grids(run, solve, seed=run.seeds(fields)))
+    lowest, highest = curves["slowest"].min(), curves["fastest"].max()
+    return Findings({"pairs": fields * pairs, "lowest": lowest, "highest": highest}, curves)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from companion.block import OdeBlock
-from companion.experiments import Part, Run, experiment, grid
+from companion.experiments import Findings, Part, Run, experiment, grid
 from companion.ode import odeint
-from companion.results import Findings
 from companion.train import seeded
 
 _Unit = Callable[[Tensor], Tensor]
@@ -39,8 +38,7 @@ def q20_ob(run: Run, *, depths: tuple[int, ...] = (1, 3, 8, 64), width: int = 8)
     Curves: ``depths``; the largest difference in the output or a gradient of ``unit_steps`` (the
     package's Euler solver with step 1 against layers x + f(x), float32), of ``classic`` and
     ``scaled`` (Euler blocks against x + f(x) and x + (1/N) f(x), float32), and of a block with each
-    other scheme against that scheme written out (float64). Scalars: the largest over depths,
-    ``worst_unit_steps``, ``worst_classic``, ``worst_scaled``, and of the other schemes, ``others``.
+    other scheme against that scheme written out (float64).
     """
     schemes = [name for name in WRITTEN_OUT if name != "euler"]
     exact = ("unit_steps", "classic", "scaled")

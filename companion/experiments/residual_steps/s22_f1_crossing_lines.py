@@ -19,9 +19,8 @@ from torch.optim import Adam
 
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
-from companion.experiments import Part, Run, experiment
+from companion.experiments import Findings, Part, Run, experiment
 from companion.models.scalar_field import ScalarField
-from companion.results import Findings
 from companion.train import cosine, fit
 
 _POINTS = torch.linspace(-1, 1, 21, dtype=torch.float64)
@@ -63,8 +62,7 @@ def s22_f1(
     Curves: for each network ``loss_NAME`` and ``crossings_NAME``, one value a copy, and
     ``states_NAME``, the first copy's trajectories at ``depth``. ``lipschitz_crossing`` has the
     layers of the network of ``layers`` layers that cross, in all copies; ``lipschitz_smooth`` an
-    upper bound for every copy. Scalars: ``worst_loss_NAME``, ``best_monotone``, and what decides
-    the claims.
+    upper bound for every copy. Scalars: ``worst_loss_NAME``, ``best_monotone``.
     """
     if layers % few:
         raise ValueError(f"few must divide layers = {layers}; got {few}")
@@ -113,11 +111,7 @@ def s22_f1(
 def crossings(states: Tensor) -> Tensor:
     """Count how often neighbours swap places from one layer to the next.
 
-    Args:
-        states: shape ``(layers + 1, points, ...)``, the points in order at the start.
-
-    Returns:
-        Counts of shape ``(...)``.
+    Shapes: ``(layers + 1, points, ...)``, the points in order at the start, to ``(...)``.
 
     Example:
         >>> crossings(torch.tensor([[0.0, 1.0, 2.0], [0.0, 2.0, 1.0], [0.0, 1.0, 2.0]]))
@@ -183,10 +177,9 @@ def _describe(block: OdeBlock, x: Tensor, y: Tensor) -> dict[str, Any]:
 
 
 def _lipschitz_where_crossing(block: OdeBlock, x: Tensor) -> list[float]:
-    """Return the largest slope of the field of every layer in which some pair crosses.
+    """Return a lower bound of the Lipschitz constant of every layer in which some pair crosses.
 
-    The slope is searched between the smallest and the largest state that enters the layer: a lower
-    bound of the Lipschitz constant.
+    It is the largest slope between the smallest and the largest state that enters the layer.
     """
     states = euler_states(block, x)
     fractions = torch.linspace(0, 1, 4001, dtype=x.dtype, device=x.device).unsqueeze(1)

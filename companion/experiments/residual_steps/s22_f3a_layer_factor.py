@@ -1,15 +1,13 @@
 r"""S22-F3a: does the factor 1/N decide whether deep residual networks train?
 
 Sander et al. (2022, Fig. 3a) tie the weights of all layers of a stage and compare
-$x + \frac1N f(x)$ with $x + f(x)$ as the depth N grows. Here the networks are small
-perceptrons and the data are scikit-learn's handwritten digits, in both tiers: ``full`` has more
-depths and seeds, not CIFAR-10. Untied networks are trained beside the tied ones.
+$x + \frac1N f(x)$ with $x + f(x)$ as the depth N grows, on CIFAR-10. Here small perceptrons read
+scikit-learn's digits in both tiers. Untied networks are trained beside the tied ones.
 """
 
 from companion.data import load_digits
-from companion.experiments import Part, Run, experiment, grid, recipes
+from companion.experiments import Findings, Part, Run, experiment, grid, recipes
 from companion.models import ResidualMLP
-from companion.results import Findings
 from companion.train import seeded, step_decay
 
 VARIANTS = {
@@ -42,9 +40,7 @@ def s22_f3a(
 
     Curves: ``depths``; for each variant (``tied`` or ``untied``, ``scaled`` by 1/N or ``plain``)
     ``error_VARIANT`` and ``diverged_VARIANT`` of shape ``(depths, seeds)``. Scalars:
-    ``error_VARIANT_DEPTH``, the mean over seeds; of these means the largest of the tied networks
-    with the factor, ``worst``, what it costs the shallowest untied ones, ``shallow``, and the
-    smallest of the tied ones without it that have 32 layers or more, else the most, ``deep``.
+    ``error_VARIANT_DEPTH``, means over seeds; ``deep`` is about 32 layers or more, else the most.
     """
     data = load_digits(device=run.device)
 
@@ -58,7 +54,7 @@ def s22_f3a(
             schedule=step_decay(0.7), clip=5.0,
         )  # fmt: skip
 
-    each = range(run.seed, run.seed + seeds)
+    each = run.seeds(seeds)
     found = grid(run, train, variant=VARIANTS, depth=depths, seed=each)
     error, diverged = found.pick(0), found.pick(1)
     mean = error.mean("seed").named("error", "variant", "depth")

@@ -2,8 +2,7 @@ r"""S22-T1: does the factor 1/N cost a standard residual network any accuracy?
 
 Sander et al. (2022, Table 1) train a ResNet-101 on CIFAR-10 and on ImageNet, once with the usual
 layer $\mathrm{relu}(x + F(x))$ and once with $x + \frac1N f(x)$ in every stage. That is the
-``full`` tier, with their recipe. The ``smoke`` tier trains small networks on
-scikit-learn's digits, also with $x + f(x)$: the same layer without the factor.
+``full`` tier. The ``smoke`` tier trains small networks on digits, also with $x + f(x)$.
 
 ImageNet: ``--set dataset='"imagenet"' --set epochs=100 --set seeds=1`` with a data folder that
 holds ``imagenet/train/CLASS/*.JPEG`` and ``imagenet/val/CLASS/*.JPEG``. Under ``torchrun`` the
@@ -13,12 +12,11 @@ processes then share every batch, and each norm sees its process's share.
 from collections.abc import Callable
 from contextlib import suppress
 from math import nan
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from companion.experiments import Part, Run, experiment, grid, recipes
+from companion.experiments import Findings, Part, Run, experiment, grids, named, recipes
 from companion.experiments.images import EVALUATION_BATCH, load_images
 from companion.models import ResNet
-from companion.results import Claim, Findings
 from companion.solve import NonFiniteError
 from companion.train import cosine, error_rate, seeded, step_decay
 
@@ -26,12 +24,8 @@ from companion.train import cosine, error_rate, seeded, step_decay
 class Recipe(NamedTuple):
     """How a network is trained on a data set, and what the claim asks of it.
 
-    Attributes:
-        stem: the network's stem.
-        decay: weight decay.
-        schedule: of the learning rate, which starts at 0.1.
-        error: largest test error with 1/N.
-        margin: largest excess of it over the best rule without.
+    The ``schedule`` is that of the learning rate, which starts at 0.1. With 1/N, ``error`` is the
+    largest test error, and ``margin`` its largest excess over the best rule without.
     """
 
     stem: str
@@ -59,7 +53,12 @@ RECIPES = {
     },
     tiny={"layers": (2, 3), "width": 2, "seeds": 1, "epochs": 1},
     tolerance=1e-2,
-    claims=("CL57",),
+    claims=(
+        ("CL57", "mean_error_scaled", None, {name: r.error for name, r in RECIPES.items()},
+         "mean test error of a ResNet with 1/N"),
+        ("CL57", "excess", None, {name: r.margin for name, r in RECIPES.items()},
+         "mean test error of a ResNet with 1/N minus the best without"),
+    ),
 )  # fmt: skip
 def s22_t1(
     run: Run, *, dataset: str = "digits", layers: tuple[int, ...] = (3, 4, 6), kind: str = "basic",
@@ -78,7 +77,7 @@ def s22_t1(
         raise ValueError(f"rules must hold 'scaled' and another to compare it with; got {rules!r}")
     recipe = RECIPES[dataset]
 
-    def train(part: Part, rule: str, seed: int) -> list[float]:
+    def train(part: Part, rule: str, seed: int) -> dict[str, Any]:
         with seeded(seed, dtype=run.dtype):
             net = ResNet(
                 layers, kind, stem=recipe.stem, inputs=data.channels, classes=data.classes,
@@ -93,21 +92,14 @@ def s22_t1(
         if history is not None:
             with suppress(NonFiniteError):
                 options = {"batch_size": EVALUATION_BATCH, "workers": recipes.readers(data.test)}
-                return [error_rate(net, data.test, **options), 0.0, *history["loss"]]
-        return [recipes.guessing(data.classes), 1.0] + [nan] * epochs
+                error = error_rate(net, data.test, **options)
+                return {"error": error, "diverged": 0.0, "loss": history["loss"]}
+        return {"error": recipes.guessing(data.classes), "diverged": 1.0, "loss": [nan] * epochs}
 
     # ImageNet trains for days: several processes share one network, not the list of them.
-    each = range(run.seed, run.seed + seeds)
-    found = grid(run, train, together=dataset == "imagenet", rule=rules, seed=each)
-    error = found.pick(0)
-    mean = error.mean("seed").named("mean_error", "rule")
-    scaled = mean["mean_error_scaled"]
+    each = run.seeds(seeds)
+    found = grids(run, train, together=dataset == "imagenet", rule=rules, seed=each)
+    mean = found["error"].mean("seed").named("mean_error", "rule")
     best = min(mean[f"mean_error_{rule}"] for rule in rules if rule != "scaled")
-    text = "mean test error of a ResNet with 1/N"
-    claims = [
-        Claim("CL57", text, float(scaled), high=recipe.error),
-        Claim("CL57", f"{text} minus the best without", float(scaled - best), high=recipe.margin),
-    ]
-    curves = error.named("error", "rule") | found.pick(1).named("diverged", "rule")
-    curves |= {f"loss_{rule}": found.at(rule=rule).values[:, 2:] for rule in rules}
-    return Findings(mean, curves, claims, data.provenance)
+    excess = {"excess": mean["mean_error_scaled"] - best}
+    return Findings(mean, named(found, "rule"), data=data.provenance, deciding=excess)

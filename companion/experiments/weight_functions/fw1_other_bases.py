@@ -6,25 +6,15 @@ number of steps do so. On a grid that ignores the knots the order is $\min(r, q 
 for jumps.
 """
 
-from itertools import product
 from typing import Any
 
 import numpy as np
 
-from companion.basis import (
-    Basis,
-    Chebyshev,
-    DiscontinuousLinear,
-    Fourier,
-    PiecewiseConstant,
-    PiecewiseLinear,
-)
+from companion import basis as bases
 from companion.data import load_digits
-from companion.experiments import Findings, Grid, Part, Run, experiment, grid
-from companion.experiments import seeds as own_seeds
+from companion.experiments import Findings, Grid, Part, Run, experiment, grid, grids, named
 from companion.experiments.continuous_digits import Variant, swap_table, train_digits
 from companion.experiments.depth_study import largest_distance, random_problem, solve_block
-from companion.observe import fit_slope
 from companion.schemes import get_scheme
 
 SCHEMES = ("euler", "midpoint", "heun", "rk4", "rk4_38")
@@ -33,17 +23,17 @@ CELLS = 5
 """Not 4: at a quarter, a half and three quarters of a step the 3/8 rule integrates a kink exactly,
 and a grid with a step more than a multiple of 4 meets every knot there."""
 
-BASES: dict[str, Basis] = {
-    "constant": PiecewiseConstant(CELLS),
-    "discontinuous_linear": DiscontinuousLinear(CELLS),
-    "linear": PiecewiseLinear(CELLS),
-    "chebyshev": Chebyshev(3),
-    "fourier": Fourier(3),
+BASES: dict[str, bases.Basis] = {
+    "constant": bases.PiecewiseConstant(CELLS),
+    "discontinuous_linear": bases.DiscontinuousLinear(CELLS),
+    "linear": bases.PiecewiseLinear(CELLS),
+    "chebyshev": bases.Chebyshev(3),
+    "fourier": bases.Fourier(3),
 }
 
 NETS = {
-    "constant": Variant("rk4", weights=PiecewiseConstant(8)),
-    "chebyshev": Variant("rk4", weights=Chebyshev(4)),
+    "constant": Variant("rk4", weights=bases.PiecewiseConstant(8)),
+    "chebyshev": Variant("rk4", weights=bases.Chebyshev(4)),
 }
 """Perceptrons on digits with 8 and with 4 coefficients for every weight."""
 
@@ -78,9 +68,8 @@ def fw1(
     Curves: ``steps``, no multiples of the 5 cells; ``errors_BASIS_SCHEME``, of shape
     ``(fields, steps)``, against ``rk4`` with ``finest`` steps; ``graphs``; for ``NET`` in
     ``constant`` and ``chebyshev`` the tables of Q20-F9, ``trained_NET``, ``error_NET``,
-    ``deviation_NET`` and ``limit_NET``. Scalars: ``order_BASIS_SCHEME``; ``parameters_NET`` of the
-    block; ``mean_trained_NET`` and ``mean_limit_NET``; ``gap`` of the errors and ``share`` of the
-    parameters, polynomials against constants.
+    ``deviation_NET`` and ``limit_NET``. Scalars: ``parameters_NET`` of the block;
+    ``mean_trained_NET`` and ``mean_limit_NET``; what decides claims.
     """
     data = load_digits(device=run.device)
 
@@ -89,26 +78,21 @@ def fw1(
         ends = [[solve_block(block, x, scheme, n) for n in steps] for scheme in SCHEMES]
         return [[largest_distance(y, truth) for y in row] for row in ends]
 
-    def train(part: Part, name: str) -> dict[str, Any]:
-        nets = train_digits(part, NETS[name], own_seeds(run, seeds), data, epochs=epochs)
+    def train(part: Part, net: str) -> dict[str, Any]:
+        nets = train_digits(part, NETS[net], run.seeds(seeds), data, epochs=epochs)
+        rows = [swap_table(net, data, graphs) for net in nets]
         size = sum(p.numel() for p in nets[0].block.parameters())
-        return {"parameters": size, "tables": [swap_table(net, data, graphs) for net in nets]}
+        return {"parameters": size, **{key: [row[key] for row in rows] for key in rows[0]}}
 
-    table = grid(run, errors, basis=BASES, seed=own_seeds(run, fields))
-    found = Grid({**table.axes, "scheme": SCHEMES}, table.values)
-    nets = run.map(train, {f"net, {name}": (name,) for name in NETS})
-    scalars: dict[str, float] = {}
+    table = grid(run, errors, basis=BASES, seed=run.seeds(fields))
+    found = Grid({**table.axes, "scheme": SCHEMES, "steps": steps}, table.values)
+    nets = grids(run, train, net=NETS)
+    scalars = found.geometric("seed").orders("steps").named("order", "basis", "scheme")
+    scalars |= nets.pop("parameters").named("parameters", "net")
     curves = {"steps": steps, "graphs": graphs, **found.named("errors", "basis", "scheme")}
-    for basis, scheme in product(BASES, SCHEMES):
-        mean = found.at(basis=basis, scheme=scheme).geometric("seed").values
-        scalars[f"order_{basis}_{scheme}"] = -fit_slope(steps, mean.tolist()).value
-    for name in NETS:
-        net = nets[f"net, {name}"]
-        scalars[f"parameters_{name}"] = net["parameters"]
-        for key in ("trained", "error", "deviation", "limit"):
-            curves[f"{key}_{name}"] = [row[key] for row in net["tables"]]
-        for key in ("trained", "limit"):
-            scalars[f"mean_{key}_{name}"] = np.mean(curves[f"{key}_{name}"])
+    curves |= named(nets, "net")
+    for name in (f"{key}_{net}" for key in ("trained", "limit") for net in NETS):
+        scalars[f"mean_{name}"] = np.mean(curves[name])
     scalars["gap"] = scalars["mean_trained_chebyshev"] - scalars["mean_trained_constant"]
     scalars["share"] = scalars["parameters_chebyshev"] / scalars["parameters_constant"]
     return Findings(scalars, curves, data=data.provenance)

@@ -5,24 +5,15 @@ that stage belongs to the next cell. Queiruga et al. 2020 (section 5.3.1) note t
 not guaranteed with discontinuous weights; this is where, and why.
 """
 
-from itertools import product
-from typing import Any
-
 from companion.basis import PiecewiseConstant
-from companion.experiments import Findings, Grid, Part, Run, experiment, grid
-from companion.experiments import seeds as own_seeds
-from companion.experiments.depth_study import (
-    largest_distance,
-    random_problem,
-    solve_block,
-    solve_naively,
-)
-from companion.observe import fit_slope
+from companion.experiments import Findings, Part, Run, experiment, grids, named
+from companion.experiments import depth_study as study
+from companion.observe import fit_slope, geometric_mean
 from companion.schemes import get_scheme
 
 SCHEMES = ("euler", "midpoint", "heun", "rk4", "rk4_38")
 CELLS = 4
-STAGES = {"one_sided": solve_block, "naive": solve_naively}
+STAGES = {"one_sided": study.solve_block, "naive": study.solve_naively}
 GRIDS = {"aligned": 0, "unaligned": 1}
 """By how many steps a grid exceeds a multiple of the cells."""
 
@@ -60,22 +51,21 @@ def q20_x1(
     ``order_STAGES_GRID_SCHEME``, fitted to the geometric mean over the random fields. ``STAGES`` is
     ``one_sided`` or ``naive``, ``GRID`` is ``aligned`` or ``unaligned``.
     """
-    every = list(product(STAGES, GRIDS, SCHEMES))
 
-    def errors(part: Part, seed: int) -> list[list[float]]:
-        block, x, truth = random_problem(PiecewiseConstant(CELLS), seed, finest, run.device)
-        return [
-            [largest_distance(STAGES[kind](block, x, m, n + GRIDS[where]), truth) for n in steps]
-            for kind, where, m in every
-        ]
+    def errors(part: Part, seed: int) -> dict[str, list[float]]:
+        block, x, truth = study.random_problem(PiecewiseConstant(CELLS), seed, finest, run.device)
+        return {
+            f"{kind}_{where}_{scheme}": [
+                study.largest_distance(solve(block, x, scheme, n + more), truth) for n in steps
+            ]
+            for kind, solve in STAGES.items()
+            for where, more in GRIDS.items()
+            for scheme in SCHEMES
+        }
 
-    found = grid(run, errors, seed=own_seeds(run, fields))
+    curves = named(grids(run, errors, seed=run.seeds(fields)))
     scalars: dict[str, float] = {}
-    curves: dict[str, Any] = {"steps": steps}
-    for k, (kind, where, scheme) in enumerate(every):
-        table = Grid(found.axes, found.values[:, k])
-        curves[f"{kind}_{where}_{scheme}"] = table.values
-        counts = [n + GRIDS[where] for n in steps]
-        slope = fit_slope(counts, table.geometric("seed").values.tolist())
-        scalars[f"order_{kind}_{where}_{scheme}"] = -slope.value
-    return Findings(scalars, curves)
+    for name, table in curves.items():
+        counts = [n + ("unaligned" in name) for n in steps]
+        scalars[f"order_{name}"] = -fit_slope(counts, geometric_mean(table).tolist()).value
+    return Findings(scalars, {"steps": steps, **curves})

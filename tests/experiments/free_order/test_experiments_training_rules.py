@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from deciding import decided
 
 from companion.data import load_digits
 from companion.experiments import run
@@ -26,8 +27,9 @@ def test_claims_of_fw8_t_split_the_depths_by_contraction(make_study):
         reversible=[(0.02, 0.02), (0.5, 0.5), (0.5, 0.5), (0.5, 0.5)],
     )
     contraction = np.array([3.0, 1.5, 0.9, 0.4])
-    sweeps = fw8_t._further_sweeps(study, contraction)
     flat, steep = fw8_t._excess(study, contraction)
+    numbers = {"excess_flat": flat, "excess_steep": steep, **fw8_t.deciding(study, contraction)}
+    *_, sweeps = decided("FW8-T", numbers)
     assert sweeps.id == "FW7"
     assert "1.50 on average" in sweeps.note
     assert sweeps.observed == pytest.approx(0.02)

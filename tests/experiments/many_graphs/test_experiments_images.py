@@ -5,16 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from deciding import decided
+from image_files import write_cifar, write_images
 from torch.nn.functional import cross_entropy
 
 from companion.__main__ import main
 from companion.basis import PiecewiseConstant
-from companion.data import cifar, crop_and_flip, load_cifar10, load_cifar100
+from companion.data import crop_and_flip, load_cifar10, load_cifar100
 from companion.experiments import recipes, run
 from companion.experiments.continuous_digits import SCHEMES
-from companion.experiments.continuous_net.q20_t1a_cifar_10 import _claims as cifar10_claims
+from companion.experiments.continuous_net import q20_t1a_cifar_10 as q20_t1a
 from companion.experiments.images import Images
+from companion.experiments.many_graphs import q20_f10_t_tiny_imagenet as q20_f10_t
+from companion.experiments.many_graphs import q20_t1b_cifar_100 as q20_t1b
 from companion.experiments.many_graphs.image_nets import (
     PlainResNet,
     Settings,
@@ -22,8 +25,6 @@ from companion.experiments.many_graphs.image_nets import (
     make_network,
     train_and_swap,
 )
-from companion.experiments.many_graphs.q20_f10_t_tiny_imagenet import _claims as tiny_claims
-from companion.experiments.many_graphs.q20_t1b_cifar_100 import _claims as cifar100_claims
 from companion.experiments.running import Part
 from companion.models import ContinuousNet
 from companion.results import Findings, Result
@@ -31,20 +32,6 @@ from companion.solve import NonFiniteError
 from companion.train import seeded
 
 SETTINGS = Settings((2, 3), (1,), 2, autocast=False, compiled=False)
-
-
-def write_cifar(folder, patch, name, labels, number):
-    """Write files in the official format with a few images each."""
-    draw, published = np.random.default_rng(0), getattr(cifar, name)
-    files = []
-    for file in published.files:
-        classes = draw.integers(0, 10, (number, labels), "u1")
-        pixels = draw.integers(0, 256, (number, 3072), "u1")
-        content = np.hstack([classes, pixels]).tobytes()
-        (folder / file.name).write_bytes(content)
-        files.append(replace(file, size=len(content)))
-    patch.setattr(cifar, name, replace(published, files=tuple(files)))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +53,7 @@ def whole(cifar10, tmp_path_factory):
 
 @pytest.fixture
 def tiny_imagenet(tmp_path):
-    draw = np.random.default_rng(0)
-    for part, number in (("train", 3), ("val", 2)):
-        for name in ("ant", "bee"):
-            folder = tmp_path / "tiny-imagenet" / part / name
-            folder.mkdir(parents=True)
-            for i in range(number):
-                pixels = draw.integers(0, 256, (64, 64, 3), "u1")
-                Image.fromarray(pixels).save(folder / f"{i}.JPEG")
-    return tmp_path
+    return write_images(tmp_path, "tiny-imagenet", (64, 64))
 
 
 def arguments(id, data, out):
@@ -276,6 +255,12 @@ def made_up(errors, swaps, refine_at=(1, 2, 3)):
     return Study(settings, found, Findings({}))
 
 
+def claims_of(id, module, found, dataset):
+    """Return the claims of an experiment that has found this on a data set."""
+    errors = {f"mean_error_{name}": found.error(name) for name in found.tables}
+    return decided(id, errors | module.deciding(found), dataset=dataset)
+
+
 def test_claims_of_cifar10():
     errors = {"resnet": 0.08, "euler": 0.09, "rk4": 0.12}
     swaps = {
@@ -283,7 +268,7 @@ def test_claims_of_cifar10():
         ("rk4", "rk4_38", 3): 0.14,
         ("euler", "rk4", 8): 0.19,
     }
-    claims = cifar10_claims(made_up(errors, swaps), "cifar10")
+    claims = claims_of("Q20-T1a", q20_t1a, made_up(errors, swaps), "cifar10")
     assert [c.id for c in claims] == ["CL36", "CL37", "CL38", "CL39", "CL41"]
     assert [c.observed for c in claims] == pytest.approx([0.01, 0.03, 0.005, 0.02, 0.1])
     assert [c.holds for c in claims] == [True, False, True, False, True]
@@ -294,7 +279,10 @@ def test_on_digits_the_logits_show_what_breaks():
     """RK4 with four times the steps, against 0.25; the error is no matter there."""
     swaps = {("euler", "rk4", 8): 0.9, ("euler", "rk4", 32): 0.2}
     found = made_up({"resnet": 0.08, "euler": 0.09, "rk4": 0.1, "midpoint": 0.1}, swaps)
-    for claims in (cifar10_claims(found, "digits"), tiny_claims(found, "digits")):
+    for claims in (
+        claims_of("Q20-T1a", q20_t1a, found, "digits"),
+        claims_of("Q20-F10-T", q20_f10_t, found, "digits"),
+    ):
         assert claims[-1].observed == pytest.approx(0.2)
         assert claims[-1].low == 0.25
         assert "32 steps" in claims[-1].text
@@ -304,10 +292,10 @@ def test_claims_of_the_wide_networks():
     errors = {"euler": 0.23, "rk4": 0.25, "midpoint": 0.2}
     swaps = {("rk4", "rk4_38", 4): 0.265, ("midpoint", "rk4", 8): 0.205, ("euler", "rk4", 8): 0.25}
     found = made_up(errors, swaps)
-    claims = cifar100_claims(found, "cifar100")
+    claims = claims_of("Q20-T1b", q20_t1b, found, "cifar100")
     assert [c.observed for c in claims] == pytest.approx([0.23, 0.25, 0.015])
     assert [c.holds for c in claims] == [True, False, True]
-    claims = tiny_claims(found, "tiny-imagenet")
+    claims = claims_of("Q20-F10-T", q20_f10_t, found, "tiny-imagenet")
     assert [c.observed for c in claims] == pytest.approx([0.005, 0.02])
     assert [c.holds for c in claims] == [True, False]
 

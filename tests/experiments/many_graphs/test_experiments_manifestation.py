@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from deciding import decided
 from torch import nn
 
 from companion import PiecewiseConstant
 from companion.analysis.compression import Report
 from companion.data import load_digits
-from companion.experiments import find
 from companion.experiments.continuous_digits import (
     SCHEMES,
     Swaps,
@@ -103,17 +103,16 @@ def test_gradients_are_clipped_one_member_at_a_time():
     with seeded(5):
         gradients = [[torch.randn_like(p) for p in net.parameters()] for net in nets]
     gradients[1] = [g * 1e-3 for g in gradients[1]]
-    names = [name for name, _ in nets[0].named_parameters()]
-    for k, name in enumerate(names):
-        pair = [gradients[0][k], gradients[1][k]]
-        stack.get_parameter(name).grad = torch.stack(pair, dim=1 if "block" in name else 0)
+    axes = [int(name.startswith("block.")) for name, _ in nets[0].named_parameters()]
+    for param, axis, *pair in zip(stack.parameters(), axes, *gradients, strict=True):
+        param.grad = torch.stack(pair, dim=axis)
     stack.clip_gradients(2.0)
     for member, net in enumerate(nets):
         for param, gradient in zip(net.parameters(), gradients[member], strict=True):
             param.grad = gradient
         nn.utils.clip_grad_norm_(net.parameters(), 2.0)
-        for name, param in net.named_parameters():
-            own = stack.get_parameter(name).grad.select(1 if "block" in name else 0, member)
+        for param, axis, stacked in zip(net.parameters(), axes, stack.parameters(), strict=True):
+            own = stacked.grad.select(axis, member)
             torch.testing.assert_close(own, param.grad, rtol=1e-12, atol=0)
 
 
@@ -160,11 +159,6 @@ def test_the_table_of_a_net(few):
     expected = np.linalg.norm(fine - own) / np.linalg.norm(own)
     assert table["limit"] == pytest.approx(expected, rel=1e-9)
     assert table["trained"] == table["error"][SCHEMES.index("rk4")][1]
-
-
-def decided(id, scalars):
-    """What the rows of an experiment say of these numbers."""
-    return [row.decide(scalars, {}) for row in find(id).rows]
 
 
 def swaps(steps=(2, 4, 8, 9), **variants):

@@ -2,16 +2,16 @@
 
 import json
 import math
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from deciding import decided
+from image_files import write_cifar, write_images
 from torch.nn.functional import cross_entropy
 
-from companion.data import cifar, load_digits
+from companion.data import load_digits
 from companion.experiments import run
 from companion.experiments.gradient_rules import (
     RULES,
@@ -28,16 +28,7 @@ MEMORY_FREE = ("reverse", "corrected", "predicted")
 
 @pytest.fixture
 def cifar_folder(tmp_path, monkeypatch):
-    """CIFAR-10 files in the official format with 8 images each, and a catalogue that expects so."""
-    draw = np.random.default_rng(0)
-    files = []
-    for file in cifar.CIFAR10.files:
-        labels = draw.integers(0, 10, (8, 1), "u1")
-        content = np.hstack([labels, draw.integers(0, 256, (8, 3072), "u1")]).tobytes()
-        (tmp_path / file.name).write_bytes(content)
-        files.append(replace(file, size=len(content)))
-    monkeypatch.setattr(cifar, "CIFAR10", replace(cifar.CIFAR10, files=tuple(files)))
-    return tmp_path
+    return write_cifar(tmp_path, monkeypatch)
 
 
 def test_claims_of_f4_look_at_the_right_depths_and_rules(make_study):
@@ -48,13 +39,15 @@ def test_claims_of_f4_look_at_the_right_depths_and_rules(make_study):
         heun_backprop=[(0.05, 0.05)] * 4,
         heun_reverse=[(0.2, 0.2), (0.04, 0.06), (0.02, 0.02), (0.9, 0.9)],
     )
-    deep, order, heun = s22_f4._claims(study, digits=True)
+    numbers = {"failing": 0.2, **s22_f4.deciding(study)}
+    _, deep, order, heun = decided("S22-F4", numbers, dataset="digits", depths=study.depths)
     assert [c.id for c in (deep, order, heun)] == ["CL60", "CL61", "CL61"]
     assert deep.observed == pytest.approx(0.03)
     assert order.observed == pytest.approx(-0.05)
     assert heun.observed == pytest.approx(0.05)
     assert [c.holds for c in (deep, order, heun)] == [False, True, True]
-    assert len(s22_f4._claims(study, digits=False)) == 2
+    assert "32 layers" in deep.text
+    assert len(decided("S22-F4", numbers, dataset="cifar10", depths=study.depths)) == 3
 
 
 def test_f4_shallow_networks_fail_and_deep_ones_do_not():
@@ -149,8 +142,10 @@ def test_memory_of_tuning_does_not_grow_with_depth():
 
 def test_claims_of_t2_by_value():
     before, tuned = np.array([[0.03, 0.2], [0.12, 4.0]]), np.array([[0.05, 0.1], [0.09, 1.0]])
-    assert s22_t2._helps(before, tuned, "digits").observed == pytest.approx(0.5)
-    assert s22_t2._helps(before, tuned, "cifar10").observed == pytest.approx(-0.005)
+    numbers = {"largest_change": 0.0, **s22_t2.deciding(before, tuned)}
+    for dataset, wanted in (("digits", 0.5), ("cifar10", -0.005)):
+        _, helps = decided("S22-T2", numbers, dataset=dataset)
+        assert helps.observed == pytest.approx(wanted)
 
 
 def test_tuning_that_diverges_is_counted(monkeypatch):
@@ -241,16 +236,7 @@ def test_f3b_shallow_networks_fail():
 
 @pytest.fixture
 def image_folder(tmp_path):
-    """Three classes with images as ImageNet has them."""
-    draw = np.random.default_rng(0)
-    for part, count in (("train", 2), ("val", 1)):
-        for name in ("n01", "n02", "n03"):
-            folder = tmp_path / "imagenet" / part / name
-            folder.mkdir(parents=True)
-            for k in range(count):
-                pixels = draw.integers(0, 256, (48, 64, 3), "u1")
-                Image.fromarray(pixels).save(folder / f"{k}.JPEG")
-    return tmp_path
+    return write_images(tmp_path)
 
 
 def test_f3b_on_image_folders(image_folder, monkeypatch):
@@ -260,7 +246,7 @@ def test_f3b_on_image_folders(image_folder, monkeypatch):
     def caught(part, net, *arguments, **options):
         nets.append(net)
         assert options["batch_size"] == 256
-        assert options["chance"] == pytest.approx(2 / 3)
+        assert options["chance"] == 0.5
         assert options["optimiser"](net.parameters()).defaults["weight_decay"] == 1e-4
         assert [round(options["schedule"](p), 6) for p in (0.2, 0.4, 0.8)] == [1, 0.1, 0.01]
         return train(part, net, *arguments, **options)
@@ -273,7 +259,7 @@ def test_f3b_on_image_folders(image_folder, monkeypatch):
         own = [stage.block.gradient for stage in net.stages]
         assert own == [Backprop(), Backprop(), RULES[rule].gradient, Backprop()]
         assert [stage.block.steps for stage in net.stages] == [2, 3, 2, 2]
-        assert net.head.out_features == 3
+        assert net.head.out_features == 2
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from deciding import decided
 
 from companion import PiecewiseConstant
 from companion.analysis.smoothness import total_variation
 from companion.data import load_digits
-from companion.experiments import find, run
+from companion.experiments import run
 from companion.experiments.continuous_digits import Variant, digits_net
 from companion.experiments.refinement.q20_cm_evaluation_costs import INFERENCE, SCHEDULE
 from companion.experiments.refinement.q20_f7_growing_networks import cost, split_errors
@@ -20,12 +21,6 @@ from companion.experiments.refinement.q20_f8_smooth_weights import (
 from companion.models import ContinuousMLP
 from companion.observe import count_nfe
 from companion.train import seeded
-
-
-def decided(id, scalars, **parameters):
-    """What the rows of an experiment say of these numbers."""
-    return [row.decide(scalars, parameters) for row in find(id).rows]
-
 
 TINY_F7 = {"seeds": 1, "epochs": 5, "repeats": 1}
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 
 from companion.basis import PiecewiseConstant
@@ -67,7 +66,7 @@ def test_fw5_small(monkeypatch):
     assert result["rank_continuous_2"] == pytest.approx(1.0)
     assert (result["loss_continuous"][:, 1] < result["loss_continuous"][:, 0]).all()
     # With one layer the classic factor is 1 too: Euler against RK4 is all that differs.
-    assert fw5._net("resnet", 8, 0).block.scale == 8.0
-    assert fw5._net("continuous", 8, 0).block.scale == 1.0
-    assert fw5._net("continuous", 8, 0).block.method == "rk4"
-    assert isinstance(fw5._net("resnet", 1, 0).head, nn.Linear)
+    assert fw5.variant("resnet", 8).scale == 8.0
+    assert fw5.variant("resnet", 8).steps == 8
+    assert fw5.variant("continuous", 8).scale == 1.0
+    assert fw5.variant("continuous", 8).method == "rk4"

@@ -1,16 +1,15 @@
 import math
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from image_files import write_cifar, write_images
 from torch.nn.functional import cross_entropy
 
 from companion.__main__ import main
-from companion.data import cifar, crop_and_flip, load_cifar10, load_digits, load_image_folder
+from companion.data import crop_and_flip, load_cifar10, load_digits, load_image_folder
 from companion.experiments.residual_steps import s22_t1_standard_resnets as module
 from companion.models import ResNet
 from companion.results import Result
@@ -23,30 +22,12 @@ TINY = {"layers": (2, 3), "width": 2, "kind": "basic", "seeds": 1, "epochs": 1}
 
 @pytest.fixture
 def cifar10(tmp_path, monkeypatch):
-    """A folder of files in the official format with 40 images each."""
-    draw = np.random.default_rng(0)
-    files = []
-    for file in cifar.CIFAR10.files:
-        labels = draw.integers(0, 10, (40, 1), "u1")
-        content = np.hstack([labels, draw.integers(0, 256, (40, 3072), "u1")]).tobytes()
-        (tmp_path / file.name).write_bytes(content)
-        files.append(replace(file, size=len(content)))
-    monkeypatch.setattr(cifar, "CIFAR10", replace(cifar.CIFAR10, files=tuple(files)))
-    return tmp_path
+    return write_cifar(tmp_path, monkeypatch, number=40)
 
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """A folder with two classes of three images for training and two for testing."""
-    draw = np.random.default_rng(0)
-    for part, number in (("train", 3), ("val", 2)):
-        for name in ("ant", "bee"):
-            folder = tmp_path / "imagenet" / part / name
-            folder.mkdir(parents=True)
-            for i in range(number):
-                pixels = draw.integers(0, 256, (40, 50, 3), "u1")
-                Image.fromarray(pixels).save(folder / f"{i}.JPEG")
-    return tmp_path
+    return write_images(tmp_path)
 
 
 def trained_by_hand(dataset, folder, seed, epochs, batch_size):

@@ -8,10 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from companion.data import pendulum
-from companion.experiments import Part, Run, experiment, grid
-from companion.observe import fit_slope
+from companion.experiments import Claim, Findings, Part, Run, experiment, grid
 from companion.ode import odeint
-from companion.results import Claim, Findings
 from companion.schemes import get_scheme
 
 TIME = 2.0
@@ -53,12 +51,11 @@ def q20_err(
 
     ends = grid(run, global_error, scheme=schemes, steps=steps)
     single = grid(run, local_error, scheme=schemes, local_steps=local_steps)
-    scalars, claims = {}, []
+    scalars = ends.orders("steps").named("order", "scheme")
+    scalars |= single.orders("local_steps").named("local_order", "scheme")
+    claims = []
     for scheme in schemes:
         errors, order = ends.at(scheme=scheme).values, get_scheme(scheme).order
-        scalars[f"order_{scheme}"] = -fit_slope(steps, errors.tolist()).value
-        local = single.at(scheme=scheme).values
-        scalars[f"local_order_{scheme}"] = -fit_slope(local_steps, local.tolist()).value
         between = -np.diff(np.log(errors)) / np.diff(np.log(steps))
         worst = float(max(between, key=lambda slope: abs(slope - order)))
         text = f"slope of the global error between two grids, farthest from order, {scheme}"
