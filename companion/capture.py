@@ -56,7 +56,8 @@ def captured(model: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:
     _check_blocks(model)
     before = [buffer.clone() for buffer in model.buffers()]
     sample = example.detach().clone().requires_grad_(example.requires_grad)
-    replay: Any = torch.cuda.make_graphed_callables(_Whole(model), (sample,), allow_unused_input=True)
+    whole = _Whole(model)
+    replay: Any = torch.cuda.make_graphed_callables(whole, (sample,), allow_unused_input=True)
     with torch.no_grad():  # the warm-up has updated them
         for buffer, value in zip(model.buffers(), before, strict=True):
             buffer.copy_(value)

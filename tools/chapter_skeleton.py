@@ -63,9 +63,9 @@ def _frame(found: list[Directive], notebook: NotebookNode) -> Iterator[str]:
 def _theorems(found: list[Directive], root: Path) -> Iterator[str]:
     """Ask that each theorem is followed by its proof, and that a real test is named.
 
-    The test stands in the theorem, in the proof, or in a fold `Checked by` after it.
+    The test stands in the theorem or the proof, in a fold or not, or in a fold `Checked by` after.
     """
-    formal = [d for d in found if d.name in THEOREMS or d.name == "prf:proof" or _is_check(d)]
+    formal = [d for d in found if d.name in THEOREMS or d.name == "prf:proof"]
     theorems = [number for number, d in enumerate(formal) if d.name in THEOREMS]
     if not theorems:
         yield "a numbered theorem or proposition"
@@ -77,8 +77,9 @@ def _theorems(found: list[Directive], root: Path) -> Iterator[str]:
         if not proof or proof[0].name != "prf:proof":
             yield f"{name}: a proof right after it"
             continue
-        after = [d.body for d in formal[number + 2 : number + 3] if _is_check(d)]
-        tests = _TEST.findall("\n".join([theorem.body, proof[0].body, *after]))
+        after = found[found.index(proof[0]) + 1 :][:1]
+        folds = [d.body for d in after if _is_check(d)]
+        tests = _TEST.findall("\n".join([theorem.body, proof[0].body, *folds]))
         if not tests:
             yield f"{name}: the test that checks it, as `tests/test_x.py::test_y`"
         yield from (

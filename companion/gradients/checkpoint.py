@@ -74,6 +74,8 @@ class Checkpoint:
                 "gradient: 'checkpoint' needs a Runge-Kutta method, such as 'rk4' or 'dopri5'; "
                 f"use gradient='backprop' or 'adjoint' with {problem.solver.method!r}"
             )
+        if isinstance(problem.solver, Adaptive):  # its steps are known when they are taken
+            return recomputing_states(self, problem)
         return recomputing_states(
             self, problem, list(problem.solver.segments(problem.t, self.every))
         )
@@ -95,10 +97,13 @@ class Checkpoint:
                 chance.end_segment(step, y)
         return states, Kept(problem, starts, chance.finished())
 
-    def backward(self, given: Given) -> Iterator[Tensor]:
+    def backward(self, given: Given) -> Tensor | Iterator[Tensor]:
         """Recompute the segments from the last to the first."""
         if isinstance(given.problem.solver, Adaptive):
             return back_through_accepted_steps(given)
+        return self._through_segments(given)
+
+    def _through_segments(self, given: Given) -> Iterator[Tensor]:
         problem, a = given.problem, given.grad_ys[-1]
         assert isinstance(problem.solver, FixedStep)
         segments = problem.solver.segments(problem.t, self.every)
