@@ -17,8 +17,8 @@ EXCLUDED = (
     "diffrax compiles the whole solve; its compilation and ours are not counted. The adjoint's "
     "gradient differs from that of the discretised loss by the scheme's order; all agree to 1e-5 "
     "in double precision, exact gradients to 1e-10. The loop checks nothing. Our field is a "
-    "straight line of operations from its first evaluation on (`flat=True`), which it is by default "
-    "after many; the row with modules calls them every time."
+    "straight line of operations from its first evaluation on (`flat=True`); by default it is one "
+    "after many. The row with modules calls them each time."
 )
 FULL = {"steps": 100}
 TINY = {"steps": 8, "compiling": False}
