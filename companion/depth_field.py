@@ -19,6 +19,7 @@ from companion.evaluation import CheckedField, replacing
 from companion.flat import LineFinder, state_of
 from companion.gradients import Gradient
 from companion.solve import Stage, time_like
+from companion.transforms import beneath
 
 __all__ = ["Asked", "DepthField"]
 
@@ -237,7 +238,7 @@ class DepthField(CheckedField):
                     "was made; a block stacks buffers then, so give it its shape and dtype before"
                 )
         for name in self.copied:
-            if torch.equal(values[name], live[name]):
+            if torch.equal(beneath(values[name]), beneath(live[name])):
                 values[name] = live[name]
         self.copied = frozenset(name for name in self.copied if values[name] is not live[name])
 

@@ -56,6 +56,9 @@ def odeint(
 ) -> Any:
     r"""Solve $\dot y = f(t, y)$, $y(t_0) = y_0$, and return $y$ at all times in ``t``.
 
+    Inside torch.func's transforms (``vmap``, ``grad``, ``jacrev``, ``jacfwd``, ``hessian``) and
+    under forward-mode derivatives, take a scheme on fixed steps and ``gradient="backprop"``.
+
     Args:
         func: ``func(t, y)`` returns the derivative, shaped like ``y``; ``t`` arrives as a 0-d
             tensor of the dtype and device of ``y``. A function or an ``nn.Module``.
