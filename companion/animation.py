@@ -39,8 +39,9 @@ def moving_points(path: Tensor, groups: Sequence[int] | Tensor, *, alt: str) -> 
         ValueError: for a path of another shape, or groups that do not fit it.
 
     Example:
+        >>> import torch
         >>> path = torch.tensor([[[0.0, 0.0]], [[1.0, 2.0]]])
-        >>> moving_points(path, [0], alt="One point moves to the right and up.").markup[:24]
+        >>> moving_points(path, [0], alt="One point moves to the right and up.").markup[:25]
         '<div class="moving-points'
         >>> moving_points(path[0], [0], alt="")
         Traceback (most recent call last):

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from companion.arguments import not_allowed
+from companion.adaptive import Adaptive
+from companion.arguments import check_choice, not_allowed
 from companion.buffers import BufferLog, cloned, read_buffers
-from companion.counts import current_stats
+from companion.compiled import check_compile, compiled
+from companion.counts import count_too, counting, current_stats
 from companion.evaluation import CheckedField, check_params, replacing
+from companion.events import Event
+from companion.flat import LineFinder, check_flat, state_of
 from companion.gradients import Gradient, get_gradient, solved
-from companion.methods import get_solver
-from companion.solve import Problem, Stage, Times, stacked, time_like
+from companion.low_precision import is_half, widened
+from companion.methods import ADAPTIVE, get_solver
+from companion.solution import solve_to_event, solve_with_dense_output
+from companion.solve import Problem, Solver, Stage, Stats, Times, stacked, time_like
 from companion.transforms import beneath, followed
 
-__all__ = ["odeint"]
+__all__ = ["odeint", "odeint_adjoint", "odeint_event"]
 
 Func = Callable[[Tensor, Any], Any]
 Shapes = Sequence[torch.Size]
@@ -40,6 +47,12 @@ def odeint(
     gradient: str | Gradient = "backprop",
     params: Sequence[Tensor] = (),
     max_steps: int | None = None,
+    knots: Iterable[float] = (),
+    event_fn: Func | None = None,
+    dense: bool = False,
+    flat: bool | None = None,
+    compile: bool | str = False,
+    **others: Any,
 ) -> Any:
     r"""Solve $\dot y = f(t, y)$, $y(t_0) = y_0$, and return $y$ at all times in ``t``.
 
@@ -61,10 +74,36 @@ def odeint(
             as its first evaluation shows.
         max_steps: most steps between the first and the last time, rejected ones included, for
             methods that choose their own; ``None`` is 20,000.
+        knots: times at which the field jumps, for adaptive methods. Steps end there, and the field
+            is evaluated on the side of the step: a rounding unit away from the jump.
+        event_fn: ``event_fn(t, y)`` returns a floating-point tensor. An adaptive solve stops where
+            one of its values changes its sign, and at the last time at the latest. The place is
+            found to rounding on the solution inside the step. A value that starts at zero has the
+            sign that it takes next. Two changes within a tenth of a step may not be seen.
+        dense: whether to return the solution at all times of the interval, for adaptive methods.
+        flat: whether a module is evaluated as a straight line of operations, traced once for each
+            kind of input (shapes, dtypes, mode, autocast), with the same results bit for bit.
+            ``None``: if all its parts are of classes of torch.nn without hooks, after
+            :data:`companion.flat.FLAT_AFTER` evaluations. ``True``: at once, whatever the class;
+            what its Python code does besides computing a value (``self.nfe += 1``), and depends on
+            besides its arguments and attributes, is lost. :func:`companion.flat.path` tells.
+        compile: whether to solve by pieces compiled with :func:`torch.compile`; a string names its
+            backend. For fixed steps, by backprop, checkpoints or reconstruction. The first solve
+            compiles (a minute or so); other times, numbers of steps and weights compile nothing,
+            other shapes do. As with ``flat=True``, of the field's Python code only the operations
+            remain. Fields that draw random numbers are refused. See :mod:`companion.compiled`.
+        others: none; torchdiffeq's arguments are refused with what to write instead.
 
     Returns:
         A tensor of shape ``(len(t), *y0.shape)`` whose first entry is ``y0``; a tuple of such
         tensors if ``y0`` is a tuple.
+
+        With ``event_fn``, a pair: the time of the event, and the states at the times in ``t``
+        before it and at the event itself. Without an event these are the last time, and the states
+        at all times. The derivatives of both with respect to ``y0`` and the parameters are those of
+        the implicit function theorem; gradients but backprop solve twice.
+
+        With ``dense=True``, a :class:`companion.solution.Solution`.
 
     Raises:
         ValueError: for a bad value (unknown method or gradient, ``t`` not monotone, ``steps < 1``,
@@ -78,18 +117,143 @@ def odeint(
         >>> y[-1]
         tensor([0.3679])
     """
+    for name in others:
+        raise TypeError(f"{name}: odeint has no such argument; {INSTEAD.get(name, 'see its help')}")
     gradient = get_gradient(gradient)
     solver = get_solver(method, steps, rtol, atol, max_steps)
     state, shapes = _pack_state(y0)
     times = _times(t, state)
-    field = FuncField(func, shapes, check_params(params), gradient)
+    jumps = _knots(knots)
+    _check_adaptive(solver, times, knots=jumps, event_fn=event_fn, dense=dense)
+    backend = check_compile(compile)
+    if backend is not None and not torch.compiler.is_compiling():
+        solver, gradient = compiled(backend, solver, gradient)
+    own = Stats()
+    with counting(own) if dense else nullcontext():
+        field = FuncField(func, shapes, check_params(params), gradient, check_flat(flat))
+    field.knots = jumps
+
+    def unpack(ys: Tensor) -> Any:
+        ys = ys.to(state.dtype)
+        return ys if shapes is None else _unpack(ys, shapes)
+
     if len(times) == 1:  # nothing to solve
-        ys = state.unsqueeze(0)
-    else:
-        parts = () if shapes is None else tuple(math.prod(shape) for shape in shapes)
-        problem = Problem(field, state, times, solver, field.stats, parts)
-        ys = stacked(solved(problem, gradient, "y0"))
-    return ys if shapes is None else _unpack(ys, shapes)
+        return unpack(state.unsqueeze(0))
+    parts = () if shapes is None else tuple(math.prod(shape) for shape in shapes)
+    problem = Problem(field, state, times, solver, field.stats, parts)
+    if event_fn is None and not dense:
+        return unpack(stacked(solved(problem, gradient, "y0")))
+    event = None if event_fn is None else _event(event_fn, state.dtype, unpack)
+    problem = widened(problem) if is_half(state) else problem
+    if event is not None and not dense:
+        event_t, ys = solve_to_event(problem, gradient, event)
+        return event_t.to(state.dtype), unpack(ys)
+    try:
+        return solve_with_dense_output(problem, gradient, event, unpack, own)
+    finally:
+        count_too(own)
+
+
+def _event(event_fn: Func, dtype: torch.dtype, unpack: Callable[[Tensor], Any]) -> Event:
+    return Event(lambda t, y: event_fn(t.to(dtype), unpack(y)))
+
+
+def _knots(knots: Iterable[float]) -> tuple[float, ...]:
+    """Return the times at which a field jumps, as floats."""
+    try:
+        values = [float(x) for x in knots]
+    except (TypeError, ValueError):
+        raise TypeError(not_allowed("knots", knots, "pass a sequence of numbers")) from None
+    if not all(math.isfinite(x) for x in values):
+        raise ValueError(not_allowed("knots", values, "all must be finite"))
+    return tuple(sorted(set(values)))
+
+
+def _check_adaptive(solver: Solver, times: Times, **given: Any) -> None:
+    """Refuse what only adaptive methods do, by name."""
+    check_choice("dense", given["dense"], (False, True))
+    event_fn = given["event_fn"]
+    if event_fn is not None and not callable(event_fn):
+        raise TypeError(not_allowed("event_fn", event_fn, "it must be callable as event_fn(t, y)"))
+    for name, value in given.items():
+        if value is None or value is False or value == ():
+            continue
+        if not isinstance(solver, Adaptive):
+            raise ValueError(
+                not_allowed(
+                    name, value, f"method={solver.method!r} has none; use one of "
+                    f"{', '.join(ADAPTIVE)}" + (", or put them into t" if name == "knots" else "")
+                )
+            )  # fmt: skip
+        if name != "knots" and (isinstance(times, Tensor) or len(times) == 1):
+            raise ValueError(
+                not_allowed("t", times, f"with {name}= it must be two or more times that need no "
+                            "gradient")
+            )  # fmt: skip
+
+
+INSTEAD = {
+    "options": "use steps= for fixed steps, and knots= or max_steps= for adaptive ones",
+    "adjoint_method": "use gradient=Adjoint(method=...)",
+    "adjoint_rtol": "use gradient=Adjoint(rtol=...)",
+    "adjoint_atol": "use gradient=Adjoint(atol=...)",
+    "adjoint_options": "use gradient=Adjoint(steps=..., norm=...)",
+    "adjoint_params": "use params=(...), which adds to a module's own",
+    "reverse_time": "let the times in t decrease",
+    "odeint_interface": "use gradient='adjoint'",
+    "max_num_steps": "use max_steps=",
+    "step_size": "use steps=, the number of steps between consecutive times in t",
+}
+"""What to write in the place of torchdiffeq's arguments and options."""
+
+
+def odeint_adjoint(*args: Any, **kwargs: Any) -> NoReturn:
+    """Refuse torchdiffeq's name, and say what to write.
+
+    Raises:
+        TypeError: always.
+
+    Example:
+        >>> odeint_adjoint(lambda t, y: -y, torch.ones(1), [0.0, 1.0])
+        Traceback (most recent call last):
+        TypeError: odeint_adjoint: write odeint(func, y0, t, gradient='adjoint'); ...
+    """
+    raise TypeError(
+        "odeint_adjoint: write odeint(func, y0, t, gradient='adjoint'); settings of the backward "
+        "solve go into gradient=Adjoint(method=, steps=, rtol=, atol=, norm=), tensors besides a "
+        "module's own parameters into params=(...)"
+    )
+
+
+def odeint_event(*args: Any, **kwargs: Any) -> NoReturn:
+    """Refuse torchdiffeq's name, and say what to write.
+
+    Raises:
+        TypeError: always.
+
+    Example:
+        >>> odeint_event(lambda t, y: -y, torch.ones(1), 0.0, event_fn=lambda t, y: y - 0.5)
+        Traceback (most recent call last):
+        TypeError: odeint_event: write odeint(func, y0, [t0, t1], event_fn=event_fn); ...
+    """
+    raise TypeError(
+        "odeint_event: write odeint(func, y0, [t0, t1], event_fn=event_fn); it returns the event's "
+        "time and the states, and needs a last time t1"
+    )
+
+
+class Others(NamedTuple):
+    """What stands for the parameters that a function or module reads.
+
+    Attributes:
+        inside: what a module's parameters become, by name.
+        outside: pairs of other tensors, and what stands for them.
+        all: all of a module's parameters by name, filled in when they are asked for.
+    """
+
+    inside: Tensors
+    outside: list[tuple[Tensor, Tensor]]
+    all: Tensors
 
 
 class FuncField(CheckedField):
@@ -98,7 +262,12 @@ class FuncField(CheckedField):
     argument: ClassVar[str] = "func"
 
     def __init__(
-        self, func: Func, shapes: Shapes | None, params: tuple[Tensor, ...], gradient: Gradient
+        self,
+        func: Func,
+        shapes: Shapes | None,
+        params: tuple[Tensor, ...],
+        gradient: Gradient,
+        flat: bool | None,
     ) -> None:
         """Bind ``func``; with ``shapes`` it is called with a tuple unpacked from a flat state."""
         if not callable(func):
@@ -106,18 +275,22 @@ class FuncField(CheckedField):
         self.func, self.shapes = func, shapes
         module = func if isinstance(func, nn.Module) else None
         own = () if module is None else module.parameters()
-        distinct = tuple({id(p): p for p in (*own, *params)}.values())
+        owned = {id(p): p for p in own}
+        distinct = tuple((owned | {id(p): p for p in params}).values())
+        self.others, self.uniform = range(len(owned), len(distinct)), True
         # By name: the module of an inner solve may be given other parameters from outside, which
         # are gone by the time of the backward pass.
         self.named: dict[str, Tensor] = {}
-        self.containers: dict[str, dict[str, Tensor | None]] = {}
+        self.containers: dict[str, dict[str, Tensor | None]] | None = None
+        kind = None if shapes is None else tuple(shapes)
+        self.lines = None if module is None else LineFinder(module, self._called, flat, kind)
         super().__init__(module, distinct, not gradient.records_graph, current_stats())
         if self.finds_params and module is not None:
             self.named = dict(module.named_parameters(remove_duplicate=False))
 
     @override
-    def arranged(self, weights: Sequence[Tensor]) -> tuple[Tensors, list[tuple[Tensor, Tensor]]]:
-        """Return what the module's parameters become, by name, and pairs of other tensors."""
+    def arranged(self, weights: Sequence[Tensor]) -> Others:
+        """Return what stands for the module's parameters and for other tensors."""
         given = {id(p): new for p, new in zip(self.params, weights, strict=True)}
         inside: Tensors = {}
         if self.module is not None and self.named:
@@ -126,25 +299,60 @@ class FuncField(CheckedField):
             inside = {name: new for name, new in news.items() if now[name] is not new}
         known = {id(p) for p in self.named.values()}
         pairs = zip(self.params, weights, strict=True)
-        return inside, [(p, new) for p, new in pairs if p is not new and id(p) not in known]
+        outside = [(p, new) for p, new in pairs if p is not new and id(p) not in known]
+        return Others(inside, outside, {})
 
     @override
-    def evaluate(
-        self,
-        stage: Stage,
-        y: Tensor,
-        weights: tuple[Tensors, list[tuple[Tensor, Tensor]]],
-        buffers: Tensors | None,
-    ) -> Tensor:
-        inside, outside = weights
-        if outside:
-            with replacing(outside):
-                return self.evaluate(stage, y, (inside, []), buffers)
-        state = y if self.shapes is None else _unpack(y, self.shapes)
-        arguments = (time_like(stage.t, y), state)
-        if inside or buffers:
+    def evaluate(self, stage: Stage, y: Tensor, weights: Others, buffers: Tensors | None) -> Tensor:
+        if weights.outside:
+            with replacing(weights.outside):
+                return self.evaluate(stage, y, weights._replace(outside=[]), buffers)
+        lines = self.lines
+        if lines is not None and lines.able:
+            values = self._all(weights, buffers)
+            line = lines.find(y, values, _time, stage, y)
+            if line is not None:
+                value = line(values, y, time_like(stage.t, y) if line.timed else None)
+                if buffers is None and line.rebound:
+                    self._rebind({name: values[name] for name in line.rebound})
+                return value
+        return self._called({**weights.inside, **(buffers or {})}, y, time_like(stage.t, y))
+
+    @property
+    @override
+    def owner(self) -> object:
+        return self.func
+
+    @override
+    def state(self) -> Hashable:
+        shapes = None if self.shapes is None else tuple(self.shapes)
+        return shapes, state_of(self.func) if self.module is None else state_of(self.module)
+
+    @override
+    def slot(self, stage: Stage) -> Hashable:
+        return None
+
+    @override
+    def shares(self, stage: Stage) -> dict[str, Sequence[tuple[int, float]]]:
+        places = {id(p): k for k, p in enumerate(self.params)}
+        named = {} if self.module is None else self.named or dict(self._parameters())
+        return {name: [(places[id(p)], 1.0)] for name, p in named.items()}
+
+    @override
+    def time(self, stage: Stage) -> float:
+        return float(stage.t)
+
+    @override
+    def pure(self, values: Tensors, y: Tensor, t: Tensor, others: Sequence[Tensor]) -> Tensor:
+        pairs = [(self.params[k], new) for k, new in zip(self.others, others, strict=True)]
+        with replacing(pairs) if pairs else nullcontext():
+            return self._called(values, y, t)
+
+    def _called(self, values: Tensors, y: Tensor, t: Tensor) -> Tensor:
+        """Call ``func``, a module with ``values`` in the place of its own."""
+        arguments = (t, y if self.shapes is None else _unpack(y, self.shapes))
+        if values:
             assert self.module is not None
-            values = {**inside, **(buffers or {})}
             value = torch.func.functional_call(self.module, values, arguments, tie_weights=False)
         else:
             value = self.func(*arguments)
@@ -153,6 +361,25 @@ class FuncField(CheckedField):
             value = _pack(value)
         found: Tensor = value
         return found
+
+    def _all(self, weights: Others, buffers: Tensors | None) -> Tensors:
+        """Return the values of all parameters and buffers of the module."""
+        if not weights.all:
+            named = dict(self._parameters())
+            weights.all.update(named | weights.inside)
+        if not self._holders():
+            return weights.all
+        return {**weights.all, **(self.live(None) if buffers is None else buffers)}
+
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        assert self.module is not None
+        return self.module.named_parameters(remove_duplicate=False)
+
+    def _rebind(self, buffers: Tensors) -> None:
+        """Put buffers in the places of those that the module has replaced."""
+        for name, holder in self._holders():
+            if name in buffers:
+                holder[name.rpartition(".")[2]] = buffers[name]
 
     @override
     def uses(self, stage: Stage) -> range:
@@ -176,11 +403,18 @@ class FuncField(CheckedField):
 
     def _holders(self) -> Iterable[tuple[str, dict[str, Tensor | None]]]:
         """Return where each buffer is kept: a module may put another tensor there."""
-        if self.module is not None and not self.containers:
-            for prefix, part in self.module.named_modules(remove_duplicate=False):
-                for name in part._buffers:
-                    self.containers[f"{prefix}.{name}" if prefix else name] = part._buffers
+        if self.containers is None:
+            parts = [] if self.module is None else self.module.named_modules(remove_duplicate=False)
+            self.containers = {
+                f"{prefix}.{name}" if prefix else name: part._buffers
+                for prefix, part in parts
+                for name in part._buffers
+            }
         return self.containers.items()
+
+
+def _time(stage: Stage, y: Tensor) -> tuple[Tensor]:
+    return (time_like(stage.t, y),)
 
 
 def _check_parts(value: object, shapes: Shapes) -> None:

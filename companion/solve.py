@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from companion.schemes import Tableau
-from companion.transforms import beneath, followed
+from companion.transforms import beneath, followed, has_values
 
 __all__ = [
     "Carried",
@@ -210,6 +210,7 @@ class Problem:
         stats: where to count, or ``None``.
         parts: the sizes of the parts of a flat state whose errors are measured apart, so that none
             drowns in another; what is beyond them is not measured. One part if empty.
+        time_dtype: the dtype in which the field sees times, if it is not the state's.
     """
 
     field: Field
@@ -218,6 +219,7 @@ class Problem:
     solver: Solver
     stats: Stats | None = None
     parts: tuple[int, ...] = ()
+    time_dtype: torch.dtype | None = None
 
     def integrate(self) -> States:
         """Run the solver; autograd records what its mode says."""
@@ -329,10 +331,10 @@ class FixedStep(GridSolver):
         return [step.stage(c, fraction, i) for i, (c, fraction) in enumerate(places)]
 
     def _evaluation(self, field: Field, step: Step) -> _Evaluation:
-        scheme = self.scheme
+        c, fractions = self.scheme.c, self.scheme.fractions
 
         def evaluate(i: int, y: Tensor) -> Tensor:
-            return field(step.stage(scheme.c[i], scheme.fractions[i], i), y)
+            return field(step.stage(c[i], fractions[i], i), y)
 
         return evaluate
 
@@ -381,6 +383,8 @@ def check_finite(ys: States, problem: Problem, argument: str = "y0") -> None:
     Raises:
         NonFiniteError: naming the time at which the state stopped being finite.
     """
+    if not has_values(ys[-1]):
+        return
     end = beneath(ys[-1]).detach()
     if end.is_cuda and torch.cuda.is_current_stream_capturing():
         return  # nothing has been computed yet

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["CANNOT_FOLLOW", "beneath", "followed", "transforming"]
+__all__ = ["CANNOT_FOLLOW", "beneath", "followed", "has_values", "transforming"]
 
 CANNOT_FOLLOW = (
     "which torch.func's transforms (grad, vjp, jvp, vmap) and torch.autograd.forward_ad cannot "
@@ -59,3 +59,15 @@ def beneath(x: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x
+
+
+def has_values(x: Tensor) -> bool:
+    """Say whether a tensor has values: on the meta device and in a graph being traced it has none.
+
+    Example:
+        >>> has_values(torch.zeros(2)), has_values(torch.zeros(2, device="meta"))
+        (True, False)
+    """
+    keys = torch._C._TorchDispatchModeKey
+    modes = (torch._C._get_dispatch_mode(key) for key in (keys.PROXY, keys.FAKE))
+    return not x.is_meta and all(mode is None for mode in modes)

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from companion import odeint
 from companion.exercises.checking import Exercise, WrongAnswer, close, listed, number, tensor, whole
+from companion.schemes import get_scheme
 
-__all__ = ["BOUNCE", "EXERCISES", "JUMPS", "LINEAR", "SPACING"]
+__all__ = [
+    "BOUNCE", "EXERCISES", "FIT", "GAP", "JUMPS", "LINEAR", "PLACES", "RETRACE", "SPACING", "TIMES",
+]  # fmt: skip
 
 
 # Warm-up: the adjoint of a linear equation, by hand
@@ -386,4 +389,159 @@ BOUNCE = Exercise(
 )
 
 
-EXERCISES = (LINEAR, JUMPS, SPACING, BOUNCE)
+# Core: one Euler step has two gradients
+
+
+def _check_gap(answer: Callable[[float, float, float], Any]) -> str:
+    """Compare with both gradients of one Euler step of x' = rate x, loss x1^2 / 2."""
+    for x0, rate, h in ((1.5, 0.7, 0.2), (-0.8, -1.3, 0.5), (2.0, 0.4, 1.0)):
+        got = listed(answer(x0, rate, h), 2, "Return two numbers: by backprop, by the adjoint.")
+        hints = (
+            "backprop differentiates L = x1^2 / 2 with x1 = x0 + h rate x0, and nothing else.",
+            "the adjoint's Euler step starts at the end and evaluates everything there: a = x1, "
+            "and the derivative of the field by the rate is the state, x1.",
+        )
+        for value, right, hint in zip(got, _gap(x0, rate, h), hints, strict=True):
+            if not close(value, right):
+                raise WrongAnswer(f"At x0={x0}, rate={rate}, h={h}: {hint}")
+    return "Right: they differ by the factor 1 + h rate, a gap of first order."
+
+
+def _gap(x0: float, rate: float, h: float) -> tuple[float, float]:
+    x1 = x0 + h * rate * x0
+    return h * x0 * x1, h * x1 * x1
+
+
+GAP = Exercise(
+    id="adjoint-ex-gap",
+    check=_check_gap,
+    solution=_gap,
+    wrong={
+        "no gap": lambda x0, r, h: (_gap(x0, r, h)[0], _gap(x0, r, h)[0]),
+        "the exact solution": lambda x0, r, h: (
+            h * x0**2 * math.exp(2 * r * h), _gap(x0, r, h)[1]),
+        "the adjoint at the start": lambda x0, r, h: (
+            _gap(x0, r, h)[0], h * (1 + h * r) * _gap(x0, r, h)[1] / h),
+        "the other way round": lambda x0, r, h: _gap(x0, r, h)[::-1],
+        "the step is forgotten": lambda x0, r, h: tuple(v / h for v in _gap(x0, r, h)),
+        "one number": lambda x0, r, h: _gap(x0, r, h)[0],
+    },
+)  # fmt: skip
+
+
+# Core: train a field by the adjoint
+
+
+def _turning(x0: tuple[float, float], times: Tensor) -> Tensor:
+    """Return the point that turns by 2 radians and decays by exp(-0.3) per unit of time."""
+    c, s = (2 * times).cos(), (2 * times).sin()
+    places = torch.stack([x0[0] * c - x0[1] * s, x0[0] * s + x0[1] * c], 1)
+    return torch.exp(-0.3 * times)[:, None] * places
+
+
+TIMES = torch.linspace(0, 2, 6, dtype=torch.float64)
+"""When the point of the exercise ``FIT`` was seen."""
+
+PLACES = _turning((2.0, 0.0), TIMES)
+"""Where it was, shape ``(6, 2)``."""
+
+
+def _check_fit(field: nn.Module) -> str:
+    """Follow the trained field from the start that was seen and from one that was not."""
+    if not callable(field) or isinstance(field, type):
+        raise WrongAnswer("Answer with a field, called as field(t, x).")
+    kind = torch.float64
+    if isinstance(field, nn.Module):
+        kind = next((p.dtype for p in field.parameters()), kind)
+
+    def velocity(t: Tensor, x: Tensor) -> Tensor:
+        found = field(t.to(kind), x.to(kind))
+        return tensor(found, x.shape, "The field must return a velocity shaped like the state.")
+
+    for x0, where in (((2.0, 0.0), "the start it was trained on"), ((0.0, -1.0), "a new start")):
+        start = torch.tensor(x0, dtype=torch.float64)
+        with torch.no_grad():
+            found = odeint(velocity, start, TIMES, method="rk4", steps=10)
+        far = float((found - _turning(x0, TIMES)).norm(dim=1).max() / start.norm())
+        if not far <= 0.05:
+            raise WrongAnswer(
+                f"From {where}, {list(x0)}, the field is off by {far:.0%} of its size; 5% are "
+                "allowed." + (" What form of field knows more?" if "new" in where else "")
+            )
+    return f"Right: also from the new start, to {far:.1%}."
+
+
+class Turning(nn.Module):
+    """The linear field of a point that turns and decays."""
+
+    def __init__(self, turn: float = 2.0, decay: float = 0.3) -> None:
+        super().__init__()
+        matrix = torch.tensor([[-decay, -turn], [turn, -decay]], dtype=torch.float64)
+        self.matrix = nn.Parameter(matrix)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Evaluate the field."""
+        return x @ self.matrix.T
+
+
+class _ByTime(nn.Module):
+    """The velocity of the one trajectory that was seen, whatever the state."""
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        c, s = (2 * t).cos(), (2 * t).sin()
+        return 2 * torch.exp(-0.3 * t) * torch.stack([-0.3 * c - 2 * s, -0.3 * s + 2 * c])
+
+
+FIT = Exercise(
+    id="adjoint-ex-fit",
+    check=_check_fit,
+    solution=Turning(),
+    wrong={
+        "not trained": Turning(0.0, 0.0),
+        "no decay": Turning(2.0, 0.0),
+        "turns the other way": Turning(-2.0, 0.3),
+        "learned by heart": _ByTime(),
+        "the trajectory": PLACES,
+        "a batch": lambda t, x: x[None],
+    },
+)
+
+
+# Explore: there and back again
+
+_RETRACE = {"euler": 1, "midpoint": 3, "heun": 3, "rk4": 5}
+
+
+def _check_retrace(answer: dict[str, int]) -> str:
+    """Compare four slopes with p for odd and p + 1 for even orders p."""
+    if not isinstance(answer, dict) or set(answer) != set(_RETRACE):
+        raise WrongAnswer(f"Answer with a dictionary of four slopes, for {', '.join(_RETRACE)}.")
+    slopes = {name: number(answer[name], "A slope is one number.") for name in _RETRACE}
+    if all(abs(slopes[name] - get_scheme(name).order) < 0.3 for name in _RETRACE):
+        raise WrongAnswer(
+            "These are the orders, the slopes of one way. Go back to the start and measure there."
+        )
+    for name, right in _RETRACE.items():
+        if not abs(slopes[name] - right) < 0.3:
+            raise WrongAnswer(
+                f"{name}: measured on smooth equations, the slope is not {slopes[name]:g}. Use "
+                "double precision, several N, and an equation that is not linear."
+            )
+    return "Right: p where p is odd, p + 1 where it is even."
+
+
+RETRACE = Exercise(
+    id="adjoint-ex-retrace",
+    check=_check_retrace,
+    solution=_RETRACE,
+    wrong={
+        "the orders": {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4},
+        "one more everywhere": {"euler": 2, "midpoint": 3, "heun": 3, "rk4": 5},
+        "nothing comes back": dict.fromkeys(_RETRACE, 0),
+        "a method is missing": {"euler": 1, "midpoint": 3, "heun": 3},
+        "a list": [1, 3, 3, 5],
+    },
+)
+
+
+EXERCISES = (LINEAR, GAP, JUMPS, SPACING, FIT, BOUNCE, RETRACE)

@@ -6,7 +6,8 @@ from fields import Tanh, needs_compile, randn
 from loops import loop
 from torch import nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from companion import Constant, OdeBlock, PiecewiseConstant, PiecewiseLinear, odeint
 from companion.gradients import GRADIENTS
@@ -110,6 +111,17 @@ def test_derivatives_of_a_nonlinear_field_are_autograds(method, device):
     second = torch.autograd.functional.hessian(lambda y: end(y).square().sum(), y)
     close(hessian(lambda y: end(y).square().sum())(y), second)
     close(jacrev(jacrev(lambda y: end(y).square().sum()))(y), second)
+
+
+def test_solves_without_values_are_traced():
+    """By linearize, by make_fx, on the meta device: nothing is checked that is not there."""
+    y = torch.tensor([1.0, -0.5], dtype=F64)
+    exact = torch.linalg.matrix_power(rk4_matrix(0.2), 5)
+    _, forward = linearize(lambda y: solve(linear, y), y)
+    close(forward(EYE[0]), exact[:, 0])
+    close(make_fx(lambda y: solve(linear, y))(y)(2 * y), 2 * exact @ y)
+    block = OdeBlock(unit, PiecewiseConstant(2), method="rk4", steps=2).to("meta")
+    assert block(torch.zeros(5, 3, dtype=F64, device="meta")).shape == (5, 3)
 
 
 def test_parameters_of_a_module_are_differentiated_too(device):

@@ -274,3 +274,22 @@ def test_a_tiny_run_needs_no_other_process(monkeypatch):
 def test_a_row_words_what_it_measures():
     row = Row("CL01", "x", None, 1.0, "mean over {seeds} seeds")
     assert row.decide({"x": 2.0}, {"seeds": 3}).text == "mean over 3 seeds"
+
+
+def test_bounds_may_differ_by_data_set():
+    row = Row("CL01", "x_{depths[0]}", {"a": 0.0}, {"a": 1.0}, "{dataset}: {depths[-1]}, {deep:g}")
+    numbers = {"x_2": 2.0, "deep": 3.0}
+    claim = row.decide(numbers, {"dataset": "a", "depths": (2, 4, 8)})
+    assert claim == Claim("CL01", "a: 8, 3", 2.0, 0.0, 1.0)
+    assert row.decide(numbers, {"dataset": "b", "depths": (2, 4, 8)}) is None
+
+
+def test_what_only_decides_claims_is_no_number_of_the_run():
+    def function(run, *, terms=(1, 2)):
+        return Findings({"sum": 3.0}, deciding={"gap": 0.5, "terms": 7})
+
+    function.__module__ = "companion.train"
+    declared = (("CL01", "gap", None, 1.0, "{terms[1]} terms, {sum:g}"),)
+    result = declare(function, claims=declared, full={}, tiny={})()
+    assert result.claims == (Claim("CL01", "2 terms, 3", 0.5, None, 1.0),)
+    assert (result.findings.scalars, result.findings.deciding) == ({"sum": 3.0}, {})

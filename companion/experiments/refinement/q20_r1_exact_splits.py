@@ -92,10 +92,7 @@ def q20_r1(
     for mode in MODES:
         scalars[f"smoother_{mode}"] = largest.at(mode=mode).values[1:].max()
     doubled = grid(run, double, scheme=SIX_SCHEMES, seed=own, steps=steps)
-    for name, slope in (
-        doubled.geometric("seed").slopes("steps")[0].named("order", "scheme").items()
-    ):
-        scalars[name] = -slope
+    scalars |= doubled.geometric("seed").orders("steps").named("order", "scheme")
     return Findings(scalars, {"steps": steps, **doubled.named("doubled", "scheme")})
 
 

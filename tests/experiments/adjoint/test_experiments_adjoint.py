@@ -8,7 +8,7 @@ from torch import nn
 
 from companion import odeint
 from companion.exercises import WrongAnswer
-from companion.exercises.adjoint import BOUNCE, JUMPS, LINEAR, SPACING
+from companion.exercises.adjoint import BOUNCE, FIT, GAP, JUMPS, LINEAR, RETRACE, SPACING
 from companion.experiments import run
 from companion.experiments.adjoint.c18_a8_backward_errors import Braking, linear
 from companion.experiments.adjoint.random_field import TanhField, relative_error
@@ -205,6 +205,22 @@ def test_random_field_is_its_formula():
     torch.testing.assert_close(field(t, x).detach(), field.outer.detach() @ hidden)
 
 
+def test_a_field_in_another_form_is_solved_and_left_as_it_is():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(20.0))
+
+        def forward(self, t, x):
+            return [x[1], -self.rate * x[1]]
+
+    field = Listed()
+    assert BOUNCE.check([field, [0.0, 1.0], 1]).startswith("Right")
+    assert field.rate.dtype == torch.float32
+    assert FIT.check(FIT.solution.float()).startswith("Right")
+    FIT.solution.double()
+
+
 def test_relative_error_takes_all_tensors_as_one_vector():
     got = relative_error(
         (torch.tensor([3.0]), torch.tensor([0.0])), (torch.zeros(1), torch.tensor([4.0]))
@@ -228,6 +244,9 @@ def test_relative_error_takes_all_tensors_as_one_vector():
         (JUMPS, "the last gradient counts twice", "twice"),
         (SPACING, "the root rounded up", "items"),
         (SPACING, "the root rounded", "For 20 steps|For 75 steps|items"),
+        (GAP, "no gap", "evaluates everything there"),
+        (FIT, "learned by heart", "new start"),
+        (RETRACE, "the orders", "slopes of one way"),
         (BOUNCE, "contracts too slowly", "Errors grow"),
         (BOUNCE, "the end is below the tolerance", "solve itself"),
         (BOUNCE, "the gradient is below the tolerance", "gradient itself"),
@@ -237,3 +256,33 @@ def test_relative_error_takes_all_tensors_as_one_vector():
 def test_hint_names_the_mistake(exercise, mistake, hint):
     with pytest.raises(WrongAnswer, match=hint):
         exercise.check(exercise.wrong[mistake])
+
+
+@pytest.mark.parametrize(("fractions", "retraces"), [((1.0,), True), ((0.25, 0.75), False)])
+def test_a_symplectic_method_has_no_gap_only_if_it_is_symmetric(fractions, retraces):
+    """Implicit midpoint steps of these fractions of h: symplectic, symmetric only if one."""
+    field = TanhField(3, 16, torch.Generator().manual_seed(0))
+    x0 = torch.tensor([0.8, -0.5, 1.1], dtype=F64, requires_grad=True)
+
+    def steps(f, x, h):
+        for c in 8 * fractions:
+            k = f(x)
+            for _ in range(80):
+                k = f(x + c * h / 2 * k)
+            x = x + c * h * k
+        return x
+
+    def both(z):
+        velocity, pull = torch.func.vjp(lambda x: field(torch.zeros(()), x), z[0])
+        return torch.stack([velocity, -pull(z[1])[0]])
+
+    end = steps(lambda x: field(torch.zeros(()), x), x0, 1 / 8)
+    (by_backprop,) = torch.autograd.grad(end.square().sum() / 2, x0)
+    back = steps(both, torch.stack([end, end]).detach(), -1 / 8)
+    back = back.detach()
+    gap = relative_error((back[1],), (by_backprop,))
+    round_trip = (back[0] - x0).norm()
+    if retraces:
+        assert max(gap, round_trip) < 1e-13
+    else:
+        assert min(gap, round_trip) > 1e-7
