@@ -19,9 +19,10 @@ from companion.buffers import BufferLog, cloned, read_buffers
 from companion.counts import count_too, counting, current_stats
 from companion.evaluation import CheckedField, check_params, replacing
 from companion.events import Event
-from companion.gradients import Gradient, get_gradient, solved
+from companion.gradients import Backprop, Checkpoint, Gradient, get_gradient, solved
 from companion.low_precision import is_half, widened
 from companion.methods import ADAPTIVE, get_solver
+from companion.per_sample import PerSample, RowTimes
 from companion.solution import solve_to_event, solve_with_dense_output
 from companion.solve import Problem, Solver, Stage, Stats, Times, stacked, time_like
 from companion.transforms import beneath, followed
@@ -48,6 +49,7 @@ def odeint(
     knots: Iterable[float] = (),
     event_fn: Func | None = None,
     dense: bool = False,
+    per_sample: bool = False,
     **others: Any,
 ) -> Any:
     r"""Solve $\dot y = f(t, y)$, $y(t_0) = y_0$, and return $y$ at all times in ``t``.
@@ -77,6 +79,10 @@ def odeint(
             found to rounding on the solution inside the step. A value that starts at zero has the
             sign that it takes next. Two changes within a tenth of a step may not be seen.
         dense: whether to return the solution at all times of the interval, for adaptive methods.
+        per_sample: whether each row of ``y0`` (axis 0) takes adaptive steps of its own, as if it
+            were alone. ``t`` may then have the shape ``(times, batch)``, and ``func`` gets its time
+            with the shape ``(batch, 1, ..., 1)``; it must treat rows independently. For the
+            gradients ``"backprop"`` and ``"checkpoint"``.
         others: none; torchdiffeq's arguments are refused with what to write instead.
 
     Returns:
@@ -107,9 +113,15 @@ def odeint(
     gradient = get_gradient(gradient)
     solver = get_solver(method, steps, rtol, atol, max_steps)
     state, shapes = _pack_state(y0)
-    times = _times(t, state)
     jumps = _knots(knots)
-    _check_adaptive(solver, times, knots=jumps, event_fn=event_fn, dense=dense)
+    check_choice("per_sample", per_sample, (False, True))
+    times: Times
+    if per_sample:
+        _check_per_sample(solver, y0, gradient, knots=jumps, event_fn=event_fn, dense=dense)
+        solver, times = _row_solver(solver, t, state)
+    else:
+        times = _times(t, state)
+        _check_adaptive(solver, times, knots=jumps, event_fn=event_fn, dense=dense)
     own = Stats()
     with counting(own) if dense else nullcontext():
         field = FuncField(func, shapes, check_params(params), gradient)
@@ -149,6 +161,51 @@ def _knots(knots: Iterable[float]) -> tuple[float, ...]:
     if not all(math.isfinite(x) for x in values):
         raise ValueError(not_allowed("knots", values, "all must be finite"))
     return tuple(sorted(set(values)))
+
+
+def _check_per_sample(solver: Solver, y0: Any, gradient: Gradient, **given: Any) -> None:
+    """Refuse what does not go with steps for each row, by name."""
+    if not isinstance(solver, Adaptive):
+        raise ValueError(
+            not_allowed("per_sample", True, f"method={solver.method!r} has no steps of its own; "
+                        f"use one of {', '.join(ADAPTIVE)}")
+        )  # fmt: skip
+    if not isinstance(y0, Tensor) or not y0.dim():
+        raise ValueError("y0: with per_sample=True it must be a tensor with a row for each sample")
+    if not isinstance(gradient, Backprop | Checkpoint):
+        name = type(gradient).__name__.lower()
+        raise ValueError(
+            f"gradient: {name!r} knows no steps for each row; use 'backprop' or 'checkpoint' with "
+            "per_sample=True"
+        )
+    for name, value in given.items():
+        if value is not None and value is not False and value != ():
+            raise ValueError(not_allowed(name, value, "it does not go with per_sample=True"))
+
+
+def _row_solver(solver: Solver, t: Any, y0: Tensor) -> tuple[Solver, list[float]]:
+    """Return the solver of each row by itself, and the times of the first row."""
+    assert isinstance(solver, Adaptive)
+    if isinstance(t, Tensor) and t.requires_grad:
+        raise ValueError("t: times that need a gradient are not allowed with per_sample=True")
+    try:
+        values = np.asarray(t.tolist() if isinstance(t, Tensor) else t, dtype=float)
+    except (TypeError, ValueError):
+        raise TypeError(not_allowed("t", t, "pass a tensor or numbers")) from None
+    rows = len(y0)
+    if values.ndim not in (1, 2) or values.shape[1:] not in ((), (rows,)):
+        raise ValueError(
+            f"t: shape {values.shape} is not allowed; with per_sample=True it must be (times,) or "
+            f"(times, {rows})"
+        )
+    columns = np.broadcast_to(values.reshape(len(values), -1), (len(values), rows))
+    for column in values.reshape(len(values), -1).T.tolist():
+        _check_times(column)
+    if not y0.numel():  # no row, no step of its own; what matters is the graph
+        return solver, [float(k) for k in range(len(values))]
+    times = RowTimes.of(columns.tolist(), y0.float() if is_half(y0) else y0)
+    found = PerSample(solver.pair, solver.rtol, solver.atol, solver.max_steps, times)
+    return found, columns[:, 0].tolist()
 
 
 def _check_adaptive(solver: Solver, times: Times, **given: Any) -> None:
