@@ -232,7 +232,7 @@ def _check_adaptive(solver: Solver, times: Times, **given: Any) -> None:
 
 
 INSTEAD = {
-    "options": "use steps= for fixed steps, and knots= or max_steps= for adaptive ones",
+    "options": "use steps= for fixed steps; knots=, max_steps=, per_sample= for adaptive ones",
     "adjoint_method": "use gradient=Adjoint(method=...)",
     "adjoint_rtol": "use gradient=Adjoint(rtol=...)",
     "adjoint_atol": "use gradient=Adjoint(atol=...)",

@@ -147,7 +147,7 @@ def test_limits_and_refusals():
         odeint(lambda t, y: -one(1.0, 500.0, 1.0).view(3, 1) * y, y0, t, per_sample=True,
                rtol=1e-3, max_steps=9)  # fmt: skip
     with pytest.raises(
-        NonFiniteError, match=r"y0: dopri5 cannot go on, and row 2 stands at t = 0\.9"
+        NonFiniteError, match=r"y0: dopri5 cannot go on, and row 2 stands at t = 1\.0"
     ):
         odeint(lambda t, y: one(0.1, 0.2, 1.0).view(3, 1) * y * y, y0, [0.0, 2.0], per_sample=True,
                rtol=1e-4, atol=1e-4)  # fmt: skip
@@ -178,5 +178,5 @@ def test_limits_and_refusals():
     ]:
         with pytest.raises(ValueError, match=words):
             odeint(decay, y0, times, per_sample=True)
-    with pytest.raises(TypeError, match="t: .* pass a tensor or numbers"):
+    with pytest.raises(TypeError, match=r"t: .* pass a tensor or numbers"):
         odeint(decay, y0, ["a", "b"], per_sample=True)
