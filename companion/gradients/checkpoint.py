@@ -37,8 +37,9 @@ class Checkpoint:
     Xu, Zhang and Guestrin 2016).
 
     Of an adaptive solve the accepted steps are the discretised problem: one state is stored for
-    every so many of them, their sizes are held fixed, and rejected attempts are not repeated. The
-    field must be a function of $t$ and $y$ there.
+    every so many of them (of small states, up to 1,024 numbers, for every 8th at most), their sizes
+    are held fixed, and rejected attempts are not repeated. The field must be a function of $t$ and
+    $y$ there.
 
     On a fixed grid, fields that draw from torch's global generators (dropout) are recomputed with
     the numbers they drew; other sources of chance, and state outside a module's buffers, are not
