@@ -114,14 +114,14 @@ def odeint(
     solver = get_solver(method, steps, rtol, atol, max_steps)
     state, shapes = _pack_state(y0)
     jumps = _knots(knots)
-    check_choice("per_sample", per_sample, (False, True))
+    extras = {"knots": jumps, "event_fn": event_fn, "dense": dense}
     times: Times
     if per_sample:
-        _check_per_sample(solver, y0, gradient, knots=jumps, event_fn=event_fn, dense=dense)
+        _check_per_sample(per_sample, solver, y0, gradient, extras)
         solver, times = _row_solver(solver, t, state)
     else:
         times = _times(t, state)
-        _check_adaptive(solver, times, knots=jumps, event_fn=event_fn, dense=dense)
+        _check_adaptive(solver, times, extras)
     own = Stats()
     with counting(own) if dense else nullcontext():
         field = FuncField(func, shapes, check_params(params), gradient)
@@ -137,19 +137,17 @@ def odeint(
     problem = Problem(field, state, times, solver, field.stats, parts)
     if event_fn is None and not dense:
         return unpack(stacked(solved(problem, gradient, "y0")))
-    event = None if event_fn is None else _event(event_fn, state.dtype, unpack)
+    event = None
+    if event_fn is not None:
+        function = event_fn
+        event = Event(lambda t, y: function(t.to(state.dtype), unpack(y)))
     problem = widened(problem) if is_half(state) else problem
     if event is not None and not dense:
         event_t, ys = solve_to_event(problem, gradient, event)
         return event_t.to(state.dtype), unpack(ys)
-    try:
-        return solve_with_dense_output(problem, gradient, event, unpack, own)
-    finally:
-        count_too(own)
-
-
-def _event(event_fn: Func, dtype: torch.dtype, unpack: Callable[[Tensor], Any]) -> Event:
-    return Event(lambda t, y: event_fn(t.to(dtype), unpack(y)))
+    solution = solve_with_dense_output(problem, gradient, event, unpack, own)
+    count_too(own)
+    return solution
 
 
 def _knots(knots: Iterable[float]) -> tuple[float, ...]:
@@ -163,8 +161,11 @@ def _knots(knots: Iterable[float]) -> tuple[float, ...]:
     return tuple(sorted(set(values)))
 
 
-def _check_per_sample(solver: Solver, y0: Any, gradient: Gradient, **given: Any) -> None:
+def _check_per_sample(
+    per_sample: object, solver: Solver, y0: object, gradient: Gradient, extras: Mapping[str, Any]
+) -> None:
     """Refuse what does not go with steps for each row, by name."""
+    check_choice("per_sample", per_sample, (False, True))
     if not isinstance(solver, Adaptive):
         raise ValueError(
             not_allowed("per_sample", True, f"method={solver.method!r} has no steps of its own; "
@@ -178,7 +179,7 @@ def _check_per_sample(solver: Solver, y0: Any, gradient: Gradient, **given: Any)
             f"gradient: {name!r} knows no steps for each row; use 'backprop' or 'checkpoint' with "
             "per_sample=True"
         )
-    for name, value in given.items():
+    for name, value in extras.items():
         if value is not None and value is not False and value != ():
             raise ValueError(not_allowed(name, value, "it does not go with per_sample=True"))
 
@@ -208,13 +209,13 @@ def _row_solver(solver: Solver, t: Any, y0: Tensor) -> tuple[Solver, list[float]
     return found, columns[:, 0].tolist()
 
 
-def _check_adaptive(solver: Solver, times: Times, **given: Any) -> None:
+def _check_adaptive(solver: Solver, times: Times, extras: Mapping[str, Any]) -> None:
     """Refuse what only adaptive methods do, by name."""
-    check_choice("dense", given["dense"], (False, True))
-    event_fn = given["event_fn"]
+    check_choice("dense", extras["dense"], (False, True))
+    event_fn = extras["event_fn"]
     if event_fn is not None and not callable(event_fn):
         raise TypeError(not_allowed("event_fn", event_fn, "it must be callable as event_fn(t, y)"))
-    for name, value in given.items():
+    for name, value in extras.items():
         if value is None or value is False or value == ():
             continue
         if not isinstance(solver, Adaptive):
