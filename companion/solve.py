@@ -334,10 +334,10 @@ class FixedStep(GridSolver):
         return [step.stage(c, fraction, i) for i, (c, fraction) in enumerate(places)]
 
     def _evaluation(self, field: Field, step: Step) -> _Evaluation:
-        scheme = self.scheme
+        c, fractions = self.scheme.c, self.scheme.fractions
 
         def evaluate(i: int, y: Tensor) -> Tensor:
-            return field(step.stage(scheme.c[i], scheme.fractions[i], i), y)
+            return field(step.stage(c[i], fractions[i], i), y)
 
         return evaluate
 
