@@ -21,9 +21,10 @@ from companion.counts import count_too, counting, current_stats
 from companion.evaluation import CheckedField, check_params, replacing
 from companion.events import Event
 from companion.flat import LineFinder, check_flat, state_of
-from companion.gradients import Gradient, get_gradient, solved
+from companion.gradients import Backprop, Checkpoint, Gradient, get_gradient, solved
 from companion.low_precision import is_half, widened
 from companion.methods import ADAPTIVE, get_solver
+from companion.per_sample import PerSample, RowTimes
 from companion.solution import solve_to_event, solve_with_dense_output
 from companion.solve import Problem, Solver, Stage, Stats, Times, stacked, time_like
 from companion.transforms import beneath, followed
@@ -50,6 +51,7 @@ def odeint(
     knots: Iterable[float] = (),
     event_fn: Func | None = None,
     dense: bool = False,
+    per_sample: bool = False,
     flat: bool | None = None,
     compile: bool | str = False,
     **others: Any,
@@ -84,6 +86,10 @@ def odeint(
             found to rounding on the solution inside the step. A value that starts at zero has the
             sign that it takes next. Two changes within a tenth of a step may not be seen.
         dense: whether to return the solution at all times of the interval, for adaptive methods.
+        per_sample: whether each row of ``y0`` (axis 0) takes adaptive steps of its own, as if it
+            were alone. ``t`` may then have the shape ``(times, batch)``, and ``func`` gets its time
+            with the shape ``(batch, 1, ..., 1)``; it must treat rows independently. For the
+            gradients ``"backprop"`` and ``"checkpoint"``.
         flat: whether a module is evaluated as a straight line of operations, traced once for each
             kind of input (shapes, dtypes, mode, autocast), with the same results bit for bit.
             ``None``: if all its parts are of classes of torch.nn without hooks, after
@@ -125,9 +131,15 @@ def odeint(
     gradient = get_gradient(gradient)
     solver = get_solver(method, steps, rtol, atol, max_steps)
     state, shapes = _pack_state(y0)
-    times = _times(t, state)
     jumps = _knots(knots)
-    _check_adaptive(solver, times, knots=jumps, event_fn=event_fn, dense=dense)
+    extras = {"knots": jumps, "event_fn": event_fn, "dense": dense}
+    times: Times
+    if per_sample:
+        _check_per_sample(per_sample, solver, y0, gradient, extras)
+        solver, times = _row_solver(solver, t, state)
+    else:
+        times = _times(t, state)
+        _check_adaptive(solver, times, extras)
     backend = check_compile(compile)
     if backend is not None and not torch.compiler.is_compiling():
         solver, gradient = compiled(backend, solver, gradient)
@@ -146,19 +158,17 @@ def odeint(
     problem = Problem(field, state, times, solver, field.stats, parts)
     if event_fn is None and not dense:
         return unpack(stacked(solved(problem, gradient, "y0")))
-    event = None if event_fn is None else _event(event_fn, state.dtype, unpack)
+    event = None
+    if event_fn is not None:
+        function = event_fn
+        event = Event(lambda t, y: function(t.to(state.dtype), unpack(y)))
     problem = widened(problem) if is_half(state) else problem
     if event is not None and not dense:
         event_t, ys = solve_to_event(problem, gradient, event)
         return event_t.to(state.dtype), unpack(ys)
-    try:
-        return solve_with_dense_output(problem, gradient, event, unpack, own)
-    finally:
-        count_too(own)
-
-
-def _event(event_fn: Func, dtype: torch.dtype, unpack: Callable[[Tensor], Any]) -> Event:
-    return Event(lambda t, y: event_fn(t.to(dtype), unpack(y)))
+    solution = solve_with_dense_output(problem, gradient, event, unpack, own)
+    count_too(own)
+    return solution
 
 
 def _knots(knots: Iterable[float]) -> tuple[float, ...]:
@@ -172,13 +182,61 @@ def _knots(knots: Iterable[float]) -> tuple[float, ...]:
     return tuple(sorted(set(values)))
 
 
-def _check_adaptive(solver: Solver, times: Times, **given: Any) -> None:
+def _check_per_sample(
+    per_sample: object, solver: Solver, y0: object, gradient: Gradient, extras: Mapping[str, Any]
+) -> None:
+    """Refuse what does not go with steps for each row, by name."""
+    check_choice("per_sample", per_sample, (False, True))
+    if not isinstance(solver, Adaptive):
+        raise ValueError(
+            not_allowed("per_sample", True, f"method={solver.method!r} has no steps of its own; "
+                        f"use one of {', '.join(ADAPTIVE)}")
+        )  # fmt: skip
+    if not isinstance(y0, Tensor) or not y0.dim():
+        raise ValueError("y0: with per_sample=True it must be a tensor with a row for each sample")
+    if not isinstance(gradient, Backprop | Checkpoint):
+        name = type(gradient).__name__.lower()
+        raise ValueError(
+            f"gradient: {name!r} knows no steps for each row; use 'backprop' or 'checkpoint' with "
+            "per_sample=True"
+        )
+    for name, value in extras.items():
+        if value is not None and value is not False and value != ():
+            raise ValueError(not_allowed(name, value, "it does not go with per_sample=True"))
+
+
+def _row_solver(solver: Solver, t: Any, y0: Tensor) -> tuple[Solver, list[float]]:
+    """Return the solver of each row by itself, and the times of the first row."""
+    assert isinstance(solver, Adaptive)
+    if isinstance(t, Tensor) and t.requires_grad:
+        raise ValueError("t: times that need a gradient are not allowed with per_sample=True")
+    try:
+        values = np.asarray(t.tolist() if isinstance(t, Tensor) else t, dtype=float)
+    except (TypeError, ValueError):
+        raise TypeError(not_allowed("t", t, "pass a tensor or numbers")) from None
+    rows = len(y0)
+    if values.ndim not in (1, 2) or values.shape[1:] not in ((), (rows,)):
+        raise ValueError(
+            f"t: shape {values.shape} is not allowed; with per_sample=True it must be (times,) or "
+            f"(times, {rows})"
+        )
+    columns = np.broadcast_to(values.reshape(len(values), -1), (len(values), rows))
+    for column in values.reshape(len(values), -1).T.tolist():
+        _check_times(column)
+    if not y0.numel():  # no row, no step of its own; what matters is the graph
+        return solver, [float(k) for k in range(len(values))]
+    times = RowTimes.of(columns.tolist(), y0.float() if is_half(y0) else y0)
+    found = PerSample(solver.pair, solver.rtol, solver.atol, solver.max_steps, times)
+    return found, columns[:, 0].tolist()
+
+
+def _check_adaptive(solver: Solver, times: Times, extras: Mapping[str, Any]) -> None:
     """Refuse what only adaptive methods do, by name."""
-    check_choice("dense", given["dense"], (False, True))
-    event_fn = given["event_fn"]
+    check_choice("dense", extras["dense"], (False, True))
+    event_fn = extras["event_fn"]
     if event_fn is not None and not callable(event_fn):
         raise TypeError(not_allowed("event_fn", event_fn, "it must be callable as event_fn(t, y)"))
-    for name, value in given.items():
+    for name, value in extras.items():
         if value is None or value is False or value == ():
             continue
         if not isinstance(solver, Adaptive):
@@ -196,7 +254,7 @@ def _check_adaptive(solver: Solver, times: Times, **given: Any) -> None:
 
 
 INSTEAD = {
-    "options": "use steps= for fixed steps, and knots= or max_steps= for adaptive ones",
+    "options": "use steps= for fixed steps; knots=, max_steps=, per_sample= for adaptive ones",
     "adjoint_method": "use gradient=Adjoint(method=...)",
     "adjoint_rtol": "use gradient=Adjoint(rtol=...)",
     "adjoint_atol": "use gradient=Adjoint(atol=...)",

@@ -14,7 +14,7 @@ LAYERS = (
     {"solve", "records", "pairs"},
     {"buffers", "counts", "flat", "leapfrog", "low_precision", "time_gradients", "scipy_solver"},
     {"adaptive", "adams"},
-    {"depth_weights", "evaluation", "methods", "trajectory", "events"},
+    {"depth_weights", "evaluation", "methods", "trajectory", "events", "per_sample"},
     {"gradients"},
     {"compiled"},
     {"depth_field", "solution"},
