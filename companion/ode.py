@@ -73,10 +73,11 @@ def odeint(
             what its Python code does besides computing a value (``self.nfe += 1``), and depends on
             besides its arguments and attributes, is lost. :func:`companion.flat.path` tells.
         compile: whether to solve by pieces compiled with :func:`torch.compile`; a string names its
-            backend. For fixed steps, by backprop, checkpoints or reconstruction. The first solve
-            compiles (a minute or so); other times, numbers of steps and weights compile nothing,
-            other shapes do. As with ``flat=True``, of the field's Python code only the operations
-            remain. Fields that draw random numbers are refused. See :mod:`companion.compiled`.
+            backend. For Runge-Kutta methods, by backprop, checkpoints or, on fixed steps,
+            reconstruction. The first solve compiles (a minute or so); other times, numbers of
+            steps, tolerances and weights compile nothing, other shapes do. As with ``flat=True``,
+            of the field's Python code only the operations remain. Fields that draw random numbers
+            are refused. See :mod:`companion.pieces`.
 
     Returns:
         A tensor of shape ``(len(t), *y0.shape)`` whose first entry is ``y0``; a tuple of such

@@ -16,6 +16,8 @@ LAYERS = (
     {"adaptive", "adams"},
     {"depth_weights", "evaluation", "methods"},
     {"gradients"},
+    {"pieces"},
+    {"compiled_adaptive"},
     {"compiled"},
     {"depth_field", "ode"},
     {"block"},
