@@ -44,13 +44,15 @@ _HOMES = {
     "Stats": "solve",
     "counting": "counts",
     "odeint": "ode",
+    "odeint_adjoint": "ode",
+    "odeint_event": "ode",
     "refine": "block",
 }
-"""The modules of the names that are not bases."""
+"""The modules of the names that are not bases; torchdiffeq's only say what to write instead."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in __all__ and name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"companion.{_HOMES.get(name, 'basis')}"), name)
     globals()[name] = value  # found at once from now on

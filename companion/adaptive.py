@@ -28,7 +28,7 @@ from companion.solve import (
 )
 from companion.time_gradients import with_time_gradients
 
-__all__ = ["Adaptive", "Control", "Outputs", "Span", "Taken"]
+__all__ = ["Adaptive", "Control", "Jumps", "Outputs", "Span", "Taken"]
 
 SAFETY = 0.9
 """The next step is this part of the one that would just meet the tolerance."""
@@ -42,10 +42,21 @@ Evaluate = Callable[[Stage, Tensor], Tensor]
 
 
 class Span(NamedTuple):
-    """The time that a step covers: exact ends, so that no rounding leaves the interval."""
+    """The time that a step covers: exact ends, so that no rounding leaves the interval.
+
+    Attributes:
+        t: where it starts.
+        end: where it ends.
+        low: the least time at which the field may be evaluated: a jump lies before it.
+        high: the greatest, likewise.
+        jumped: whether the field jumps where the step starts.
+    """
 
     t: float
     end: float
+    low: float = -math.inf
+    high: float = math.inf
+    jumped: bool = False
 
     @property
     def size(self) -> float:
@@ -55,7 +66,7 @@ class Span(NamedTuple):
     def stage(self, number: int, fraction: float) -> Stage:
         """Return where stage ``number`` is evaluated, ``fraction`` into the step."""
         t = self.end if fraction == 1.0 else self.t + fraction * self.size
-        return Stage(t, number=number)
+        return Stage(min(max(t, self.low), self.high), number=number)
 
 
 class Taken(NamedTuple):
@@ -130,7 +141,8 @@ class Adaptive:
     def walk(self, problem: Problem) -> Iterator[Taken]:
         """Solve; yield the accepted steps."""
         t0, t1 = float(problem.t[0]), float(problem.t[-1])
-        control = Control(self, t0, t1, problem.parts, problem.stats)
+        jumps = Jumps.of(problem)
+        control = Control(self, t0, t1, jumps, problem.parts, problem.stats)
         return self.steps_of(problem.field, problem.y0, control)
 
     def steps_of(
@@ -148,15 +160,18 @@ class Adaptive:
             control: the controller.
             measure: the error ratio of an attempt; :meth:`error_ratio` if ``None``.
         """
-        slope = field(Stage(control.t), y).to(y.dtype)
-        if control.size is None:
-            control.size = self._first_size(field, y, slope, control)
+        slope: Tensor | None = None
         while control.t != control.end:
+            if slope is None:  # at the start, and beyond a jump
+                slope = field(control.span(math.inf).stage(0, 0.0), y).to(y.dtype)
+            if control.size is None:
+                control.size = self._first_size(field, y, slope, control)
             step = self.attempt(field, y, slope, control.proposal())
             ratio = self.error_ratio(step, control.parts) if measure is None else measure(step)
             if control.decide(ratio):
                 yield step
-                y, slope = step.after, step.slopes[-1]
+                y = step.after
+                slope = None if control.t in control.jumps.times else step.slopes[-1]
 
     def attempt(
         self, field: Evaluate, y: Tensor, slope: Tensor, span: Span, last_slope: bool = True
@@ -183,8 +198,13 @@ class Adaptive:
         return abs(step.span.size * first) * _largest_part(total / scale, parts)
 
     def inside(self, step: Taken, fractions: Sequence[float]) -> Tensor:
-        """Return the states at some fractions of a step, stacked."""
-        return inside(self.pair, step, fractions)
+        """Return the states at some fractions of a step, stacked: one small matrix product."""
+        h, y = step.span.size, step.y
+        weights = [[h * b for b in self.pair.inside(fraction)] for fraction in fractions]
+        slopes = torch.stack(step.slopes).reshape(len(step.slopes), -1)
+        with torch.autocast(y.device.type, enabled=False):  # it would round the product
+            sums = slopes.new_tensor(weights) @ slopes
+        return y + sums.reshape(len(fractions), *y.shape)
 
     def _scale(self, y: Tensor, other: Tensor) -> Tensor:
         scale = torch.maximum(y.abs(), other.abs()).mul_(self.rtol).add_(self.atol)
@@ -193,7 +213,9 @@ class Adaptive:
 
     def _first_size(self, field: Evaluate, y: Tensor, slope: Tensor, control: Control) -> float:
         """Return the size of the first attempt (Hairer, Norsett and Wanner, II.4), as scipy's."""
-        parts, length = control.parts, abs(control.end - control.t)
+        parts, length = control.parts, abs(control.span(math.inf).size)
+        if not y.numel():
+            return length
         with torch.no_grad():
             scale = self._scale(y, y)
             d0, d1 = _largest_part(y / scale, parts), _largest_part(slope / scale, parts)
@@ -210,16 +232,6 @@ class Adaptive:
         steep = max(d1, d2)
         h1 = (0.01 / steep) ** (1 / (self.pair.lower + 1)) if steep > 1e-15 else max(1e-6, h0 / 1e3)
         return min(100 * h0, h1, length)
-
-
-def inside(pair: Pair, step: Taken, fractions: Sequence[float]) -> Tensor:
-    """Return the states at some fractions of a step, stacked: one small matrix product."""
-    h, y, last = step.span.size, step.y, step.after
-    weights = last.new_tensor([[h * b for b in pair.inside(x)] for x in fractions])
-    slopes = torch.stack(step.slopes).reshape(len(step.slopes), -1)
-    with torch.autocast(y.device.type, enabled=False):  # it would round the product
-        sums = weights @ slopes.to(weights.dtype)
-    return y + sums.reshape(len(fractions), *y.shape)
 
 
 class Outputs:
@@ -248,6 +260,29 @@ class Outputs:
         return fractions, False
 
 
+class Jumps(NamedTuple):
+    """The times at which a field jumps, and the unit in which it can tell times apart."""
+
+    times: tuple[float, ...] = ()
+    unit: float = 0.0
+
+    @classmethod
+    def of(cls, problem: Problem) -> Jumps:
+        """Return the jumps of a problem's field."""
+        dtype = problem.y0.dtype if problem.time_dtype is None else problem.time_dtype
+        return cls(problem.field.knots, torch.finfo(dtype).eps)
+
+    def inside(self, start: float, stop: float) -> tuple[float, float]:
+        """Return the least and the greatest time to ask the field at, between two stops."""
+        low, high = min(start, stop), max(start, stop)
+        bounds = [-math.inf, math.inf]
+        for k, (jump, inward) in enumerate(((low, 1), (high, -1))):
+            if jump in self.times:
+                room = high - low
+                bounds[k] = jump + inward * min(self.unit * max(abs(jump), room), room / 2)
+        return bounds[0], bounds[1]
+
+
 class Control:
     """Where a solve stands, and how long its next step is.
 
@@ -263,22 +298,29 @@ class Control:
         solver: Adaptive,
         t: float,
         end: float,
+        jumps: Jumps,
         parts: Sequence[int] = (),
         stats: Stats | None = None,
         size: float | None = None,
     ) -> None:
         """Stand at ``t``; count in ``stats``."""
         self.solver, self.t, self.end, self.parts = solver, t, end, parts
-        self.stats, self.size = stats, size
+        self.jumps, self.stats, self.size = jumps, stats, size
         self.ahead = 1.0 if end > t else -1.0
+        between = (x for x in jumps.times if min(t, end) < x < max(t, end))
+        self.stops = [*sorted(between, reverse=end < t), end]
+        self.bounds = jumps.inside(t, self.stops[0])
         self.tried = 0
         self.rejected = False  # the latest attempt
+        self.proposed = 0.0
         self.target = t
 
     def span(self, size: float) -> Span:
-        """Return a step of that size from here, clipped to the end."""
+        """Return a step of that size from here, clipped to the next jump or the end."""
+        stop = self.stops[0]
         target = self.t + self.ahead * size
-        return Span(self.t, self.end if (target - self.end) * self.ahead >= 0 else target)
+        end = stop if (target - stop) * self.ahead >= 0 else target
+        return Span(self.t, end, *self.bounds, self.t in self.jumps.times)
 
     def proposal(self) -> Span:
         """Return the next attempt.
@@ -294,7 +336,8 @@ class Control:
         if self.tried == self.solver.max_steps:
             raise self._too_many(self.size)
         self.tried += 1
-        span = self.span(max(self.size, least))
+        self.proposed = max(self.size, least)
+        span = self.span(self.proposed)
         self.size, self.target = abs(span.size), span.end
         return span
 
@@ -311,6 +354,10 @@ class Control:
         self.rejected = not accepted
         if accepted:
             self.t = self.target
+            if self.t == self.stops[0] != self.end:  # a jump cut the step short
+                del self.stops[0]
+                self.bounds = self.jumps.inside(self.t, self.stops[0])
+                self.size = max(self.size, self.proposed)
         if self.stats is not None:
             self.stats.steps += accepted
             self.stats.rejected += not accepted

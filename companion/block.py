@@ -22,6 +22,7 @@ from companion.depth_weights import DepthWeights, check_alike
 from companion.evaluation import check_params
 from companion.flat import check_flat, path
 from companion.gradients import Gradient, get_gradient, solved
+from companion.low_precision import is_half, widened
 from companion.methods import get_solver, inherited, takes
 from companion.solve import GridSolver, Problem, Solver, check_finite
 from companion.transforms import transforming
@@ -285,9 +286,10 @@ class OdeBlock(nn.Module):
         if not isinstance(self.solver, GridSolver):
             return torch.stack(view._solved(x, context))
         problem = view.problem(x, *context)
-        states = [x, *(carried[0] for _, _, carried in self.solver.walk(problem))]
+        problem = widened(problem) if is_half(x) else problem
+        states = [problem.y0, *(carried[0] for _, _, carried in self.solver.walk(problem))]
         check_finite(states, problem, "x")
-        return torch.stack(states)
+        return torch.stack(states).to(x.dtype)
 
     def _solved(self, x: Tensor, context: tuple[Any, ...]) -> list[Tensor]:
         """Return the input, and the states at the ends of whatever is solved at once."""

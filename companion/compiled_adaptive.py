@@ -17,7 +17,7 @@ from companion.gradients.function import Given, Kept, recomputing_states
 from companion.pairs import Pair
 from companion.pieces import Inputs, Parts, Piece, Pure, Work, check_times
 from companion.schemes import advance, combination
-from companion.solve import Field, Problem, Stage, States
+from companion.solve import Field, Problem, States
 
 __all__ = ["CompiledAccepted", "CompiledAdaptive"]
 
@@ -39,15 +39,18 @@ class CompiledAdaptive(Adaptive):
         assert measure is None  # an adjoint's, which is not compiled
         work = _Attempts(field, self.pair, self.backend, y)  # type: ignore[arg-type]
         tolerances = y.new_tensor([self.rtol, self.atol])
-        slope = field(Stage(control.t), y).to(y.dtype)
-        if control.size is None:
-            control.size = self._first_size(field, y, slope, control)
+        slope: Tensor | None = None
         while control.t != control.end:
+            if slope is None:  # at the start, and beyond a jump
+                slope = field(control.span(math.inf).stage(0, 0.0), y).to(y.dtype)
+            if control.size is None:
+                control.size = self._first_size(field, y, slope, control)
             step, norm = work.attempt(control.proposal(), y, slope, tolerances)
             ratio = self.error_ratio(step, control.parts) if control.parts else float(norm)
             if control.decide(ratio):
                 yield step
-                y, slope = step.after, step.slopes[-1]
+                y = step.after
+                slope = None if control.t in control.jumps.times else step.slopes[-1]
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class CompiledAccepted:
             states = [start]
             for noted in segment[:-1]:
                 y = states[-1]
-                slope = field(Stage(noted.span.t), y).to(y.dtype)
+                slope = field(noted.span.stage(0, 0.0), y).to(y.dtype)
                 states.append(solver.attempt(field, y, slope, noted.span, False).after)
             for noted, y in reversed(list(zip(segment, states, strict=True))):
                 output = noted.output + len(noted.inside)

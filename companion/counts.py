@@ -10,7 +10,7 @@ import torch
 
 from companion.solve import Stats
 
-__all__ = ["counting", "current_stats"]
+__all__ = ["count_too", "counting", "current_stats"]
 
 _current: ContextVar[Stats | None] = ContextVar("stats", default=None)
 
@@ -49,3 +49,11 @@ def current_stats() -> Stats | None:
     if torch.compiler.is_compiling():  # a compiled solve counts nothing
         return None
     return _current.get()
+
+
+def count_too(own: Stats) -> None:
+    """Add the counts of one solve to those of whoever counts around it."""
+    outer = current_stats()
+    if outer is not None:
+        for name, count in vars(own).items():
+            setattr(outer, name, getattr(outer, name) + count)

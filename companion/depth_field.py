@@ -82,6 +82,9 @@ class DepthField(CheckedField):
         given = [x for x in asked.context if isinstance(x, Tensor)]
         others = {id(p): p for p in (*asked.params, *given)}  # each once
         self.others = range(len(rows), len(rows) + len(others))
+        if cell is not None:  # gradients of other cells' rows need not wait for this solve's
+            read = set(self.uses(Stage(0.0)))
+            rows = [p if k in read else p.detach() for k, p in enumerate(rows)]
         buffers = dict(weights.stacks.named_buffers(remove_duplicate=False))
         self.buffers = _rows(buffers, self.basis.cells, tied=True)
         self.settled = torch.compiler.is_compiling()

@@ -27,6 +27,7 @@ GONE = {
     "dopri8": "'dopri5' or 'tsit5', or 'scipy_solver' for tight tolerances",
     "fehlberg2": "'bosh3'",
     "adaptive_heun": "'bosh3'",
+    "fixed_adams": "'implicit_adams'",
     "heun2": "'heun'",
     "heun3": "'kutta3'",
 }

@@ -6,25 +6,29 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from companion.arguments import not_allowed
+from companion.adaptive import Adaptive
+from companion.arguments import check_choice, not_allowed
 from companion.buffers import BufferLog, cloned, read_buffers
 from companion.compiled import check_compile, compiled
-from companion.counts import current_stats
+from companion.counts import count_too, counting, current_stats
 from companion.evaluation import CheckedField, check_params, replacing
+from companion.events import Event
 from companion.flat import LineFinder, check_flat, state_of
 from companion.gradients import Gradient, get_gradient, solved
-from companion.methods import get_solver
-from companion.solve import Problem, Stage, Times, stacked, time_like
+from companion.low_precision import is_half, widened
+from companion.methods import ADAPTIVE, get_solver
+from companion.solution import solve_to_event, solve_with_dense_output
+from companion.solve import Problem, Solver, Stage, Stats, Times, stacked, time_like
 from companion.transforms import beneath, followed
 
-__all__ = ["odeint"]
+__all__ = ["odeint", "odeint_adjoint", "odeint_event"]
 
 Func = Callable[[Tensor, Any], Any]
 Shapes = Sequence[torch.Size]
@@ -43,8 +47,12 @@ def odeint(
     gradient: str | Gradient = "backprop",
     params: Sequence[Tensor] = (),
     max_steps: int | None = None,
+    knots: Iterable[float] = (),
+    event_fn: Func | None = None,
+    dense: bool = False,
     flat: bool | None = None,
     compile: bool | str = False,
+    **others: Any,
 ) -> Any:
     r"""Solve $\dot y = f(t, y)$, $y(t_0) = y_0$, and return $y$ at all times in ``t``.
 
@@ -66,6 +74,13 @@ def odeint(
             as its first evaluation shows.
         max_steps: most steps between the first and the last time, rejected ones included, for
             methods that choose their own; ``None`` is 20,000.
+        knots: times at which the field jumps, for adaptive methods. Steps end there, and the field
+            is evaluated on the side of the step: a rounding unit away from the jump.
+        event_fn: ``event_fn(t, y)`` returns a floating-point tensor. An adaptive solve stops where
+            one of its values changes its sign, and at the last time at the latest. The place is
+            found to rounding on the solution inside the step. A value that starts at zero has the
+            sign that it takes next. Two changes within a tenth of a step may not be seen.
+        dense: whether to return the solution at all times of the interval, for adaptive methods.
         flat: whether a module is evaluated as a straight line of operations, traced once for each
             kind of input (shapes, dtypes, mode, autocast), with the same results bit for bit.
             ``None``: if all its parts are of classes of torch.nn without hooks, after
@@ -78,10 +93,18 @@ def odeint(
             steps, tolerances and weights compile nothing, other shapes do. As with ``flat=True``,
             of the field's Python code only the operations remain. Fields that draw random numbers
             are refused. See :mod:`companion.pieces`.
+        others: none; torchdiffeq's arguments are refused with what to write instead.
 
     Returns:
         A tensor of shape ``(len(t), *y0.shape)`` whose first entry is ``y0``; a tuple of such
         tensors if ``y0`` is a tuple.
+
+        With ``event_fn``, a pair: the time of the event, and the states at the times in ``t``
+        before it and at the event itself. Without an event these are the last time, and the states
+        at all times. The derivatives of both with respect to ``y0`` and the parameters are those of
+        the implicit function theorem; gradients but backprop solve twice.
+
+        With ``dense=True``, a :class:`companion.solution.Solution`.
 
     Raises:
         ValueError: for a bad value (unknown method or gradient, ``t`` not monotone, ``steps < 1``,
@@ -95,21 +118,132 @@ def odeint(
         >>> y[-1]
         tensor([0.3679])
     """
+    for name in others:
+        raise TypeError(f"{name}: odeint has no such argument; {INSTEAD.get(name, 'see its help')}")
     gradient = get_gradient(gradient)
     solver = get_solver(method, steps, rtol, atol, max_steps)
     state, shapes = _pack_state(y0)
     times = _times(t, state)
+    jumps = _knots(knots)
+    _check_adaptive(solver, times, knots=jumps, event_fn=event_fn, dense=dense)
     backend = check_compile(compile)
     if backend is not None and not torch.compiler.is_compiling():
+        if event_fn is not None or dense:
+            name = "dense" if dense else "event_fn"
+            raise ValueError(f"compile: not with {name}=, whose solves have no compiled steps")
         solver, gradient = compiled(backend, solver, gradient)
-    field = FuncField(func, shapes, check_params(params), gradient, check_flat(flat))
+    own = Stats()
+    with counting(own) if dense else nullcontext():
+        field = FuncField(func, shapes, check_params(params), gradient, check_flat(flat))
+    field.knots = jumps
+
+    def unpack(ys: Tensor) -> Any:
+        ys = ys.to(state.dtype)
+        return ys if shapes is None else _unpack(ys, shapes)
+
     if len(times) == 1:  # nothing to solve
-        ys = state.unsqueeze(0)
-    else:
-        parts = () if shapes is None else tuple(math.prod(shape) for shape in shapes)
-        problem = Problem(field, state, times, solver, field.stats, parts)
-        ys = stacked(solved(problem, gradient, "y0"))
-    return ys if shapes is None else _unpack(ys, shapes)
+        return unpack(state.unsqueeze(0))
+    parts = () if shapes is None else tuple(math.prod(shape) for shape in shapes)
+    problem = Problem(field, state, times, solver, field.stats, parts)
+    if event_fn is None and not dense:
+        return unpack(stacked(solved(problem, gradient, "y0")))
+    event = None if event_fn is None else _event(event_fn, state.dtype, unpack)
+    problem = widened(problem) if is_half(state) else problem
+    if event is not None and not dense:
+        event_t, ys = solve_to_event(problem, gradient, event)
+        return event_t.to(state.dtype), unpack(ys)
+    try:
+        return solve_with_dense_output(problem, gradient, event, unpack, own)
+    finally:
+        count_too(own)
+
+
+def _event(event_fn: Func, dtype: torch.dtype, unpack: Callable[[Tensor], Any]) -> Event:
+    return Event(lambda t, y: event_fn(t.to(dtype), unpack(y)))
+
+
+def _knots(knots: Iterable[float]) -> tuple[float, ...]:
+    """Return the times at which a field jumps, as floats."""
+    try:
+        values = [float(x) for x in knots]
+    except (TypeError, ValueError):
+        raise TypeError(not_allowed("knots", knots, "pass a sequence of numbers")) from None
+    if not all(math.isfinite(x) for x in values):
+        raise ValueError(not_allowed("knots", values, "all must be finite"))
+    return tuple(sorted(set(values)))
+
+
+def _check_adaptive(solver: Solver, times: Times, **given: Any) -> None:
+    """Refuse what only adaptive methods do, by name."""
+    check_choice("dense", given["dense"], (False, True))
+    event_fn = given["event_fn"]
+    if event_fn is not None and not callable(event_fn):
+        raise TypeError(not_allowed("event_fn", event_fn, "it must be callable as event_fn(t, y)"))
+    for name, value in given.items():
+        if value is None or value is False or value == ():
+            continue
+        if not isinstance(solver, Adaptive):
+            raise ValueError(
+                not_allowed(
+                    name, value, f"method={solver.method!r} has none; use one of "
+                    f"{', '.join(ADAPTIVE)}" + (", or put them into t" if name == "knots" else "")
+                )
+            )  # fmt: skip
+        if name != "knots" and (isinstance(times, Tensor) or len(times) == 1):
+            raise ValueError(
+                not_allowed("t", times, f"with {name}= it must be two or more times that need no "
+                            "gradient")
+            )  # fmt: skip
+
+
+INSTEAD = {
+    "options": "use steps= for fixed steps, and knots= or max_steps= for adaptive ones",
+    "adjoint_method": "use gradient=Adjoint(method=...)",
+    "adjoint_rtol": "use gradient=Adjoint(rtol=...)",
+    "adjoint_atol": "use gradient=Adjoint(atol=...)",
+    "adjoint_options": "use gradient=Adjoint(steps=..., norm=...)",
+    "adjoint_params": "use params=(...), which adds to a module's own",
+    "reverse_time": "let the times in t decrease",
+    "odeint_interface": "use gradient='adjoint'",
+    "max_num_steps": "use max_steps=",
+    "step_size": "use steps=, the number of steps between consecutive times in t",
+}
+"""What to write in the place of torchdiffeq's arguments and options."""
+
+
+def odeint_adjoint(*args: Any, **kwargs: Any) -> NoReturn:
+    """Refuse torchdiffeq's name, and say what to write.
+
+    Raises:
+        TypeError: always.
+
+    Example:
+        >>> odeint_adjoint(lambda t, y: -y, torch.ones(1), [0.0, 1.0])
+        Traceback (most recent call last):
+        TypeError: odeint_adjoint: write odeint(func, y0, t, gradient='adjoint'); ...
+    """
+    raise TypeError(
+        "odeint_adjoint: write odeint(func, y0, t, gradient='adjoint'); settings of the backward "
+        "solve go into gradient=Adjoint(method=, steps=, rtol=, atol=, norm=), tensors besides a "
+        "module's own parameters into params=(...)"
+    )
+
+
+def odeint_event(*args: Any, **kwargs: Any) -> NoReturn:
+    """Refuse torchdiffeq's name, and say what to write.
+
+    Raises:
+        TypeError: always.
+
+    Example:
+        >>> odeint_event(lambda t, y: -y, torch.ones(1), 0.0, event_fn=lambda t, y: y - 0.5)
+        Traceback (most recent call last):
+        TypeError: odeint_event: write odeint(func, y0, [t0, t1], event_fn=event_fn); ...
+    """
+    raise TypeError(
+        "odeint_event: write odeint(func, y0, [t0, t1], event_fn=event_fn); it returns the event's "
+        "time and the states, and needs a last time t1"
+    )
 
 
 class Others(NamedTuple):

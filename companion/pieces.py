@@ -81,7 +81,11 @@ class Work:
     def __init__(self, field: Field, scheme: Tableau, backend: str, y: Tensor) -> None:
         while isinstance(field, SeededField):  # random numbers are refused: nothing to seed
             field = field.field
-        assert isinstance(field, CheckedField | Recomputed)
+        if not isinstance(field, CheckedField | Recomputed):
+            raise ValueError(
+                "compile: a state in half precision is not compiled; use float32 under autocast, "
+                "or compile=False"
+            )
         self.again = isinstance(field, Recomputed)
         self.field = field.field if isinstance(field, Recomputed) else field
         self.params, self.stats = field.params, field.stats
@@ -243,21 +247,19 @@ class Work:
             yield sum(values[1:], values[0])
 
     def _graph(self, kind: str, piece: Piece, inputs: Inputs, wanted: Hashable = None) -> Graph:
-        y = inputs.first[0]
-        here = (kind, piece.reads, wanted, y.shape, y.stride())
+        here = (kind, piece.reads, wanted, *(x.stride() for x in inputs.first))
         if here not in self.graphs:
             self.graphs[here] = self._kept(kind, piece, inputs, wanted)
         return self.graphs[here]
 
     def _kept(self, kind: str, piece: Piece, inputs: Inputs, wanted: Hashable) -> Graph:
-        y = inputs.first[0]
         differentiable = kind == "increment" and torch.is_grad_enabled()
         key = Key(
             kind=kind,
             method=self.scheme.name,
             layout=piece.reads,
             module=self.field.state(),
-            state=_shown(y),
+            state=tuple(map(_shown, inputs.first)),
             tensors=tuple(map(_shown, (*inputs.others, *inputs.weights, *inputs.buffered))),
             gradients=(wanted, differentiable and _wanting(inputs.all)),
             autocast=self.cast and str(self.cast_dtype),

@@ -210,6 +210,7 @@ class Problem:
         stats: where to count, or ``None``.
         parts: the sizes of the parts of a flat state whose errors are measured apart, so that none
             drowns in another; what is beyond them is not measured. One part if empty.
+        time_dtype: the dtype in which the field sees times, if it is not the state's.
     """
 
     field: Field
@@ -218,6 +219,7 @@ class Problem:
     solver: Solver
     stats: Stats | None = None
     parts: tuple[int, ...] = ()
+    time_dtype: torch.dtype | None = None
 
     def integrate(self) -> States:
         """Run the solver; autograd records what its mode says."""

@@ -7,6 +7,8 @@ themselves, as a ``forward`` and a ``backward`` for one autograd function.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -19,6 +21,7 @@ from companion.gradients.checkpoint import Checkpoint
 from companion.gradients.reconstruct import Reconstruct
 from companion.gradients.reversible import Reversible
 from companion.gradients.rules import NAMED_RULES, Rule
+from companion.low_precision import is_half, narrowed, widened
 from companion.solve import (
     NonFiniteError,
     Problem,
@@ -39,6 +42,7 @@ __all__ = [
     "Reconstruct",
     "Reversible",
     "Rule",
+    "explaining",
     "get_gradient",
     "solved",
 ]
@@ -98,12 +102,23 @@ def solved(problem: Problem, gradient: Gradient, argument: str) -> States:
     Raises:
         ValueError: for whatever the method refuses, or a state that stops being finite.
     """
+    if is_half(problem.y0):
+        return narrowed(solved(widened(problem), gradient, argument), problem.y0.dtype)
     if torch.compiler.is_compiling():
         return gradient.differentiable_states(problem)
     if transforming() and problem.solver.steps is None:
         raise _not_followed(problem.solver)
-    try:
+    with explaining(problem, argument):
         ys = gradient.differentiable_states(problem)
+    check_finite(ys, problem, argument)
+    return ys
+
+
+@contextmanager
+def explaining(problem: Problem, argument: str) -> Iterator[None]:
+    """Say what is behind the errors of a solve, as far as this package knows."""
+    try:
+        yield
     except NonFiniteError:
         check_start(problem.y0, argument)
         raise
@@ -114,8 +129,6 @@ def solved(problem: Problem, gradient: Gradient, argument: str) -> States:
         if hint is None:
             raise
         raise hint from error
-    check_finite(ys, problem, argument)
-    return ys
 
 
 def _not_followed(solver: Solver) -> ValueError:

@@ -111,8 +111,8 @@ def _again(
     assert isinstance(solver, Adaptive)
     for noted in segment:
         last = noted is segment[-1] and not noted.inside
-        if slope is None:
-            slope = problem.field(Stage(noted.span.t), y).to(y.dtype)
+        if slope is None or noted.span.jumped:  # at the start, and beyond a jump
+            slope = problem.field(noted.span.stage(0, 0.0), y).to(y.dtype)
         step = solver.attempt(problem.field, y, slope, noted.span, last_slope=not last)
         inside = solver.inside(step, noted.inside) if noted.inside else None
         yield noted, inside, step.after

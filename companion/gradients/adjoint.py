@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import ClassVar, Protocol
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from companion.adams import Adams
-from companion.adaptive import Adaptive, Control, Taken
+from companion.adaptive import Adaptive, Control, Jumps, Taken
 from companion.arguments import check_choice
 from companion.gradients.determinism import check_function_of_state
 from companion.gradients.function import Given, Kept, recomputing_states
@@ -155,7 +155,13 @@ class Adjoint:
     def _check_knots(self, problem: Problem, backward: Solver) -> None:
         """Refuse to go back over knots at once with a solver that would step across them."""
         knots, forward = problem.field.knots, problem.solver.method
-        if knots and backward.method not in SCHEMES:
+        if isinstance(problem.solver, Adaptive):
+            if knots and not isinstance(backward, Adaptive):
+                raise ValueError(
+                    f"gradient: Adjoint(method={backward.method!r}) would step across the knots "
+                    f"that method={forward!r} steps to; use an adaptive method backwards, too"
+                )
+        elif knots and backward.method not in SCHEMES:
             raise ValueError(
                 f"gradient: Adjoint(method={backward.method!r}) would step across the knots between"
                 f" {len(knots) + 1} cells that method={forward!r} solves at once; use one of "
@@ -238,7 +244,8 @@ class _Controlled:
         t0, t1 = (float(t) for t in span)
         field, n = _Augmented(given, output, t1, y, self.solver.pair), y.numel()
         state = torch.cat([y.reshape(-1), a.reshape(-1)])
-        control = Control(self.solver, t1, t0, parts=(n, n), size=self.size)
+        jumps = Jumps.of(replace(given.problem, y0=y))
+        control = Control(self.solver, t1, t0, jumps, parts=(n, n), size=self.size)
         measure = partial(field.error_ratio, self.solver) if self.norm == "full" else None
         for step in self.solver.steps_of(field, state, control, measure):
             field.add(step.span.size)

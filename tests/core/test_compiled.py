@@ -165,6 +165,8 @@ def test_refusals(monkeypatch, device):
             solve(func, **knobs)
 
     refused("method='implicit_adams' has no compiled steps", method="implicit_adams")
+    refused("compile: not with dense=", method="bosh3", dense=True)
+    refused("compile: not with event_fn=", method="bosh3", event_fn=lambda t, y: y)
     refused("compile: gradient='adjoint' has no compiled", gradient="adjoint")
     refused("compile: 3 is not allowed; pass True", compile=3, error=TypeError)
     refused("compile: times that need gradients", t=torch.tensor([0.0, 1.0], requires_grad=True))
