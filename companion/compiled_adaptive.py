@@ -39,6 +39,7 @@ class CompiledAdaptive(Adaptive):
         assert measure is None  # an adjoint's, which is not compiled
         work = _Attempts(field, self.pair, self.backend, y)  # type: ignore[arg-type]
         tolerances = y.new_tensor([self.rtol, self.atol])
+        work.prepare(control.span(math.inf), y, tolerances)
         slope: Tensor | None = None
         while control.t != control.end:
             if slope is None:  # at the start, and beyond a jump
@@ -106,6 +107,13 @@ class _Attempts(Work):
     @override
     def pure(self, piece: Piece, inputs: Inputs, wanted: Any) -> Pure:
         return _Pure(self, piece, inputs, wanted)
+
+    def prepare(self, span: Span, y: Tensor, tolerances: Tensor) -> None:
+        """Find the piece, so that the field's evaluations need no checks: a new piece has them."""
+        piece = self._step(span, y)
+        with self.calling():
+            self.find("attempt", piece, [y, piece.times, piece.sizes, y, tolerances])
+        self.field.checked = True
 
     def attempt(
         self, span: Span, y: Tensor, slope: Tensor, tolerances: Tensor

@@ -167,6 +167,10 @@ class Work:
         states = self.forwards("ahead", piece, [y, piece.times, piece.sizes])
         return states[len(piece.sizes) - len(piece.steps) :]
 
+    def find(self, kind: str, piece: Piece, first: list[Tensor]) -> None:
+        """Trace and compile a piece if it is new."""
+        self._graph(kind, piece, self._inputs(piece, first))
+
     def forwards(self, kind: str, piece: Piece, first: list[Tensor]) -> list[Tensor]:
         """Call a piece that goes forwards; return its values, and update the buffers."""
         inputs = self._inputs(piece, first)

@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 import companion.pieces
 from companion import OdeBlock, PiecewiseLinear, counting, odeint
 from companion.gradients import Checkpoint, Reconstruct
+from companion.train import fit
 
 pytestmark = needs_compile
 
@@ -141,6 +142,28 @@ def test_autocast_is_part_of_a_piece(device):
     assert found.dtype == eager.dtype == torch.float32
     assert (full - found).abs().max() > 1e-4  # the casts are there
     assert (eager - found).abs().max() < 1e-2
+
+
+def test_training_compiles_by_one_argument(device):
+    """Steps of training are compiled, and nothing else: what runs between them has other shapes."""
+    x, losses, seen = randn(8, 3, device=device), [], []
+    for compile in (False, BACKEND):
+        torch.manual_seed(0)
+        block = OdeBlock(nn.Linear(3, 3), method="heun", steps=5).double().to(device)
+
+        def loss(model, x, seen=seen):
+            seen.append(model.path)
+            return model(x).square().mean()
+
+        history = fit(
+            block, loss, (x,), optimiser=lambda p: torch.optim.SGD(p, lr=0.1), epochs=2,
+            batch_size=4, generator=torch.Generator().manual_seed(0), compile=compile,
+            on_epoch=lambda block=block: {"paths": float(block.path == "compiled")},
+        )  # fmt: skip
+        losses.append(history["loss"])
+        assert history["paths"] == [0.0, 0.0]
+    assert seen == ["modules"] * 4 + ["compiled"] * 4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-13)
 
 
 class Changing(nn.Module):
