@@ -15,7 +15,7 @@ from companion.arguments import not_allowed
 from companion.compiled_adaptive import CompiledAccepted, CompiledAdaptive
 from companion.gradients import Backprop, Checkpoint, Gradient, Reconstruct
 from companion.gradients.function import Given, Kept, recomputing_states
-from companion.pieces import Piece, Work, check_times
+from companion.pieces import Piece, Work, check_times, dense
 from companion.solve import Field, FixedStep, Problem, Solver, States, Step
 from companion.transforms import CANNOT_FOLLOW, transforming
 
@@ -93,10 +93,10 @@ class Compiled:
 
     def forward(self, problem: Problem) -> tuple[States, Kept]:
         """Solve piece by piece; keep the states where pieces start."""
-        solver, stats, start = problem.solver, problem.stats, problem.y0
+        solver, stats, start = problem.solver, problem.stats, dense(problem.y0)
         assert isinstance(solver, FixedStep)
         work = Work(problem.field, solver.scheme, self.backend, start)
-        states, starts, y = [start], [], start
+        states, starts, y = [problem.y0], [], start
         pieces = work.pieces(list(solver.grid(problem.t)), y)
         stride = self._stride(pieces)
         with work.calling():
@@ -137,7 +137,7 @@ class Compiled:
         last = piece.steps[-1]
         if last.last:
             grad = grad_ys[last.output + 1]
-            a = grad if a is None else a + grad
+            a = dense(grad) if a is None else a + grad
         assert a is not None
         if len(piece.sizes) == 1:
             return a.unsqueeze(0)

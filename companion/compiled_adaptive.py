@@ -15,7 +15,7 @@ from companion.adaptive import Adaptive, Control, Evaluate, Span, Taken
 from companion.gradients.accepted_steps import accepted_steps
 from companion.gradients.function import Given, Kept, recomputing_states
 from companion.pairs import Pair
-from companion.pieces import Inputs, Parts, Piece, Pure, Work, check_times
+from companion.pieces import Inputs, Parts, Piece, Pure, Work, check_times, dense
 from companion.schemes import advance, combination
 from companion.solve import Field, Problem, States
 
@@ -37,6 +37,7 @@ class CompiledAdaptive(Adaptive):
         measure: Callable[[Taken], float] | None = None,
     ) -> Iterator[Taken]:
         assert measure is None  # an adjoint's, which is not compiled
+        y = dense(y)
         work = _Attempts(field, self.pair, self.backend, y)  # type: ignore[arg-type]
         tolerances = y.new_tensor([self.rtol, self.atol])
         work.prepare(control.span(math.inf), y, tolerances)

@@ -32,7 +32,7 @@ from companion.gradients.randomness import SeededField
 from companion.schemes import Tableau
 from companion.solve import Field, Problem, Stage, Step
 
-__all__ = ["MOST_GRAPHS", "Inputs", "Parts", "Piece", "Pure", "Work", "check_times"]
+__all__ = ["MOST_GRAPHS", "Inputs", "Parts", "Piece", "Pure", "Work", "check_times", "dense"]
 
 MOST_GRAPHS = 16
 """Graphs that are compiled for one field before it is an error that ever more are needed."""
@@ -395,8 +395,8 @@ def _new_graph(
     from torch.fx.graph import CodeGen
 
     function = work.pure(piece, inputs, wanted)
-    examples = [x.detach().clone() for x in inputs.all]
     with torch.inference_mode(False), torch.no_grad(), work.tracing(), fork_rng(devices=[]):
+        examples = [x.detach().clone() for x in inputs.all]  # inference mode's would not do
         if not work.again:
             _check_first(work, piece, inputs)
         if kind in FORWARD:
@@ -515,9 +515,9 @@ def _check_first(work: Work, piece: Piece, inputs: Inputs) -> None:
     def evaluate(y: Tensor) -> Tensor:
         weights = dict(zip(names, inputs.weights, strict=False))
         values = {**weights, **cloned(inputs.buffers[0])}
-        return work.field.pure(values, y, inputs.first[1][0, 0], inputs.others)
+        return work.field.pure(values, y, inputs.first[1][0, 0].clone(), inputs.others)
 
-    y = inputs.first[0].detach()
+    y = inputs.first[0].detach().clone()
     first_evaluation(evaluate, y, work.field.argument, inputs.all[1:] + list(work.params))
 
 
@@ -588,6 +588,15 @@ def _wanting(tensors: Sequence[Tensor]) -> Hashable:
 
 def _mode() -> Hashable:
     return torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return a tensor without gaps or overlaps, so that a piece does not meet ever other strides.
+
+    Gradients of sums, and what was expanded, are the usual others.
+    """
+    formats = (torch.contiguous_format, torch.channels_last)[: 1 + (x.dim() == 4)]
+    return x if any(x.is_contiguous(memory_format=f) for f in formats) else x.contiguous()
 
 
 def check_times(problem: Problem) -> None:

@@ -55,9 +55,17 @@ def test_one_graph_of_each_kind_serves_every_grid_and_number_of_steps(monkeypatc
     eager, _ = outcome(field, y0, 3, "backprop", False, t=(1.0, 0.3))
     found, _ = outcome(field, y0, 3, "backprop", BACKEND, t=(1.0, 0.3))
     assert largest_difference(eager, found) < 1e-13
+    start = y0[:1].expand(5, 3).clone().requires_grad_()  # strides of a sum's gradient, of an input
+    for one in (start, start.detach()[:1].expand(5, 3)):
+        odeint(field, one, T, method="heun", steps=3, compile=BACKEND).sum().backward()
     twin = copy.deepcopy(field)  # the same operations, elsewhere
     outcome(twin, y0, 2, "backprop", BACKEND)
     assert graphs() == before + 2
+    with torch.inference_mode():
+        eager, found = (
+            odeint(field, y0, T, method="heun", steps=3, compile=c) for c in (False, BACKEND)
+        )
+        assert largest_difference([eager], [found]) < 1e-13
     for gradient in (Reconstruct("corrected"), Reconstruct("predicted", order=2)):
         eager, one = outcome(field, y0, 4, gradient, False)
         found, other = outcome(field, y0, 4, gradient, BACKEND)
@@ -130,6 +138,23 @@ def test_a_block_with_batch_norm_and_weights_between_nodes(device):
     assert graphs() <= seen + 2  # steps that begin between nodes read sums throughout
     with torch.no_grad():
         assert largest_difference([block.eval()(x)], [other.eval()(x)]) < 1e-12
+
+
+class Switched(nn.Module):
+    def forward(self, x, shift, sign):
+        return shift * x if sign == "plus" else -shift * x
+
+
+def test_what_a_block_is_called_with_beside_the_state(device):
+    x, shift = randn(2, 3, device=device), torch.tensor(0.5, dtype=torch.float64, device=device)
+    block = OdeBlock(Switched(), method="heun", steps=3)
+    for sign in ("plus", "minus"):
+        found = []
+        for one in (block, block.compiled(BACKEND)):
+            leaf = shift.clone().requires_grad_()
+            y = one(x, leaf, sign)
+            found.append([y, *gradients(y.sum(), [leaf])])
+        assert largest_difference(*found) < 1e-13
 
 
 def test_autocast_is_part_of_a_piece(device):
