@@ -38,7 +38,7 @@ MOST_GRAPHS = 16
 """Graphs that are compiled for one field before it is an error that ever more are needed."""
 
 SMALL = 1_000_000
-"""Products in an evaluation up to which a piece holds :data:`STEPS` steps, above it one."""
+"""Products in an evaluation up to which a piece holds ``STEPS`` steps, above it one."""
 
 STEPS = 4
 
@@ -303,7 +303,7 @@ class Inputs(NamedTuple):
         return [*self.first, *self.others, *self.weights, *self.buffered]
 
     def split(self, tensors: Sequence[Tensor], names: Sequence[str]) -> Parts:
-        """Take apart tensors that stand for :attr:`all`."""
+        """Take apart tensors that stand for ``all``."""
         rest = iter(tensors)
         first, others = [[next(rest) for _ in part] for part in (self.first, self.others)]
         slots = len(self.weights) // len(names) if names else 1
