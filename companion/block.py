@@ -56,7 +56,7 @@ class OdeBlock(nn.Module):
         params: tensors that the residual reads besides its own, to be differentiated too. All
             gradients but ``"backprop"`` must be told of them.
         flat: whether the residual is evaluated as a straight line of operations; see
-            :func:`companion.odeint`. The property :attr:`path` says whether it is.
+            :func:`companion.odeint`. The property ``path`` says whether it is.
         compile: whether the solve runs by compiled pieces; see :func:`companion.odeint`.
 
     Shapes:

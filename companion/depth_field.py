@@ -16,7 +16,7 @@ from companion.buffers import BufferLog, cloned, read_buffers
 from companion.counts import current_stats
 from companion.depth_weights import DepthWeights, rows_of
 from companion.evaluation import CheckedField, replacing
-from companion.flat import LineFinder, state_of
+from companion.flat import LineFinder, state_of, value_of
 from companion.gradients import Gradient
 from companion.solve import Stage, time_like
 from companion.transforms import beneath
@@ -154,7 +154,8 @@ class DepthField(CheckedField):
 
     @override
     def state(self) -> Hashable:
-        return state_of(self.template), self.asked.time
+        given = (None if isinstance(x, Tensor) else value_of(x) for x in self.asked.context)
+        return state_of(self.template), self.asked.time, tuple(given)
 
     @override
     def slot(self, stage: Stage) -> Hashable:

@@ -22,7 +22,16 @@ from torch.nn.modules import module as nn_module
 from companion.arguments import check_choice
 from companion.transforms import transforming
 
-__all__ = ["FLAT_AFTER", "MOST_LINES", "Line", "LineFinder", "check_flat", "path", "state_of"]
+__all__ = [
+    "FLAT_AFTER",
+    "MOST_LINES",
+    "Line",
+    "LineFinder",
+    "check_flat",
+    "path",
+    "state_of",
+    "value_of",
+]
 
 FLAT_AFTER = 20_000
 """Evaluations of a module after which it is traced without being told to.
@@ -273,24 +282,24 @@ def state_of(func: Callable[..., Any]) -> Hashable:
     """Return what a module's or function's operations depend on besides tensors, if it shows."""
     if isinstance(func, nn.Module):
         return tuple(
-            (type(part), tuple((k, _value(v)) for k, v in vars(part).items() if k[0] != "_"))
+            (type(part), tuple((k, value_of(v)) for k, v in vars(part).items() if k[0] != "_"))
             for part in func.modules()
         )
     own = getattr(func, "__func__", func)
     code = getattr(own, "__code__", None)
     if code is None:
         return id(func)
-    inside = tuple(_value(cell.cell_contents) for cell in own.__closure__ or ())
-    outside = tuple(_value(own.__globals__.get(name)) for name in code.co_names)
-    return code, _value(own.__defaults__), inside, outside
+    inside = tuple(value_of(cell.cell_contents) for cell in own.__closure__ or ())
+    outside = tuple(value_of(own.__globals__.get(name)) for name in code.co_names)
+    return code, value_of(own.__defaults__), inside, outside
 
 
-def _value(value: Any) -> Hashable:
+def value_of(value: Any) -> Hashable:
     """Return a number, a word or a tuple of such as itself, anything else by its identity."""
     if isinstance(value, bool | int | float | complex | str):
         return type(value).__name__, value
     if isinstance(value, tuple):
-        return tuple(map(_value, value))
+        return tuple(map(value_of, value))
     return id(value)
 
 

@@ -97,10 +97,11 @@ def odeint(
             what its Python code does besides computing a value (``self.nfe += 1``), and depends on
             besides its arguments and attributes, is lost. :func:`companion.flat.path` tells.
         compile: whether to solve by pieces compiled with :func:`torch.compile`; a string names its
-            backend. For fixed steps, by backprop, checkpoints or reconstruction. The first solve
-            compiles (a minute or so); other times, numbers of steps and weights compile nothing,
-            other shapes do. As with ``flat=True``, of the field's Python code only the operations
-            remain. Fields that draw random numbers are refused. See :mod:`companion.compiled`.
+            backend. For Runge-Kutta methods, by backprop, checkpoints or, on fixed steps,
+            reconstruction. The first solve compiles (a minute or so); other times, numbers of
+            steps, tolerances and weights compile nothing, other shapes do. As with ``flat=True``,
+            of the field's Python code only the operations remain. Fields that draw random numbers
+            are refused. See :mod:`companion.pieces`.
         others: none; torchdiffeq's arguments are refused with what to write instead.
 
     Returns:
@@ -142,6 +143,9 @@ def odeint(
         _check_adaptive(solver, times, extras)
     backend = check_compile(compile)
     if backend is not None and not torch.compiler.is_compiling():
+        if event_fn is not None or dense:
+            name = "dense" if dense else "event_fn"
+            raise ValueError(f"compile: not with {name}=, whose solves have no compiled steps")
         solver, gradient = compiled(backend, solver, gradient)
     own = Stats()
     with counting(own) if dense else nullcontext():

@@ -16,6 +16,8 @@ LAYERS = (
     {"adaptive", "adams"},
     {"depth_weights", "evaluation", "methods", "trajectory", "events", "per_sample"},
     {"gradients"},
+    {"pieces"},
+    {"compiled_adaptive"},
     {"compiled"},
     {"depth_field", "solution"},
     {"ode"},
