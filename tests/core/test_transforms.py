@@ -127,7 +127,7 @@ def test_derivatives_of_a_nonlinear_field_are_autograds(method, device):
 
 
 def test_solves_without_values_are_traced():
-    """By linearize, by make_fx, on the meta device: nothing is checked that is not there."""
+    """By torch.func, by make_fx, on the meta device: nothing is checked that is not there."""
     y = torch.tensor([1.0, -0.5], dtype=F64)
     exact = torch.linalg.matrix_power(rk4_matrix(0.2), 5)
     _, forward = linearize(lambda y: solve(linear, y), y)
