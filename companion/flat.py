@@ -89,7 +89,7 @@ class Line:
     def __init__(
         self, function: Callable[..., Sequence[Tensor]], rebound: Sequence[str], timed: bool
     ) -> None:
-        """Keep what :func:`_traced` found."""
+        """Keep what a trace found."""
         self.function, self.rebound, self.timed = function, tuple(rebound), timed
 
     def __call__(self, values: Tensors, *arguments: Any) -> Tensor:
