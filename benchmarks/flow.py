@@ -70,7 +70,7 @@ def candidates(steps: int, dtype: torch.dtype, compiling: bool = False) -> dict[
     solves = {
         "plain loop": lambda z: rk4_loop(plain, z, steps),
         "plain loop, closed form": lambda z: rk4_loop(closed, z, steps),
-        "companion": lambda z: odeint(closed, z, [0.0, 1.0], **options)[-1],
+        "companion": lambda z: odeint(closed, z, [0.0, 1.0], flat=True, **options)[-1],
     }
     if compiling:
         solves["companion, compiled"] = lambda z: odeint(

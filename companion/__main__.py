@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     plotting.add_argument("--out", type=Path, help="the picture, or a folder for ID.TIER.png")
     plotting.set_defaults(action=_plot)
     new = commands.add_parser("new", help="begin an experiment in a checkout of the repository")
-    new.add_argument("id", metavar="ID", help="an ID that is not taken, such as FW9")
+    new.add_argument("id", metavar="ID", help="an ID that is not taken, such as FW13")
     new.add_argument("chapter", help="the slug of its chapter")
     new.add_argument("words", nargs=2, metavar="WORD", help="two words for the name of its file")
     new.add_argument(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
 from itertools import pairwise
@@ -15,16 +16,18 @@ from typing_extensions import override
 
 from companion.arguments import check_choice, check_number, not_allowed
 from companion.basis import Basis, Constant, PiecewiseConstant
+from companion.compiled import check_compile, compiled
 from companion.depth_field import Asked, DepthField
 from companion.depth_weights import DepthWeights, check_alike
 from companion.evaluation import check_params
+from companion.flat import check_flat, path
 from companion.gradients import Gradient, get_gradient, solved
 from companion.low_precision import is_half, widened
 from companion.methods import get_solver, inherited, takes
-from companion.solve import GridSolver, Problem, check_finite
+from companion.solve import GridSolver, Problem, Solver, check_finite
 from companion.transforms import transforming
 
-__all__ = ["OdeBlock", "ode_blocks", "refine"]
+__all__ = ["OdeBlock", "compiling", "ode_blocks", "refine"]
 
 
 class OdeBlock(nn.Module):
@@ -52,6 +55,9 @@ class OdeBlock(nn.Module):
         atol: absolute tolerance, likewise; ``None`` is 1e-9.
         params: tensors that the residual reads besides its own, to be differentiated too. All
             gradients but ``"backprop"`` must be told of them.
+        flat: whether the residual is evaluated as a straight line of operations; see
+            :func:`companion.odeint`. The property ``path`` says whether it is.
+        compile: whether the solve runs by compiled pieces; see :func:`companion.odeint`.
 
     Shapes:
         Input and output have the same shape, one that the residual keeps.
@@ -95,6 +101,8 @@ class OdeBlock(nn.Module):
         rtol: float | None = None,
         atol: float | None = None,
         params: Sequence[Tensor] = (),
+        flat: bool | None = None,
+        compile: bool | str = False,
     ) -> None:
         """Stack one copy (or one fresh instance) of ``residual`` for each coefficient."""
         super().__init__()
@@ -106,6 +114,8 @@ class OdeBlock(nn.Module):
         self.params = check_params(params)
         self.gradient = gradient
         self.solver = get_solver(method, steps, rtol, atol)
+        self.flat, self.backend = check_flat(flat), check_compile(compile)
+        self._ways()  # refuses what cannot be compiled
 
     @classmethod
     def from_modules(
@@ -121,6 +131,8 @@ class OdeBlock(nn.Module):
         rtol: float | None = None,
         atol: float | None = None,
         params: Sequence[Tensor] = (),
+        flat: bool | None = None,
+        compile: bool | str = False,
     ) -> OdeBlock:
         """Stack distinct modules of one shape, one a cell, for example a trained network's layers.
 
@@ -136,6 +148,8 @@ class OdeBlock(nn.Module):
             rtol: as for the class.
             atol: as for the class.
             params: as for the class.
+            flat: as for the class.
+            compile: as for the class.
 
         Raises:
             ValueError: if there is no module, their names or shapes differ, or they do not fill
@@ -157,7 +171,18 @@ class OdeBlock(nn.Module):
         if steps is None and takes("steps", method):
             steps = basis.cells
         return cls(
-            lambda: next(fresh), basis, method, steps, gradient, scale, time, rtol, atol, params
+            lambda: next(fresh),
+            basis,
+            method,
+            steps,
+            gradient,
+            scale,
+            time,
+            rtol,
+            atol,
+            params,
+            flat,
+            compile,
         )
 
     @property
@@ -199,13 +224,46 @@ class OdeBlock(nn.Module):
         """The absolute tolerance, ``None`` for a method that controls no error."""
         return self.solver.atol
 
+    @property
+    def path(self) -> str:
+        """How the residual is evaluated by now: ``"modules"``, ``"flat"`` or ``"compiled"``.
+
+        Example:
+            >>> block = OdeBlock(nn.Linear(2, 2), method="rk4", steps=5, flat=True)
+            >>> block.path
+            'modules'
+            >>> y = block(torch.zeros(1, 2))
+            >>> block.path
+            'flat'
+        """
+        return path(self.weights.template, self.flat) if self.backend is None else "compiled"
+
+    def compiled(self, compile: bool | str = True) -> OdeBlock:
+        """Return a block with the same weights and graph that solves by compiled pieces.
+
+        Example:
+            >>> block = OdeBlock(nn.Linear(2, 2), method="rk4", steps=5)
+            >>> block.compiled().path, block.compiled().compiled(False).path
+            ('compiled', 'modules')
+        """
+        other = self.with_graph()
+        other.backend = check_compile(compile)
+        other._ways()
+        return other
+
+    def _ways(self) -> tuple[Solver, Gradient]:
+        """Return how to solve and how to differentiate."""
+        if self.backend is None or torch.compiler.is_compiling():
+            return self.solver, self.gradient
+        return compiled(self.backend, self.solver, self.gradient)
+
     @override
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """Return the state at depth 1; ``context`` is passed on to the residual."""
         self._check_input(x)
         y = self._solved(self.weights.in_format(x), context)[-1]
         # A backward pass of its own reads the state again, and the next layer may work in place.
-        return y if self.gradient.records_graph or not y.requires_grad else y.clone()
+        return y if self._ways()[1].records_graph or not y.requires_grad else y.clone()
 
     def states(self, x: Tensor, *context: Any) -> Tensor:
         """Return the states at the ends of all steps, from the input to the output.
@@ -224,7 +282,7 @@ class OdeBlock(nn.Module):
                     [2.2500]])
         """
         self._check_input(x)
-        view = self.with_graph(gradient="backprop")
+        view = self.compiled(False).with_graph(gradient="backprop")
         if not isinstance(self.solver, GridSolver):
             return torch.stack(view._solved(x, context))
         problem = view.problem(x, *context)
@@ -242,7 +300,7 @@ class OdeBlock(nn.Module):
             )
         states = [x]
         for problem in self._problems(x, context):
-            ys = solved(replace(problem, y0=states[-1]), self.gradient, "x")
+            ys = solved(replace(problem, y0=states[-1]), self._ways()[1], "x")
             y = ys[-1]
             self._watch(y)
             states.append(y)
@@ -274,10 +332,10 @@ class OdeBlock(nn.Module):
             )
         one = self.weights.basis.cells == 1
         field = DepthField(self.weights, self._asked(context), 0 if one else None)
-        return Problem(field, x, (0.0, self.scale), self.solver, field.stats)
+        return Problem(field, x, (0.0, self.scale), self._ways()[0], field.stats)
 
     def _asked(self, context: tuple[Any, ...]) -> Asked:
-        return Asked(self.gradient, self.scale, self.time, self.params, context)
+        return Asked(self._ways()[1], self.scale, self.time, self.params, context, self.flat)
 
     def _watch(self, y: Tensor) -> None:
         """Let a backward pass say clearly that the weights have been refined in the meantime."""
@@ -328,6 +386,7 @@ class OdeBlock(nn.Module):
         nn.Module.__init__(other)
         other.weights, other.scale, other.time = self.weights, self.scale, self.time
         other.training, other.params = self.training, self.params
+        other.flat, other.backend = self.flat, self.backend
         other._gradient = self.gradient if gradient is None else get_gradient(gradient)
         method = self.method if method is None else method
         other.solver = get_solver(method, **inherited(self.solver, method, steps, rtol, atol))
@@ -390,6 +449,30 @@ class OdeBlock(nn.Module):
 def ode_blocks(model: nn.Module) -> list[OdeBlock]:
     """Return the blocks of a model in the order in which they were made."""
     return [module for module in model.modules() if isinstance(module, OdeBlock)]
+
+
+@contextmanager
+def compiling(model: nn.Module, compile: bool | str = True) -> Iterator[None]:
+    """Let the blocks of a model solve by compiled pieces inside; ``False`` leaves them as they are.
+
+    Example:
+        >>> net = nn.Sequential(OdeBlock(nn.Linear(2, 2)))
+        >>> with compiling(net):
+        ...     net[0].path
+        'compiled'
+        >>> net[0].path
+        'modules'
+    """
+    backend = check_compile(compile)
+    blocks = [] if backend is None else ode_blocks(model)
+    before = [block.backend for block in blocks]
+    try:
+        for block in blocks:
+            block.backend = backend
+        yield
+    finally:
+        for block, old in zip(blocks, before, strict=True):
+            block.backend = old
 
 
 def refine(model: nn.Module) -> dict[nn.Parameter, Basis]:

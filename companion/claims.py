@@ -438,14 +438,14 @@ CATALOGUE: dict[str, Statement] = {
             "free_order",
         ),
         (
-            "FW9",
+            "FW11",
             "dopri5 takes the evaluations of SciPy's RK45, within 2 %",
             "",
             "here",
             "solvers",
         ),
         (
-            "FW10",
+            "FW12",
             "Explicit evaluations grow like the ratio of rates, implicit ones hardly",
             "",
             "here",

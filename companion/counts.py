@@ -55,5 +55,5 @@ def count_too(own: Stats) -> None:
     """Add the counts of one solve to those of whoever counts around it."""
     outer = current_stats()
     if outer is not None:
-        for name, count in vars(own).items():
-            setattr(outer, name, getattr(outer, name) + count)
+        for name in ("nfe", "nfe_backward", "steps", "rejected"):
+            setattr(outer, name, getattr(outer, name) + getattr(own, name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,8 +16,10 @@ from companion.buffers import BufferLog, cloned, read_buffers
 from companion.counts import current_stats
 from companion.depth_weights import DepthWeights, rows_of
 from companion.evaluation import CheckedField, replacing
+from companion.flat import LineFinder, state_of, value_of
 from companion.gradients import Gradient
 from companion.solve import Stage, time_like
+from companion.transforms import beneath
 
 __all__ = ["Asked", "DepthField"]
 
@@ -32,6 +35,7 @@ class Asked(NamedTuple):
         time: whether the residual is called with the depth.
         params: tensors that the residual reads besides its own.
         context: further arguments of the residual.
+        flat: whether to evaluate the residual as a straight line; ``None`` leaves it open.
     """
 
     gradient: Gradient
@@ -39,6 +43,7 @@ class Asked(NamedTuple):
     time: bool
     params: tuple[Tensor, ...]
     context: tuple[Any, ...]
+    flat: bool | None
 
 
 class Weights(NamedTuple):
@@ -61,6 +66,7 @@ class DepthField(CheckedField):
     """The right-hand side of a block for one solve, its stacks unbound once."""
 
     argument: ClassVar[str] = "residual"
+    lines: LineFinder
 
     def __init__(self, weights: DepthWeights, asked: Asked, cell: int | None = None) -> None:
         """Unbind ``weights``; with ``cell``, read that cell alone, on any grid or none."""
@@ -77,11 +83,16 @@ class DepthField(CheckedField):
         given = [x for x in asked.context if isinstance(x, Tensor)]
         others = {id(p): p for p in (*asked.params, *given)}  # each once
         self.others = range(len(rows), len(rows) + len(others))
+        if cell is not None:  # gradients of other cells' rows need not wait for this solve's
+            read = set(self.uses(Stage(0.0)))
+            rows = [p if k in read else p.detach() for k, p in enumerate(rows)]
         buffers = dict(weights.stacks.named_buffers(remove_duplicate=False))
         self.buffers = _rows(buffers, self.basis.cells, tied=True)
         self.settled = torch.compiler.is_compiling()
         copying = bool(buffers) and torch.is_grad_enabled() and not self.settled
         self.copied = read_buffers(self.template) if copying else frozenset()
+        self.uniform = self.basis.size == 1
+        self.lines = LineFinder(self.template, self._called, asked.flat, asked.time)
         super().__init__(
             self.template,
             (*rows, *others.values()),
@@ -116,14 +127,70 @@ class DepthField(CheckedField):
         live = self.buffers[place.cell]
         handed = self._handed(live) if buffers is None else buffers
         values = {**self._values(weights, place), **handed}
-        time = (time_like(self._depth(stage), y),) if self.asked.time else ()
-        value: Tensor = torch.func.functional_call(
-            self.template, values, (*time, y, *weights.context), tie_weights=False
-        )
+        lines = self.lines
+        line = lines.find(y, values, self._others, stage, y, weights) if lines.able else None
+        if line is None:
+            value = self._called(values, y, *self._others(stage, y, weights))
+        elif line.timed or not self.asked.time:
+            value = line(values, y, *self._others(stage, y, weights))
+        else:
+            value = line(values, y, None, *weights.context)
         if not self.settled:
             self._settle(live, values)
         if buffers is None:
             _write_back(live, values)
+        return value
+
+    def _others(self, stage: Stage, y: Tensor, weights: Weights) -> tuple[Any, ...]:
+        """Return the arguments besides the state: the time, if the residual takes it, and more."""
+        if not self.asked.time:
+            return weights.context
+        return (time_like(self._depth(stage), y), *weights.context)
+
+    @property
+    @override
+    def owner(self) -> object:
+        return self.template
+
+    @override
+    def state(self) -> Hashable:
+        given = (None if isinstance(x, Tensor) else value_of(x) for x in self.asked.context)
+        return state_of(self.template), self.asked.time, tuple(given)
+
+    @override
+    def slot(self, stage: Stage) -> Hashable:
+        place = self._place(stage)
+        return place.cell, tuple(self.basis.at(place))
+
+    @override
+    def shares(self, stage: Stage) -> dict[str, Sequence[tuple[int, float]]]:
+        place, width = self._place(stage), len(self.names)
+        terms = [(k * width, weight) for k, weight in self.basis.at(place)]
+        found: dict[str, Sequence[tuple[int, float]]] = {
+            name: [(first + j, weight) for first, weight in terms]
+            for j, name in enumerate(self.names)
+        }
+        start = self.basis.size * width + place.cell * len(self.norm_names)
+        return found | {name: [(start + j, 1.0)] for j, name in enumerate(self.norm_names)}
+
+    @override
+    def time(self, stage: Stage) -> float:
+        return float(self._depth(stage)) if self.asked.time else 0.0
+
+    @override
+    def pure(self, values: Tensors, y: Tensor, t: Tensor, others: Sequence[Tensor]) -> Tensor:
+        pairs = [(self.params[k], new) for k, new in zip(self.others, others, strict=True)]
+        known = {id(p): new for p, new in pairs}
+        context = [known.get(id(x), x) for x in self.asked.context]
+        with replacing(pairs) if self.asked.params else nullcontext():
+            return self._called(values, y, *((t,) if self.asked.time else ()), *context)
+
+    def _called(self, values: Tensors, y: Tensor, *others: Any) -> Tensor:
+        """Call the residual with ``values``, at ``y`` and, after the time if it takes one, more."""
+        arguments = (others[0], y, *others[1:]) if self.asked.time else (y, *others)
+        value: Tensor = torch.func.functional_call(
+            self.template, values, arguments, tie_weights=False
+        )
         return value
 
     @override
@@ -172,7 +239,7 @@ class DepthField(CheckedField):
                     "was made; a block stacks buffers then, so give it its shape and dtype before"
                 )
         for name in self.copied:
-            if torch.equal(values[name], live[name]):
+            if torch.equal(beneath(values[name]), beneath(live[name])):
                 values[name] = live[name]
         self.copied = frozenset(name for name in self.copied if values[name] is not live[name])
 
@@ -200,7 +267,8 @@ class DepthField(CheckedField):
         norms = weights.norms[place.cell]
         (first, weight), *rest = self.basis.at(place)
         if not rest and weight == 1.0:
-            return {**weights.coefficients[first], **norms}
+            only = weights.coefficients[first]
+            return {**only, **norms} if norms else only
         total = {name: weight * p for name, p in weights.coefficients[first].items()}
         for k, weight in rest:
             for name, p in weights.coefficients[k].items():

@@ -14,9 +14,12 @@ from torch.utils._pytree import tree_map
 from companion.arguments import not_allowed
 from companion.buffers import BufferLog, cloned
 from companion.first_evaluation import first_evaluation
+from companion.flat import LineFinder
 from companion.solve import Stage, Stats
 
-__all__ = ["CheckedField", "check_params", "replacing"]
+__all__ = ["CheckedField", "Recomputed", "check_params", "replacing"]
+
+Tensors = dict[str, Tensor]
 
 
 class CheckedField(ABC):
@@ -28,8 +31,14 @@ class CheckedField(ABC):
         module: the module whose mode decides what an evaluation does, if there is one.
         knots: the times at which it jumps, for a solver that would step across them.
         stats: where to count evaluations.
+        others: the indices into ``params`` of what is none of the module's parameters.
+        uniform: whether all stages read the same parameters and buffers.
+        lines: finds straight lines for its module, if it has one.
     """
 
+    others: Sequence[int]
+    uniform: bool
+    lines: LineFinder | None
     argument: ClassVar[str]
 
     def __init__(
@@ -72,6 +81,31 @@ class CheckedField(ABC):
     def live(self, place: Hashable) -> Mapping[str, Tensor]:
         """Return the buffers of one set as they are now."""
 
+    @property
+    @abstractmethod
+    def owner(self) -> object:
+        """The module or function that the field is made of."""
+
+    @abstractmethod
+    def state(self) -> Hashable:
+        """Return what a value depends on besides tensors, as far as it shows."""
+
+    @abstractmethod
+    def slot(self, stage: Stage) -> Hashable:
+        """Say which parameters an evaluation at ``stage`` reads, and in which sums."""
+
+    @abstractmethod
+    def shares(self, stage: Stage) -> dict[str, Sequence[tuple[int, float]]]:
+        """Return the module's parameters at ``stage``: indices into ``params``, and factors."""
+
+    @abstractmethod
+    def time(self, stage: Stage) -> float:
+        """Return the time that the module is given."""
+
+    @abstractmethod
+    def pure(self, values: Tensors, y: Tensor, t: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return the value for these parameters and buffers; put buffers that it replaces there."""
+
     @abstractmethod
     def _new_logs(self) -> dict[Hashable, BufferLog]: ...
 
@@ -93,6 +127,11 @@ class CheckedField(ABC):
             for log in self.logs.values():
                 log.unseen = True
         return value
+
+    def found(self, place: Hashable, stage: Stage, again: bool) -> Tensors:
+        """Return the buffers of one set as they are, or ``again`` as a forward solve found them."""
+        log = self.logs.get(place) if again else None
+        return dict(self.live(place)) if log is None else log.at(stage)
 
     def recomputation(self, weights: Sequence[Tensor] | None = None) -> Recomputed:
         """Return the field for a backward pass; see :class:`companion.solve.Field`."""
@@ -123,13 +162,19 @@ class Recomputed:
         self.field, self.params = field, weights
         self.module, self.knots, self.uses = field.module, field.knots, field.uses
         self.stats = field.stats
+        if field.lines is not None:
+            field.lines.begin()  # hooks may have come or gone since the forward solve
         self.weights = field.arranged(weights)
+        self.bare = field.module is None or next(field.module.buffers(), None) is None
 
     def __call__(self, stage: Stage, y: Tensor) -> Tensor:
         """Evaluate the field again."""
-        field, place = self.field, self.field.place(stage)
+        field = self.field
         if self.stats is not None:
             self.stats.nfe_backward += 1
+        if self.bare:
+            return field.evaluate(stage, y, self.weights, {})
+        place = field.place(stage)
         log = field.logs.get(place)
         buffers = cloned(field.live(place)) if log is None else log.at(stage)
         return field.evaluate(stage, y, self.weights, buffers)

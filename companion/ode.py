@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -16,12 +16,15 @@ from typing_extensions import override
 from companion.adaptive import Adaptive
 from companion.arguments import check_choice, not_allowed
 from companion.buffers import BufferLog, cloned, read_buffers
+from companion.compiled import check_compile, compiled
 from companion.counts import count_too, counting, current_stats
 from companion.evaluation import CheckedField, check_params, replacing
 from companion.events import Event
-from companion.gradients import Gradient, get_gradient, solved
+from companion.flat import LineFinder, check_flat, state_of
+from companion.gradients import Backprop, Checkpoint, Gradient, get_gradient, solved
 from companion.low_precision import is_half, widened
 from companion.methods import ADAPTIVE, get_solver
+from companion.per_sample import PerSample, RowTimes
 from companion.solution import solve_to_event, solve_with_dense_output
 from companion.solve import Problem, Solver, Stage, Stats, Times, stacked, time_like
 from companion.transforms import beneath, followed
@@ -48,9 +51,15 @@ def odeint(
     knots: Iterable[float] = (),
     event_fn: Func | None = None,
     dense: bool = False,
+    per_sample: bool = False,
+    flat: bool | None = None,
+    compile: bool | str = False,
     **others: Any,
 ) -> Any:
     r"""Solve $\dot y = f(t, y)$, $y(t_0) = y_0$, and return $y$ at all times in ``t``.
+
+    Inside torch.func's transforms (``vmap``, ``grad``, ``jacrev``, ``jacfwd``, ``hessian``) and
+    under forward-mode derivatives, take a scheme on fixed steps and ``gradient="backprop"``.
 
     Args:
         func: ``func(t, y)`` returns the derivative, shaped like ``y``; ``t`` arrives as a 0-d
@@ -77,6 +86,22 @@ def odeint(
             found to rounding on the solution inside the step. A value that starts at zero has the
             sign that it takes next. Two changes within a tenth of a step may not be seen.
         dense: whether to return the solution at all times of the interval, for adaptive methods.
+        per_sample: whether each row of ``y0`` (axis 0) takes adaptive steps of its own, as if it
+            were alone. ``t`` may then have the shape ``(times, batch)``, and ``func`` gets its time
+            with the shape ``(batch, 1, ..., 1)``; it must treat rows independently. For the
+            gradients ``"backprop"`` and ``"checkpoint"``.
+        flat: whether a module is evaluated as a straight line of operations, traced once for each
+            kind of input (shapes, dtypes, mode, autocast), with the same results bit for bit.
+            ``None``: if all its parts are of classes of torch.nn without hooks, after
+            :data:`companion.flat.FLAT_AFTER` evaluations. ``True``: at once, whatever the class;
+            what its Python code does besides computing a value (``self.nfe += 1``), and depends on
+            besides its arguments and attributes, is lost. :func:`companion.flat.path` tells.
+        compile: whether to solve by pieces compiled with :func:`torch.compile`; a string names its
+            backend. For Runge-Kutta methods, by backprop, checkpoints or, on fixed steps,
+            reconstruction. The first solve compiles (a minute or so); other times, numbers of
+            steps, tolerances and weights compile nothing, other shapes do. As with ``flat=True``,
+            of the field's Python code only the operations remain. Fields that draw random numbers
+            are refused. See :mod:`companion.pieces`.
         others: none; torchdiffeq's arguments are refused with what to write instead.
 
     Returns:
@@ -107,12 +132,24 @@ def odeint(
     gradient = get_gradient(gradient)
     solver = get_solver(method, steps, rtol, atol, max_steps)
     state, shapes = _pack_state(y0)
-    times = _times(t, state)
     jumps = _knots(knots)
-    _check_adaptive(solver, times, knots=jumps, event_fn=event_fn, dense=dense)
+    extras = {"knots": jumps, "event_fn": event_fn, "dense": dense}
+    times: Times
+    if per_sample:
+        _check_per_sample(per_sample, solver, y0, gradient, extras)
+        solver, times = _row_solver(solver, t, state)
+    else:
+        times = _times(t, state)
+        _check_adaptive(solver, times, extras)
+    backend = check_compile(compile)
+    if backend is not None and not torch.compiler.is_compiling():
+        if event_fn is not None or dense:
+            name = "dense" if dense else "event_fn"
+            raise ValueError(f"compile: not with {name}=, whose solves have no compiled steps")
+        solver, gradient = compiled(backend, solver, gradient)
     own = Stats()
     with counting(own) if dense else nullcontext():
-        field = FuncField(func, shapes, check_params(params), gradient)
+        field = FuncField(func, shapes, check_params(params), gradient, check_flat(flat))
     field.knots = jumps
 
     def unpack(ys: Tensor) -> Any:
@@ -125,19 +162,17 @@ def odeint(
     problem = Problem(field, state, times, solver, field.stats, parts)
     if event_fn is None and not dense:
         return unpack(stacked(solved(problem, gradient, "y0")))
-    event = None if event_fn is None else _event(event_fn, state.dtype, unpack)
+    event = None
+    if event_fn is not None:
+        function = event_fn
+        event = Event(lambda t, y: function(t.to(state.dtype), unpack(y)))
     problem = widened(problem) if is_half(state) else problem
     if event is not None and not dense:
         event_t, ys = solve_to_event(problem, gradient, event)
         return event_t.to(state.dtype), unpack(ys)
-    try:
-        return solve_with_dense_output(problem, gradient, event, unpack, own)
-    finally:
-        count_too(own)
-
-
-def _event(event_fn: Func, dtype: torch.dtype, unpack: Callable[[Tensor], Any]) -> Event:
-    return Event(lambda t, y: event_fn(t.to(dtype), unpack(y)))
+    solution = solve_with_dense_output(problem, gradient, event, unpack, own)
+    count_too(own)
+    return solution
 
 
 def _knots(knots: Iterable[float]) -> tuple[float, ...]:
@@ -151,13 +186,61 @@ def _knots(knots: Iterable[float]) -> tuple[float, ...]:
     return tuple(sorted(set(values)))
 
 
-def _check_adaptive(solver: Solver, times: Times, **given: Any) -> None:
+def _check_per_sample(
+    per_sample: object, solver: Solver, y0: object, gradient: Gradient, extras: Mapping[str, Any]
+) -> None:
+    """Refuse what does not go with steps for each row, by name."""
+    check_choice("per_sample", per_sample, (False, True))
+    if not isinstance(solver, Adaptive):
+        raise ValueError(
+            not_allowed("per_sample", True, f"method={solver.method!r} has no steps of its own; "
+                        f"use one of {', '.join(ADAPTIVE)}")
+        )  # fmt: skip
+    if not isinstance(y0, Tensor) or not y0.dim():
+        raise ValueError("y0: with per_sample=True it must be a tensor with a row for each sample")
+    if not isinstance(gradient, Backprop | Checkpoint):
+        name = type(gradient).__name__.lower()
+        raise ValueError(
+            f"gradient: {name!r} knows no steps for each row; use 'backprop' or 'checkpoint' with "
+            "per_sample=True"
+        )
+    for name, value in extras.items():
+        if value is not None and value is not False and value != ():
+            raise ValueError(not_allowed(name, value, "it does not go with per_sample=True"))
+
+
+def _row_solver(solver: Solver, t: Any, y0: Tensor) -> tuple[Solver, list[float]]:
+    """Return the solver of each row by itself, and the times of the first row."""
+    assert isinstance(solver, Adaptive)
+    if isinstance(t, Tensor) and t.requires_grad:
+        raise ValueError("t: times that need a gradient are not allowed with per_sample=True")
+    try:
+        values = np.asarray(t.tolist() if isinstance(t, Tensor) else t, dtype=float)
+    except (TypeError, ValueError):
+        raise TypeError(not_allowed("t", t, "pass a tensor or numbers")) from None
+    rows = len(y0)
+    if values.ndim not in (1, 2) or values.shape[1:] not in ((), (rows,)):
+        raise ValueError(
+            f"t: shape {values.shape} is not allowed; with per_sample=True it must be (times,) or "
+            f"(times, {rows})"
+        )
+    columns = np.broadcast_to(values.reshape(len(values), -1), (len(values), rows))
+    for column in values.reshape(len(values), -1).T.tolist():
+        _check_times(column)
+    if not y0.numel():  # no row, no step of its own; what matters is the graph
+        return solver, [float(k) for k in range(len(values))]
+    times = RowTimes.of(columns.tolist(), y0.float() if is_half(y0) else y0)
+    found = PerSample(solver.pair, solver.rtol, solver.atol, solver.max_steps, times)
+    return found, columns[:, 0].tolist()
+
+
+def _check_adaptive(solver: Solver, times: Times, extras: Mapping[str, Any]) -> None:
     """Refuse what only adaptive methods do, by name."""
-    check_choice("dense", given["dense"], (False, True))
-    event_fn = given["event_fn"]
+    check_choice("dense", extras["dense"], (False, True))
+    event_fn = extras["event_fn"]
     if event_fn is not None and not callable(event_fn):
         raise TypeError(not_allowed("event_fn", event_fn, "it must be callable as event_fn(t, y)"))
-    for name, value in given.items():
+    for name, value in extras.items():
         if value is None or value is False or value == ():
             continue
         if not isinstance(solver, Adaptive):
@@ -175,7 +258,7 @@ def _check_adaptive(solver: Solver, times: Times, **given: Any) -> None:
 
 
 INSTEAD = {
-    "options": "use steps= for fixed steps, and knots= or max_steps= for adaptive ones",
+    "options": "use steps= for fixed steps; knots=, max_steps=, per_sample= for adaptive ones",
     "adjoint_method": "use gradient=Adjoint(method=...)",
     "adjoint_rtol": "use gradient=Adjoint(rtol=...)",
     "adjoint_atol": "use gradient=Adjoint(atol=...)",
@@ -224,13 +307,32 @@ def odeint_event(*args: Any, **kwargs: Any) -> NoReturn:
     )
 
 
+class Others(NamedTuple):
+    """What stands for the parameters that a function or module reads.
+
+    Attributes:
+        inside: what a module's parameters become, by name.
+        outside: pairs of other tensors, and what stands for them.
+        all: all of a module's parameters by name, filled in when they are asked for.
+    """
+
+    inside: Tensors
+    outside: list[tuple[Tensor, Tensor]]
+    all: Tensors
+
+
 class FuncField(CheckedField):
     """A function or module of ``(t, y)`` as a field."""
 
     argument: ClassVar[str] = "func"
 
     def __init__(
-        self, func: Func, shapes: Shapes | None, params: tuple[Tensor, ...], gradient: Gradient
+        self,
+        func: Func,
+        shapes: Shapes | None,
+        params: tuple[Tensor, ...],
+        gradient: Gradient,
+        flat: bool | None,
     ) -> None:
         """Bind ``func``; with ``shapes`` it is called with a tuple unpacked from a flat state."""
         if not callable(func):
@@ -238,18 +340,22 @@ class FuncField(CheckedField):
         self.func, self.shapes = func, shapes
         module = func if isinstance(func, nn.Module) else None
         own = () if module is None else module.parameters()
-        distinct = tuple({id(p): p for p in (*own, *params)}.values())
+        owned = {id(p): p for p in own}
+        distinct = tuple((owned | {id(p): p for p in params}).values())
+        self.others, self.uniform = range(len(owned), len(distinct)), True
         # By name: the module of an inner solve may be given other parameters from outside, which
         # are gone by the time of the backward pass.
         self.named: dict[str, Tensor] = {}
-        self.containers: dict[str, dict[str, Tensor | None]] = {}
+        self.containers: dict[str, dict[str, Tensor | None]] | None = None
+        kind = None if shapes is None else tuple(shapes)
+        self.lines = None if module is None else LineFinder(module, self._called, flat, kind)
         super().__init__(module, distinct, not gradient.records_graph, current_stats())
         if self.finds_params and module is not None:
             self.named = dict(module.named_parameters(remove_duplicate=False))
 
     @override
-    def arranged(self, weights: Sequence[Tensor]) -> tuple[Tensors, list[tuple[Tensor, Tensor]]]:
-        """Return what the module's parameters become, by name, and pairs of other tensors."""
+    def arranged(self, weights: Sequence[Tensor]) -> Others:
+        """Return what stands for the module's parameters and for other tensors."""
         given = {id(p): new for p, new in zip(self.params, weights, strict=True)}
         inside: Tensors = {}
         if self.module is not None and self.named:
@@ -258,25 +364,60 @@ class FuncField(CheckedField):
             inside = {name: new for name, new in news.items() if now[name] is not new}
         known = {id(p) for p in self.named.values()}
         pairs = zip(self.params, weights, strict=True)
-        return inside, [(p, new) for p, new in pairs if p is not new and id(p) not in known]
+        outside = [(p, new) for p, new in pairs if p is not new and id(p) not in known]
+        return Others(inside, outside, {})
 
     @override
-    def evaluate(
-        self,
-        stage: Stage,
-        y: Tensor,
-        weights: tuple[Tensors, list[tuple[Tensor, Tensor]]],
-        buffers: Tensors | None,
-    ) -> Tensor:
-        inside, outside = weights
-        if outside:
-            with replacing(outside):
-                return self.evaluate(stage, y, (inside, []), buffers)
-        state = y if self.shapes is None else _unpack(y, self.shapes)
-        arguments = (time_like(stage.t, y), state)
-        if inside or buffers:
+    def evaluate(self, stage: Stage, y: Tensor, weights: Others, buffers: Tensors | None) -> Tensor:
+        if weights.outside:
+            with replacing(weights.outside):
+                return self.evaluate(stage, y, weights._replace(outside=[]), buffers)
+        lines = self.lines
+        if lines is not None and lines.able:
+            values = self._all(weights, buffers)
+            line = lines.find(y, values, _time, stage, y)
+            if line is not None:
+                value = line(values, y, time_like(stage.t, y) if line.timed else None)
+                if buffers is None and line.rebound:
+                    self._rebind({name: values[name] for name in line.rebound})
+                return value
+        return self._called({**weights.inside, **(buffers or {})}, y, time_like(stage.t, y))
+
+    @property
+    @override
+    def owner(self) -> object:
+        return self.func
+
+    @override
+    def state(self) -> Hashable:
+        shapes = None if self.shapes is None else tuple(self.shapes)
+        return shapes, state_of(self.func) if self.module is None else state_of(self.module)
+
+    @override
+    def slot(self, stage: Stage) -> Hashable:
+        return None
+
+    @override
+    def shares(self, stage: Stage) -> dict[str, Sequence[tuple[int, float]]]:
+        places = {id(p): k for k, p in enumerate(self.params)}
+        named = {} if self.module is None else self.named or dict(self._parameters())
+        return {name: [(places[id(p)], 1.0)] for name, p in named.items()}
+
+    @override
+    def time(self, stage: Stage) -> float:
+        return float(stage.t)
+
+    @override
+    def pure(self, values: Tensors, y: Tensor, t: Tensor, others: Sequence[Tensor]) -> Tensor:
+        pairs = [(self.params[k], new) for k, new in zip(self.others, others, strict=True)]
+        with replacing(pairs) if pairs else nullcontext():
+            return self._called(values, y, t)
+
+    def _called(self, values: Tensors, y: Tensor, t: Tensor) -> Tensor:
+        """Call ``func``, a module with ``values`` in the place of its own."""
+        arguments = (t, y if self.shapes is None else _unpack(y, self.shapes))
+        if values:
             assert self.module is not None
-            values = {**inside, **(buffers or {})}
             value = torch.func.functional_call(self.module, values, arguments, tie_weights=False)
         else:
             value = self.func(*arguments)
@@ -285,6 +426,25 @@ class FuncField(CheckedField):
             value = _pack(value)
         found: Tensor = value
         return found
+
+    def _all(self, weights: Others, buffers: Tensors | None) -> Tensors:
+        """Return the values of all parameters and buffers of the module."""
+        if not weights.all:
+            named = dict(self._parameters())
+            weights.all.update(named | weights.inside)
+        if not self._holders():
+            return weights.all
+        return {**weights.all, **(self.live(None) if buffers is None else buffers)}
+
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        assert self.module is not None
+        return self.module.named_parameters(remove_duplicate=False)
+
+    def _rebind(self, buffers: Tensors) -> None:
+        """Put buffers in the places of those that the module has replaced."""
+        for name, holder in self._holders():
+            if name in buffers:
+                holder[name.rpartition(".")[2]] = buffers[name]
 
     @override
     def uses(self, stage: Stage) -> range:
@@ -308,11 +468,18 @@ class FuncField(CheckedField):
 
     def _holders(self) -> Iterable[tuple[str, dict[str, Tensor | None]]]:
         """Return where each buffer is kept: a module may put another tensor there."""
-        if self.module is not None and not self.containers:
-            for prefix, part in self.module.named_modules(remove_duplicate=False):
-                for name in part._buffers:
-                    self.containers[f"{prefix}.{name}" if prefix else name] = part._buffers
+        if self.containers is None:
+            parts = [] if self.module is None else self.module.named_modules(remove_duplicate=False)
+            self.containers = {
+                f"{prefix}.{name}" if prefix else name: part._buffers
+                for prefix, part in parts
+                for name in part._buffers
+            }
         return self.containers.items()
+
+
+def _time(stage: Stage, y: Tensor) -> tuple[Tensor]:
+    return (time_like(stage.t, y),)
 
 
 def _check_parts(value: object, shapes: Shapes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import ClassVar, NamedTuple, Protocol
@@ -158,12 +158,15 @@ class Stats:
             recomputation). Backprop makes none: it differentiates what the forward solve stored.
         steps: accepted steps of forward solves.
         rejected: rejected steps of forward solves.
+        nfe_per_sample: the evaluations that each row of a batch needed, in solves with
+            ``per_sample=True``; ``nfe`` counts those of the whole batch.
     """
 
     nfe: int = 0
     nfe_backward: int = 0
     steps: int = 0
     rejected: int = 0
+    nfe_per_sample: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 class Solver(Protocol):
@@ -331,10 +334,10 @@ class FixedStep(GridSolver):
         return [step.stage(c, fraction, i) for i, (c, fraction) in enumerate(places)]
 
     def _evaluation(self, field: Field, step: Step) -> _Evaluation:
-        scheme = self.scheme
+        c, fractions = self.scheme.c, self.scheme.fractions
 
         def evaluate(i: int, y: Tensor) -> Tensor:
-            return field(step.stage(scheme.c[i], scheme.fractions[i], i), y)
+            return field(step.stage(c[i], fractions[i], i), y)
 
         return evaluate
 

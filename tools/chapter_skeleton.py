@@ -15,7 +15,7 @@ CARD = ("you will do", "you will be able to", "you need", "to read", "cpu", "gpu
 THEOREMS = {"prf:theorem", "prf:proposition", "prf:lemma", "prf:corollary"}
 LONGEST_CELL = 30
 EXERCISES = range(4, 8)
-_TEST = re.compile(r"tests/[\w/]+\.py::[\w:]+")
+TEST = re.compile(r"tests/[\w/]+\.py::[\w:]+")
 PARSER = MarkdownIt().enable("table").use(colon_fence_plugin)
 OPTION = re.compile(r"\A(?:---\n.*?^---\n|(?::[\w-]+:.*\n)+)", re.MULTILINE | re.DOTALL)
 """The options at the head of a directive's content."""
@@ -79,11 +79,11 @@ def _theorems(found: list[Directive], root: Path) -> Iterator[str]:
             continue
         after = found[found.index(proof[0]) + 1 :][:1]
         folds = [d.body for d in after if _is_check(d)]
-        tests = _TEST.findall("\n".join([theorem.body, proof[0].body, *folds]))
+        tests = TEST.findall("\n".join([theorem.body, proof[0].body, *folds]))
         if not tests:
             yield f"{name}: the test that checks it, as `tests/test_x.py::test_y`"
         yield from (
-            f"{name}: {test}, which does not exist" for test in tests if not _is_test(test, root)
+            f"{name}: {test}, which does not exist" for test in tests if not is_test(test, root)
         )
 
 
@@ -91,7 +91,7 @@ def _is_check(directive: Directive) -> bool:
     return directive.name == "dropdown" and directive.argument.lower().startswith("checked by")
 
 
-def _is_test(name: str, root: Path) -> bool:
+def is_test(name: str, root: Path) -> bool:
     """Return whether `tests/test_x.py::[TestClass::]test_y` is defined under `root`."""
     file, *path = name.split("::")
     if not (root / file).is_file():

@@ -23,7 +23,7 @@ sys.path.append(str(ROOT / "book" / "_ext"))
 from plumbing import FOLDED, is_plumbing  # noqa: E402
 
 SHORT = 8
-COLUMN = 79
+COLUMN = 75
 """Characters of code in a line of a page 1280 pixels wide."""
 WORDS_A_MINUTE = 150
 LARGEST_SHARE, MOST_WORDS, MOST_CELLS = 0.12, 3500, 35
@@ -168,7 +168,7 @@ def report() -> Iterator[str]:
 def sizes(folder: Path) -> Iterator[str]:
     """Yield what each page of a built book weighs: its HTML, and the pictures and scripts it names.
 
-    Files that all pages share, the theme and MathJax, are not counted.
+    The theme and MathJax, which all pages share, are not counted.
     """
     yield f"\n{'size in MB':40}{'html':>8}{'own':>8}"
     for path in sorted([*folder.glob("notebooks/*.html"), *folder.glob("book/*.html")]):
@@ -182,10 +182,8 @@ def sizes(folder: Path) -> Iterator[str]:
 
 
 def is_own(name: str) -> bool:
-    """Say whether a file belongs to the course and not to the theme."""
-    folders = ("styles", "scripts", "vendor", "mathjax", "sphinx", "_sphinx", "design")
-    theme = tuple(f"_static/{folder}" for folder in folders)
-    return not name.removeprefix("../").startswith(theme)
+    """Say whether a file is a picture of the page or one of the course's own scripts and styles."""
+    return "_images/" in name or (ROOT / "book" / "_static" / Path(name).name).is_file()
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     spread = "" if row["low"] is None else f"{row['low']:.2f} to {row['high']:.2f}"
     over = "" if row["quantity"] == "time" else f", {row['quantity']}"
     named = (row["candidate"], f"{row['baseline']}{over}")
-    numbers = (_shown(row["ratio"], 3), spread, _shown(row["least"], 3), _shown(row["bar"], 2))
+    numbers = (_shown(row["ratio"], 3), spread, _shown(row.get("least"), 3), _shown(row["bar"], 2))
     return (*named, *numbers, row["verdict"])
 
 

@@ -33,7 +33,7 @@ class Row(NamedTuple):
     """A claim as it is declared, before anything ran.
 
     Parameters in braces, such as ``{depths[0]}`` or ``{depths[-1]}``, are filled in, and so are the
-    numbers that the function hands on as :attr:`~companion.results.Findings.deciding`.
+    numbers ``deciding`` of the function's :class:`~companion.results.Findings`.
 
     Attributes:
         id: the claim's ID in the catalogue.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from companion.adaptive import Adaptive
 from companion.arguments import store_count
+from companion.gradients.accepted_rows import accepted_rows, back_through_accepted_rows
 from companion.gradients.accepted_steps import accepted_steps, back_through_accepted_steps
 from companion.gradients.function import Given, Kept, recomputing_states
 from companion.gradients.pullback import Sums, taped
@@ -20,6 +21,7 @@ from companion.gradients.randomness import (
     replayed,
     same_state,
 )
+from companion.per_sample import PerSample
 from companion.solve import FixedStep, Interval, Problem, Stage, States, Step
 
 __all__ = ["Checkpoint"]
@@ -35,8 +37,9 @@ class Checkpoint:
     Xu, Zhang and Guestrin 2016).
 
     Of an adaptive solve the accepted steps are the discretised problem: one state is stored for
-    every so many of them, their sizes are held fixed, and rejected attempts are not repeated. The
-    field must be a function of $t$ and $y$ there.
+    every so many of them (of small states, up to 1,024 numbers, for every 8th at most), their sizes
+    are held fixed, and rejected attempts are not repeated. The field must be a function of $t$ and
+    $y$ there.
 
     On a fixed grid, fields that draw from torch's global generators (dropout) are recomputed with
     the numbers they drew; other sources of chance, and state outside a module's buffers, are not
@@ -69,12 +72,17 @@ class Checkpoint:
 
     def differentiable_states(self, problem: Problem) -> States:
         """Return the states at all output times."""
-        if not isinstance(problem.solver, FixedStep | Adaptive):
+        if isinstance(problem.solver, PerSample) and self.every != 1:
+            raise ValueError(
+                f"every: {self.every} is not allowed with per_sample=True; one state is stored for "
+                "every step of the batch"
+            )
+        if not isinstance(problem.solver, FixedStep | Adaptive | PerSample):
             raise ValueError(
                 "gradient: 'checkpoint' needs a Runge-Kutta method, such as 'rk4' or 'dopri5'; "
                 f"use gradient='backprop' or 'adjoint' with {problem.solver.method!r}"
             )
-        if isinstance(problem.solver, Adaptive):  # its steps are known when they are taken
+        if not isinstance(problem.solver, FixedStep):  # its steps are known when they are taken
             return recomputing_states(self, problem)
         return recomputing_states(
             self, problem, list(problem.solver.segments(problem.t, self.every))
@@ -85,6 +93,8 @@ class Checkpoint:
         solver = problem.solver
         if isinstance(solver, Adaptive):
             return accepted_steps(problem, self.every)
+        if isinstance(solver, PerSample):
+            return accepted_rows(problem)
         assert isinstance(solver, FixedStep)
         states, starts, chance = [problem.y0], [], _Chance(problem)
         for step, y, (after,) in solver.walk(problem):
@@ -101,6 +111,8 @@ class Checkpoint:
         """Recompute the segments from the last to the first."""
         if isinstance(given.problem.solver, Adaptive):
             return back_through_accepted_steps(given)
+        if isinstance(given.problem.solver, PerSample):
+            return back_through_accepted_rows(given)
         return self._through_segments(given)
 
     def _through_segments(self, given: Given) -> Iterator[Tensor]:

@@ -17,6 +17,7 @@ from companion.models.resnets import ResNet, resnet
 from companion.models.saving import load, save
 from companion.models.skip_init import SkipInit
 from companion.models.stitch import Stitch
+from companion.models.torchvision_weights import load_torchvision
 from companion.models.transfer import deepen, train_only, untie
 from companion.plain_layers import apply_to_layers
 
@@ -37,6 +38,7 @@ __all__ = [
     "graph_summary",
     "layer_weights",
     "load",
+    "load_torchvision",
     "ode_blocks",
     "pre_activation_unit",
     "resnet",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from companion.arguments import check_type
+from companion.block import compiling
 from companion.train.batches import (
     Augment,
     Rows,
@@ -38,6 +39,7 @@ def fit(
     refinement: Refinement | None = None,
     workers: int = 0,
     parallel: bool = False,
+    compile: bool | str = False,
     on_epoch: Callable[[], Mapping[str, float]] | None = None,
     snapshot: Snapshot | None = None,
     report: Callable[[float], None] | None = None,
@@ -82,6 +84,8 @@ def fit(
             learning rates goes on.
         workers: processes that read such samples; 0 reads them in this one.
         parallel: whether the processes of ``torch.distributed`` train one model together.
+        compile: whether the model's blocks solve by compiled pieces in the steps of training, as
+            ``OdeBlock(..., compile=True)``. Another batch size compiles anew: see ``drop_last``.
         on_epoch: called after each epoch; the numbers it returns join the history. Called after
             each refinement too; there ``refined_`` is put before their names.
         snapshot: where to keep the state, or ``None``.
@@ -141,7 +145,7 @@ def fit(
             network = team.wrap(model)
         for batch, rows, weight in loop.batches():
             loop.set_rates(schedule, epochs)
-            with team.united():
+            with team.united(), compiling(model, compile):
                 value = _scalar(loss(network, *batch))
             loop.step(value, rows, weight)
             if snapshot is not None and time.monotonic() - saved_at >= snapshot.every:

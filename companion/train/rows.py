@@ -55,7 +55,8 @@ def data_parallel(model: nn.Module, **options: Any) -> DistributedDataParallel:
         )
     if not all(map(_reads_all_rows, ode_blocks(model))):
         options.setdefault("find_unused_parameters", True)
-    return DistributedDataParallel(RowByRow(model), **options)
+    split = RowByRow(model)
+    return DistributedDataParallel(split if len(split.rows) else model, **options)
 
 
 class RowByRow(nn.Module):

@@ -16,6 +16,7 @@ import torch
 import yaml
 from book_build import ROOT, Book, chapters_in_toc, jupyter_book, shared_book, soup
 from bs4 import BeautifulSoup
+from chapter_skeleton import TEST, is_test
 from sphinx.errors import ConfigError
 from sphinx.util.inventory import InventoryFile
 
@@ -371,6 +372,13 @@ def test_readme_table_lists_the_chapters():
         assert link == f"{chapter}.md"
         assert Path(chapter).name.startswith(f"{int(number):02}_")
         assert re.search(r"^# (.+)$", text, re.MULTILINE)[1] == title
+
+
+def test_tests_that_pages_name_exist():
+    named = {name for path in TEXTS for name in TEST.findall(path.read_text(encoding="utf-8"))}
+    named -= {"tests/test_x.py::test_y"}
+    assert len(named) > 100
+    assert [name for name in sorted(named) if not is_test(name, ROOT)] == []
 
 
 def prose(path: Path) -> str:

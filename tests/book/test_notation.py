@@ -8,8 +8,8 @@ from notebook_sync import chapters, read_text
 
 ROOT = Path(__file__).parents[2]
 HERE = re.compile(r"\bhere\b")
-# What an example may choose: the field, its state, counts and factors get values everywhere.
-CHOSEN = {"f", "x", "n", "N", r"\epsilon"}
+# What an example may choose: field, state, loss, counts and factors get values everywhere.
+CHOSEN = {"f", "x", "L", "n", "N", r"\epsilon"}
 # A formula after one of these words says what its symbol means.
 CUE = re.compile(
     r"\b([Ll]et|[Pp]ut|[Ww]rite|[Ww]ith|[Ss]et|[Ww]here|[Cc]all|[Ff]or|is)\b[^.$]{0,40}$"

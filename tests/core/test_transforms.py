@@ -1,12 +1,25 @@
 """torch.func's transforms, forward mode, inference mode and torch.compile around a solve."""
 
+import copy
+
 import pytest
 import torch
 from fields import Tanh, needs_compile, randn
 from loops import loop
 from torch import nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.func import (
+    functional_call,
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jvp,
+    linearize,
+    stack_module_state,
+    vjp,
+    vmap,
+)
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from companion import Constant, OdeBlock, PiecewiseConstant, PiecewiseLinear, odeint
@@ -114,7 +127,7 @@ def test_derivatives_of_a_nonlinear_field_are_autograds(method, device):
 
 
 def test_solves_without_values_are_traced():
-    """By linearize, by make_fx, on the meta device: nothing is checked that is not there."""
+    """By torch.func, by make_fx, on the meta device: nothing is checked that is not there."""
     y = torch.tensor([1.0, -0.5], dtype=F64)
     exact = torch.linalg.matrix_power(rk4_matrix(0.2), 5)
     _, forward = linearize(lambda y: solve(linear, y), y)
@@ -221,6 +234,12 @@ def test_norms_follow_as_their_layers_do():
         vmap(block)(x)
     block.eval()
     close(vmap(block)(x), torch.stack([block(one) for one in x]))
+    members = [copy.deepcopy(block), block]
+    members[0](x[0])
+    for mode in (False, True):
+        params, buffers = stack_module_state([member.train(mode) for member in members])
+        found = vmap(lambda p, b: functional_call(block, (p, b), (x[1],)))(params, buffers)
+        close(found, torch.stack([copy.deepcopy(member)(x[1]) for member in members]))
 
 
 # --- checks and refusals --------------------------------------------------------------------------

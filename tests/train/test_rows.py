@@ -90,6 +90,26 @@ def test_a_row_has_its_gradient_before_the_layer_below_is_passed(gradient):
             assert in_turn(PASSED)
 
 
+@loop("gradient", ["backprop", "checkpoint", "adjoint"])
+def test_adaptive_methods_hand_on_the_rows_of_cells_one_by_one(gradient):
+    """Each cell is a solve of its own."""
+    net = model(gradient, PiecewiseConstant(LAYERS), "bosh3", None)
+    rows = RowByRow(net)
+    layer, arrived = names(rows), []
+    for row in rows.rows:
+        row.register_post_accumulate_grad_hook(lambda p: arrived.append(layer[id(p)]))
+        row.register_post_accumulate_grad_hook(lambda p: PASSED.append(layer[id(p)]))
+    value = loss(rows, data())
+    PASSED.clear()
+    value.backward()
+    assert arrived == [f"row {k}" for k in reversed(range(LAYERS)) for _ in range(2)]
+    assert PASSED.index("row 1") < PASSED.index("layer 0")
+    plain = model(gradient, PiecewiseConstant(LAYERS), "bosh3", None)
+    loss(plain, data()).backward()
+    for one, other in zip(plain.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-13, atol=1e-15)
+
+
 @loop("gradient", ["checkpoint", "reconstruct"])
 def test_a_solve_in_parts_is_gone_back_through_again(gradient):
     net = model(gradient)

@@ -9,7 +9,7 @@ from scipy.integrate import solve_ivp
 
 from companion.experiments import run
 from companion.experiments.solvers.detest import PROBLEMS
-from companion.experiments.solvers.fw10_stiff_costs import Follower, break_even, exact
+from companion.experiments.solvers.fw12_stiff_costs import Follower, break_even, exact
 
 # Q20-ERR: orders on the pendulum
 
@@ -38,7 +38,7 @@ def test_a_grid_before_the_asymptotic_range_misses():
     assert not result.claim("CL24").holds
 
 
-# FW9: work and precision
+# FW11: work and precision
 
 
 def test_the_problems_are_those_of_detest():
@@ -61,7 +61,7 @@ def test_the_problems_are_those_of_detest():
 
 def test_work_and_precision_by_other_means():
     """A3 has the solution exp(sin t); SciPy's own count is what is recorded for it."""
-    result = run("FW9", problems=("A3",), methods=("bosh3", "dopri5"), tolerances=(1e-4, 1e-6))
+    result = run("FW11", problems=("A3",), methods=("bosh3", "dopri5"), tolerances=(1e-4, 1e-6))
     for k, tol in enumerate((1e-4, 1e-6)):
         solved = solve_ivp(
             lambda t, y: y * np.cos(t), (0, 20), [1.0], method="RK45", rtol=tol, atol=tol
@@ -83,7 +83,7 @@ def test_work_and_precision_by_other_means():
 def test_the_gain_is_read_at_one_error():
     """Two lines of slope -1/2 and -1/4 in one another's range, crossed by hand."""
     from companion.experiments import Grid
-    from companion.experiments.solvers.fw9_work_precision import _gain
+    from companion.experiments.solvers.fw11_work_precision import _gain
 
     error = np.array([1e-2, 1e-4, 1e-6])
     one, other = (
@@ -93,7 +93,7 @@ def test_the_gain_is_read_at_one_error():
     assert _gain(one, other) == pytest.approx(10 * 10.0 ** (4 / 4) / (2 * 10.0 ** (4 / 2)))
 
 
-# FW10: stiffness
+# FW12: stiffness
 
 
 def test_the_follower_has_the_solution_stated():
@@ -108,7 +108,7 @@ def test_the_follower_has_the_solution_stated():
 
 def test_explicit_costs_follow_the_region_of_stability():
     """dopri5 is stable up to 3.31: so many steps of six evaluations at least, and not many more."""
-    result = run("FW10", ratios=(1.0, 200.0, 400.0), time=2.0)
+    result = run("FW12", ratios=(1.0, 200.0, 400.0), time=2.0)
     for ratio, nfe in zip(result["ratios"][1:], result["nfe_dopri5"][1:], strict=True):
         least = 6 * ratio * 2.0 / 3.31
         assert 0.95 * least < nfe < 1.35 * least
@@ -122,7 +122,7 @@ def test_explicit_costs_follow_the_region_of_stability():
 
 def test_calls_for_the_jacobian_are_counted():
     """Radau's own count leaves out the difference quotients."""
-    result = run("FW10", ratios=(10.0, 20.0), time=1.0)
+    result = run("FW12", ratios=(10.0, 20.0), time=1.0)
     own = solve_ivp(
         lambda t, y: Follower(10.0)(t, torch.from_numpy(y)).numpy(),
         (0, 1.0), [1.0, 0.0, 0.0], method="Radau", rtol=1e-5, atol=1e-5,

@@ -1,4 +1,4 @@
-r"""FW9: how many evaluations does an error cost, and does the implementation matter?
+r"""FW11: how many evaluations does an error cost, and does the implementation matter?
 
 Pairs of embedded Runge-Kutta methods solve four problems of DETEST at one tolerance after another.
 SciPy's RK45 is the pair ``dopri5`` written by somebody else.
@@ -22,7 +22,7 @@ THEIRS = "RK45"
 
 
 @experiment(
-    "FW9",
+    "FW11",
     "Evaluations and errors of embedded pairs on four problems of DETEST",
     paper="not in the papers",
     full={
@@ -30,7 +30,7 @@ THEIRS = "RK45"
     },
     tiny={"problems": ("B1", "E2"), "tolerances": (1e-3, 1e-4)},
     claims=(
-        ("FW9", "difference", None, 0.02,
+        ("FW11", "difference", None, 0.02,
          "largest relative difference of dopri5's evaluations from SciPy's RK45"),
         ("CL10", "slope_least", -0.26, None,
          "steepest slope of dopri5's evaluations against the tolerance"),
@@ -38,7 +38,7 @@ THEIRS = "RK45"
          "flattest slope of dopri5's evaluations against the tolerance"),
     ),
 )  # fmt: skip
-def fw9(
+def fw11(
     run: Run, *, problems: tuple[str, ...] = ("A3", "B1", "D3", "E2"),
     methods: tuple[str, ...] = ("bosh3", "dopri5", "tsit5"),
     tolerances: tuple[float, ...] = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7),

@@ -1,4 +1,4 @@
-r"""FW10: what does a problem cost whose rates differ more and more?
+r"""FW12: what does a problem cost whose rates differ more and more?
 
 An oscillation of rate 1 is followed by a variable that relaxes to it at the rate $r$:
 
@@ -28,7 +28,7 @@ IMPLICIT = ("LSODA", "Radau")
 
 
 @experiment(
-    "FW10",
+    "FW12",
     "Evaluations against the ratio of two rates, for explicit and implicit methods",
     paper="Chen et al. 2018, section 6",
     full={"ratios": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)},
@@ -36,15 +36,15 @@ IMPLICIT = ("LSODA", "Radau")
     claims=(
         ("CL20", "growth_dopri5", 30.0, None,
          "dopri5's evaluations at the ratio {ratios[-1]:g} over those at {ratios[0]:g}"),
-        ("FW10", "slope_dopri5", 0.9, 1.1,
+        ("FW12", "slope_dopri5", 0.9, 1.1,
          "slope of dopri5's evaluations against the ratio, {ratios[-2]:g} to {ratios[-1]:g}"),
-        ("FW10", "growth_LSODA", None, 3.0,
+        ("FW12", "growth_LSODA", None, 3.0,
          "LSODA's evaluations at the ratio {ratios[-1]:g} over those at {ratios[0]:g}"),
-        ("FW10", "growth_Radau", None, 3.0,
+        ("FW12", "growth_Radau", None, 3.0,
          "Radau's evaluations at the ratio {ratios[-1]:g} over those at {ratios[0]:g}"),
     ),
 )  # fmt: skip
-def fw10(
+def fw12(
     run: Run, *, ratios: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0),
     tolerance: float = 1e-5, time: float = 10.0,
 ) -> Findings:  # fmt: skip
