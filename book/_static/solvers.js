@@ -113,7 +113,11 @@ courseSlider("solvers", window.solversData, (data, { html, svg, minus, ...kit },
     const h = data.times[equation] / count;
     const truth = data.truths[equation];
     const far = (k) => (k * data.times[equation]) / (truth.length - 1);
-    const points = path(equation, method, count).map(([x], n) => [atTime(n * h), atValue(x)]);
+    const states = path(equation, method, count);
+    /* A curve that leaves the picture ends where it does. */
+    const outside = states.findIndex(([x]) => !(Math.abs(x) <= LIMITS[equation]));
+    const seen = outside < 0 ? states : states.slice(0, outside + 1);
+    const points = seen.map(([x], n) => [atTime(n * h), atValue(x)]);
     curve.replaceChildren(curveAxes());
     curve.append(kit.line(truth.map((x, k) => [atTime(far(k)), atValue(x)]), "slider-true"));
     curve.append(kit.line(points, "solvers-path"));
