@@ -214,6 +214,27 @@ def test_a_wrong_citation_breaks_the_build(tmp_path, cited, message):
         build(tmp_path, f"# Page\n\n{{recorded}}`{cited}`\n")
 
 
+def is_recorded(row, recorded):
+    """Say whether a record decides a claim as its row declares, with what the record holds.
+
+    Numbers that only decide claims are not recorded apart: there the bounds are compared.
+    """
+    parameters = recorded.provenance.parameters
+    try:
+        again = row.decide(recorded.findings.scalars, parameters)
+    except KeyError:
+        bounds = [
+            at[str(parameters.get("dataset"))] if isinstance(at, dict) else at
+            for at in (row.low, row.high)
+        ]
+        return any(
+            claim.id == row.id and [claim.low, claim.high] == bounds for claim in recorded.claims
+        )
+    return again is None or any(
+        replace(claim, note="") == replace(again, note="") for claim in recorded.claims
+    )
+
+
 def test_recorded_results_fit_the_registry():
     """Loading checks the schema; the rest is checked here."""
     for path in RECORDED:
@@ -222,8 +243,7 @@ def test_recorded_results_fit_the_registry():
         assert path.name == f"{entry.id}.{made.tier}.json"
         assert made.parameters == entry.parameters(made.tier), path.name
         for row in entry.rows:
-            again = replace(row.decide(recorded.findings.scalars, made.parameters), note="")
-            assert any(replace(claim, note="") == again for claim in recorded.claims), path.name
+            assert is_recorded(row, recorded), f"{path.name}: {row.id}, {row.text}"
         assert {claim.id for claim in recorded.claims} == set(entry.claims), path.name
         for claim in recorded.misses:
             assert claim.note, f"explain in {path.name} why {claim.id} misses"
