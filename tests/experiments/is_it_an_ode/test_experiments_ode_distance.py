@@ -113,7 +113,7 @@ def test_random_fields_against_another_solver():
 def test_another_continuation_of_the_last_interval_misses(monkeypatch):
     """With f_N = f_{N-1} the counting example has the gap (N - 1) / 2N, not 1/2."""
     monkeypatch.setattr(
-        s22_p1,
+        s22_p1.between,
         "residual_interpolation",
         lambda functions, last: residual_interpolation(functions),
     )
