@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from companion.arguments import not_allowed
 from companion.buffers import BufferLog, cloned
-from companion.first_evaluation import first_evaluation
+from companion.first_evaluation import FirstValue, first_evaluation
 from companion.flat import LineFinder
 from companion.solve import Stage, Stats
 
@@ -52,6 +52,7 @@ class CheckedField(ABC):
         self.module, self.params, self.stats = module, params, stats
         self.knots: tuple[float, ...] = ()
         self.checked = False
+        self.first: FirstValue | None = None
         self.finds_params = finds_params and torch.is_grad_enabled()
         self.own = self.arranged(params)
         self.logs: dict[Hashable, BufferLog] = {}
@@ -117,12 +118,22 @@ class CheckedField(ABC):
             place = self.place(stage)
             self.logs[place].note(stage, self.live(place))
         if self.checked:
-            return self.evaluate(stage, y, self.own, None)
+            value = self.evaluate(stage, y, self.own, None)
+            if self.first is not None:
+                self.first.check(self.argument)
+                self.first = None
+            return value
         self.checked = True
         known = self.params if self.finds_params else None
-        value = first_evaluation(
-            lambda y: self.evaluate(stage, y, self.own, None), y, self.argument, known
-        )
+        self.first = None if torch.compiler.is_compiling() else FirstValue()
+
+        def evaluate(y: Tensor) -> Tensor:
+            value = self.evaluate(stage, y, self.own, None)
+            if self.first is not None:
+                self.first.note(value)
+            return value
+
+        value = first_evaluation(evaluate, y, self.argument, known)
         if self.following and self.logs[place := self.place(stage)].changed(self.live(place)):
             for log in self.logs.values():
                 log.unseen = True

@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from companion.transforms import beneath
 
-__all__ = ["check_value", "explained", "first_evaluation"]
+__all__ = ["FirstValue", "check_value", "explained", "first_evaluation"]
 
 
 def first_evaluation(
@@ -53,6 +53,36 @@ def first_evaluation(
         )
     with torch.no_grad():
         return value.clone()  # not detach(): it would drop a tangent of forward-mode derivatives
+
+
+class FirstValue:
+    """What a field returned first, to see whether it writes its next value over it.
+
+    A solver combines the slopes of several evaluations, and would find them all to be the last.
+    """
+
+    def __init__(self) -> None:
+        """Know no value yet."""
+        self.value: Tensor | None = None
+        self.version = 0
+
+    def note(self, value: object) -> None:
+        """Keep a value; a tensor of inference mode counts no changes."""
+        if isinstance(value, Tensor) and not beneath(value).is_inference():
+            self.value = beneath(value).detach()  # shares the count of changes, not the graph
+            self.version = self.value._version
+
+    def check(self, argument: str) -> None:
+        """Refuse a field that has changed its first value since.
+
+        Raises:
+            ValueError: naming ``argument``.
+        """
+        if self.value is not None and self.value._version != self.version:
+            raise ValueError(
+                f"{argument}: wrote its value over the one that it had returned before; it must "
+                "return a new tensor at every evaluation, such as a clone() of its buffer"
+            )
 
 
 def check_value(value: object, y: Tensor, argument: str) -> None:

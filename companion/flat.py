@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -294,12 +295,19 @@ def state_of(func: Callable[..., Any]) -> Hashable:
     return code, value_of(own.__defaults__), inside, outside
 
 
-def value_of(value: Any) -> Hashable:
-    """Return a number, a word or a tuple of such as itself, anything else by its identity."""
+def value_of(value: Any, depth: int = 4) -> Hashable:
+    """Return numbers, words and what containers hold of them, anything else by its identity.
+
+    Containers are opened ``depth`` times: they may hold themselves.
+    """
     if isinstance(value, bool | int | float | complex | str):
         return type(value).__name__, value
-    if isinstance(value, tuple):
-        return tuple(map(value_of, value))
+    if isinstance(value, SimpleNamespace):
+        value = vars(value)
+    if isinstance(value, dict):
+        value = tuple(value.items())
+    if isinstance(value, tuple | list | set | frozenset) and depth:
+        return tuple(value_of(x, depth - 1) for x in value)
     return id(value)
 
 

@@ -157,7 +157,7 @@ def odeint(
         return ys if shapes is None else _unpack(ys, shapes)
 
     if len(times) == 1:  # nothing to solve
-        return unpack(state.unsqueeze(0))
+        return unpack(state.unsqueeze(0).clone())
     parts = () if shapes is None else tuple(math.prod(shape) for shape in shapes)
     problem = Problem(field, state, times, solver, field.stats, parts)
     if event_fn is None and not dense:
@@ -175,12 +175,18 @@ def odeint(
     return solution
 
 
-def _knots(knots: Iterable[float]) -> tuple[float, ...]:
+def _knots(knots: Iterable[Any]) -> tuple[float, ...]:
     """Return the times at which a field jumps, as floats."""
     try:
-        values = [float(x) for x in knots]
-    except (TypeError, ValueError):
+        entries = list(knots)
+        values = [float(x.detach() if isinstance(x, Tensor) else x) for x in entries]
+    except (TypeError, ValueError, RuntimeError):
         raise TypeError(not_allowed("knots", knots, "pass a sequence of numbers")) from None
+    if any(isinstance(x, Tensor) and x.requires_grad for x in entries):
+        raise ValueError(
+            "knots: times that need a gradient are not allowed, as a solve gives none; detach() "
+            "them, or find the jump with event_fn="
+        )
     if not all(math.isfinite(x) for x in values):
         raise ValueError(not_allowed("knots", values, "all must be finite"))
     return tuple(sorted(set(values)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from companion.adaptive import Adaptive, Taken
+from companion.arguments import not_allowed
 from companion.events import Event
 from companion.gradients import Backprop, Gradient, explaining, solved
 from companion.gradients.function import needs_gradient
@@ -62,18 +63,49 @@ class Solution:
                 "t: a solution is not differentiated by the times that it is asked for; give the "
                 "times to odeint, or detach() them"
             )
-        values = t.tolist() if isinstance(t, Tensor) else t
+        values: Any = t.tolist() if isinstance(t, Tensor) else t
         single = isinstance(values, int | float)
-        times = [float(values)] if isinstance(values, int | float) else [float(x) for x in values]
-        path = self._trajectory
-        for time in times:
-            if not path.holds(time):
-                raise ValueError(
-                    f"t: {time!r} is not allowed; the solution is known from {path.start!r} to "
-                    f"{path.end!r}"
-                )
-        ys = path.at(times)
+        try:
+            times = [float(x) for x in ([values] if single else values)]
+        except (TypeError, ValueError):
+            raise TypeError(
+                not_allowed("t", t, "pass a number, or a 1-D tensor or sequence of numbers")
+            ) from None
+        # The ends may be rounded in a tensor's own precision.
+        unit = torch.finfo(t.dtype).eps if isinstance(t, Tensor) and t.is_floating_point() else 0.0
+        ys = self._trajectory.at([self._inside(time, unit) for time in times])
         return self._unpack(ys[0] if single else ys)
+
+    def _inside(self, time: float, unit: float) -> float:
+        """Return a time of the interval; one that is off by ``unit``, relative, is moved there."""
+        path = self._trajectory
+        low, high = sorted((path.start, path.end))
+        near = min(max(time, low), high)
+        if not abs(time - near) <= unit * max(abs(low), abs(high)):
+            raise ValueError(
+                f"t: {time!r} is not allowed; the solution is known from {path.start!r} to "
+                f"{path.end!r}"
+            )
+        return near
+
+
+class _Shift(torch.autograd.Function):
+    """Zero, by which an event's time moves: minus the change of the function over its speed."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, speed: Tensor) -> Tensor:
+        ctx.save_for_backward(speed)
+        return torch.zeros_like(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise ValueError(
+                "event_fn: the time and the state of an event have first derivatives only, not "
+                "create_graph=True"
+            )
+        (speed,) = ctx.saved_tensors
+        return -grad / speed, None
 
 
 def solve_with_dense_output(
@@ -151,5 +183,5 @@ def _with_event(
         by_t, by_y = torch.autograd.grad(again, leaves, allow_unused=True)
     speed = torch.zeros_like(t) if by_t is None else by_t
     speed = speed if by_y is None else speed + (by_y * slope).sum()
-    shift = (value.detach() - value) / speed
+    shift: Tensor = _Shift.apply(value, speed)  # type: ignore[no-untyped-call]
     return t + shift, torch.cat([ys[:-1], (y + slope * shift).unsqueeze(0)])

@@ -31,12 +31,10 @@ class Trajectory:
         self.ahead = 1.0 if steps[0].span.end > self.start else -1.0
         self.ends = [self.ahead * step.span.end for step in steps]
 
-    def holds(self, t: float) -> bool:
-        """Say whether a time lies between the first and the last."""
-        return min(self.start, self.end) <= t <= max(self.start, self.end)
-
     def at(self, times: Sequence[float]) -> Tensor:
         """Return the states at some times, stacked; autograd sees what it saw of the steps."""
+        if not times:
+            return self.steps[0].y.unsqueeze(0)[:0]
         order = sorted(range(len(times)), key=lambda k: self.ahead * times[k])
         chunks = [
             self._of(self.steps[n], [times[k] for k in group])

@@ -250,6 +250,80 @@ def test_a_batch_without_samples_has_zero_gradients(method, shape):
     assert all(not p.grad.any() for p in block.parameters())
 
 
+def test_a_batch_without_samples_and_many_steps():
+    y0 = torch.zeros(0, 3, requires_grad=True)
+    for method in MULTISTEP:
+        ys = odeint(lambda t, y: -y, y0, [0.0, 1.0, 2.0], method=method, steps=5)
+        assert ys.shape == (3, 0, 3)
+        assert torch.autograd.grad(ys.sum(), y0)[0].shape == (0, 3)
+
+
+# --- values that are not new ----------------------------------------------------------------------
+
+
+class Reusing(nn.Module):
+    """y' = -y, written into a buffer that is returned again and again."""
+
+    def __init__(self, view):
+        super().__init__()
+        self.register_buffer("value", torch.zeros(2, dtype=F64))
+        self.view = view
+
+    def forward(self, t, y):
+        value = self.value.copy_(-y)
+        return value[:] if self.view else value
+
+
+@loop("method", [m for m in METHODS if m != "async_leapfrog"])
+@loop("view", [False, True])
+def test_a_field_that_writes_over_its_value_is_refused(method, view):
+    """Its slopes would all be the last: .525 for y' = -y by dopri5 at 1, where .368 is right."""
+    y0, t, steps = one(1.0, 1.0), [0.0, 1.0], knobs(method, steps=4)
+    held = torch.zeros(2, dtype=F64)
+    fields = (Reusing(view), lambda t, y: torch.neg(y, out=held))
+    for field in fields:
+        with pytest.raises(ValueError, match="func: wrote its value over the one"):
+            odeint(field, y0, t, method=method, **steps)
+    # A block hands out copies of buffers that change, where a graph may keep them.
+    found = OdeBlock(Reusing(view), method=method, time=True, **steps)(y0)
+    expected = odeint(lambda t, y: -y, y0, t, method=method, **steps)[-1]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    with torch.no_grad(), pytest.raises(ValueError, match="residual: wrote its value over the"):
+        OdeBlock(Reusing(view), method=method, time=True, **steps)(y0)
+    # A tensor that stays as it is may be returned again.
+    ys = odeint(lambda t, y: y0, y0, t, method=method, **steps)
+    torch.testing.assert_close(ys[-1], one(2.0, 2.0), rtol=1e-6, atol=0)
+
+
+@loop("gradient", ["checkpoint", "adjoint", "backprop"])
+def test_a_field_that_writes_over_its_value_is_refused_by_every_gradient(gradient):
+    with pytest.raises(ValueError, match="wrote its value over"):
+        odeint(Reusing(False), one(1.0, 1.0).requires_grad_(), [0.0, 1.0], gradient=gradient)
+    with pytest.raises(ValueError, match="wrote its value over"):
+        odeint(Reusing(False), one(1.0, 1.0), [0.0, 1.0], per_sample=True)
+
+
+@loop("method", METHODS)
+def test_a_solve_to_its_start_is_not_its_start(method):
+    y0 = one()
+    odeint(lambda t, y: -y, y0, [0.0], method=method).zero_()
+    assert y0.item() == 1.0
+
+
+def test_jump_times_have_no_gradient():
+    """The derivative by a time of a jump is 4 here, and no solve gives it."""
+    jump = torch.tensor([0.5], dtype=F64, requires_grad=True)
+
+    def field(t, y):
+        return torch.where(t < jump, y * 0 + 1, y * 0 - 3)
+
+    for knots in (jump, [jump[0]], (0.2, jump[0])):
+        with pytest.raises(ValueError, match="knots: times that need a gradient are not allowed"):
+            odeint(field, one(), [0.0, 1.0], knots=knots)
+    ys = odeint(field, one(0.0), [0.0, 1.0], knots=jump.detach())
+    assert ys[-1].item() == pytest.approx(-1.0, abs=1e-9)
+
+
 # --- torchdiffeq's names --------------------------------------------------------------------------
 
 

@@ -210,3 +210,18 @@ def test_what_knots_refuse():
     ys = odeint(decay, y0, [0.0, 1.0], knots=[0.5], gradient=Adjoint(method="tsit5"))
     ys[-1].sum().backward()
     assert y0.grad.item() == pytest.approx(1 / math.e, abs=1e-6)
+
+
+def test_times_of_every_kind():
+    solution = odeint(lambda t, y: -y, torch.ones(3), [0.0, 0.1], dense=True)
+    assert solution(torch.empty(0)).shape == solution([]).shape == (0, 3)
+    end = solution(0.1)
+    # 0.1 in single precision lies beyond 0.1.
+    assert torch.equal(solution(torch.tensor([0.1])), end.unsqueeze(0))
+    assert torch.equal(solution(torch.tensor(0.1)), end)
+    for t in (torch.rand(2, 3) / 20, None, "a", [None]):
+        with pytest.raises(TypeError, match=r"is not allowed; pass a number, or a 1-D tensor"):
+            solution(t)
+    for t in (0.1 + 1e-12, torch.tensor(0.1 + 1e-6), math.nan, torch.tensor(0.1).double() + 1e-8):
+        with pytest.raises(ValueError, match=r"not allowed; the solution is known from 0\.0 to"):
+            solution(t)

@@ -210,6 +210,22 @@ def test_counts_and_knots(gradient):
     assert torch.autograd.grad(event_t, w)[0].item() == pytest.approx(-4 / 3, abs=1e-9)
 
 
+@loop("function", [lambda t, y: y.sum() - 0.5, lambda t, y: y.sum() - 0.5 * t])
+def test_an_event_has_first_derivatives_only(function):
+    """y' = -y^2 reaches 1/2 at 2 - 1/y0: T' = 1/y0^2 is there, T'' = -2/y0^3 is refused."""
+
+    def found(y0):
+        return odeint(lambda t, y: -(y**2), y0, [0.0, 5.0], event_fn=function)
+
+    y0 = torch.tensor([1.3], dtype=torch.float64)
+    for which in (lambda y: found(y)[0], lambda y: found(y)[1][-1].sum()):
+        torch.autograd.functional.jacobian(which, y0)
+        with pytest.raises(ValueError, match=r"event_fn: .* have first derivatives only"):
+            torch.autograd.functional.hessian(which, y0)
+    slope = torch.autograd.functional.jacobian(lambda y: found(y)[1][:-1].sum(), y0)
+    assert slope.item() == 1.0  # the start does not move with the event
+
+
 def test_what_events_refuse():
     def solve(event_fn, t=(0.0, 1.0), **options):
         return odeint(turning, one(1.0, 0.0), t, event_fn=event_fn, **options)

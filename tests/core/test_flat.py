@@ -1,6 +1,7 @@
 """A straight line computes what its module computes, bit for bit, or is not used."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -149,6 +150,38 @@ def test_attributes_buffers_modes_and_kinds_of_input(device):
     with counting() as stats:
         odeint(other, y.float(), [0.1, 0.7], method="heun", steps=3, flat=True)
     assert stats.nfe == 6
+
+
+def test_what_containers_hold_is_followed(device):
+    """A line that has seen one number in a list must not be used for another."""
+
+    class Held(nn.Module):
+        def __init__(self, held, read):
+            super().__init__()
+            self.held, self.read = held, read
+            self.w = nn.Parameter(torch.ones((), device=device))
+
+        def forward(self, t, y):
+            return -self.read(self.held) * self.w * y
+
+    y0, t = torch.ones(2, device=device), [0.0, 1.0]
+    for held, read, write in (
+        ({"k": 1.0}, lambda h: h["k"], lambda h, k: h.update(k=k)),
+        ([0.0, [1.0]], lambda h: h[1][0], lambda h, k: h[1].__setitem__(0, k)),
+        (SimpleNamespace(k=1.0), lambda h: h.k, lambda h, k: setattr(h, "k", k)),
+        ({"k": torch.tensor(1.0)}, lambda h: h["k"], lambda h, k: h.update(k=torch.tensor(k))),
+    ):
+        field = Held(held, read)
+        for k in (1.0, 2.0, 1.0):
+            write(held, k)
+            knobs = {"method": "rk4", "steps": 5}
+            for how in ({"flat": True}, {"compile": "eager"}):
+                found = odeint(field, y0, t, **knobs, **how)
+                torch.testing.assert_close(found, odeint(field, y0, t, flat=False, **knobs))
+        assert path(field, flat=True) == "flat"
+    loop = [1.0]
+    loop.append(loop)  # a container may hold itself
+    assert odeint(Held(loop, lambda h: h[0]), y0, t, method="euler", flat=True).shape == (2, 2)
 
 
 def test_it_happens_by_itself_where_it_is_safe(monkeypatch, device):
