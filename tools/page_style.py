@@ -28,6 +28,8 @@ COLUMN = 75
 WORDS_A_MINUTE = 150
 LARGEST_SHARE, MOST_WORDS, MOST_CELLS = 0.12, 3500, 35
 LARGEST_CHAPTER, LARGEST_INDEX = 1.0, 0.5  # megabytes
+HIDDEN = {FOLDED, "hide-cell", "remove-cell", "remove-input"}
+"""Tags of cells whose code is not in view."""
 FOLDS = ("dropdown", "solution", "solution-start")
 """Directives whose content waits behind a click; the last lasts until its end."""
 PROSE = {
@@ -124,7 +126,7 @@ def chapter(path: Path) -> Page:
             folded = read(cell.source, page, folded)
             continue
         tags = set(cell.metadata.get("tags", []))
-        if not (folded or FOLDED in tags or is_plumbing(cell.source, tags)):
+        if not (folded or tags & HIDDEN or is_plumbing(cell.source, tags)):
             page.cells += 1
             page.wide += sum(len(line) > COLUMN for line in cell.source.splitlines())
     return page

@@ -131,6 +131,12 @@ def test_light_and_dark_have_their_own_picture(browser, book):
             assert not page.locator(f"img.only-{other}").is_visible()
 
 
+def test_an_animation_has_the_ground_of_the_page(browser, book):
+    with opened(browser, address(book, "notebooks/01_residual_steps"), "dark") as page:
+        card = page.locator(".text_html:has(.moving-points)").first
+        assert card.evaluate("e => getComputedStyle(e).backgroundColor") == "rgba(0, 0, 0, 0)"
+
+
 def test_theme_button_switches(browser, book):
     with opened(browser, address(book, "book/notation"), "dark") as page:
         page.locator(".theme-switch-button:visible").first.click()
