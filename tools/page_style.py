@@ -66,8 +66,11 @@ def count(text: str) -> int:
 
 
 def plain(text: str) -> str:
-    """Return a paragraph with formulas, code and roles as one word each, links as their texts."""
-    text = re.sub(r"\{[\w:-]+\}`[^`]*`|`[^`]*`|\$[^$]*\$", "X", text)
+    """Return a paragraph with formulas, code and roles as one word each, links as their texts.
+
+    A full stop or comma inside a formula is one of the sentence.
+    """
+    text = re.sub(r"\{[\w:-]+\}`[^`]*`|`[^`]*`|\$[^$]*?([.,;:]?)\$", r"X\1", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)|<[^>]*>", r"\1", text)
     return " ".join(re.sub(r"[*_~]", "", text).split())
 

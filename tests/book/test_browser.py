@@ -188,6 +188,17 @@ def test_what_is_cut_fades_out_at_that_end(browser, book):
         assert listing.evaluate("node => getComputedStyle(node).maskImage") != "none"
 
 
+def test_formulas_that_are_cut_fade_out_too(browser, book):
+    with opened(browser, address(book, "notebooks/03_adjoint")) as page:
+        page.set_viewport_size({"width": TELEPHONE, "height": 900})
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        expect(page.locator("div.math mjx-container[data-cut=after]").first).to_be_attached()
+        page.wait_for_function(
+            """() => [...document.querySelectorAll('.bd-article div.math mjx-container')]
+                .every(n => n.scrollWidth <= n.clientWidth + 1 || n.dataset.cut)"""
+        )
+
+
 @pytest.fixture
 def served(book) -> Iterator[str]:
     """The book behind a server: the search page reads other pages, which a file may not."""
