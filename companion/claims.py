@@ -451,6 +451,20 @@ CATALOGUE: dict[str, Statement] = {
             "here",
             "solvers",
         ),
+        (
+            "C18-E7",
+            "Turning $x$ into $-x$ takes a Lipschitz constant of 2.1836",
+            "",
+            "here",
+            "limits",
+        ),
+        (
+            "FW10",
+            "Costs on the flow save a fifth of the evaluations at equal error",
+            "",
+            "here",
+            "limits",
+        ),
     )
 }
 """Every claim by its ID."""

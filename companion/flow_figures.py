@@ -39,7 +39,7 @@ def draw_arrows(
     """
     line = torch.linspace(-side, side, count)
     points = torch.cartesian_prod(line, line)
-    velocity = field(t, points)
+    velocity = field(torch.tensor(t), points)
     axes.quiver(*points.T.tolist(), *velocity.T.tolist(), color=_GREY, alpha=0.6, width=0.004)
 
 

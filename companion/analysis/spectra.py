@@ -75,7 +75,8 @@ def leading_eigenvalue(
         raise ValueError(f"iterations: {iterations} is not allowed; it must be at least 3")
     if y.ndim < 2:
         raise ValueError(f"y: shape {tuple(y.shape)} is not allowed; it must be (batch, ...)")
-    pull = torch.func.vjp(lambda y: func(t, y), y.detach())[1]
+    time = torch.as_tensor(t, dtype=y.dtype, device=y.device)  # as odeint passes it
+    pull = torch.func.vjp(lambda y: func(time, y), y.detach())[1]
     start = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
     vectors = [_unit(start)]
     for _ in range(iterations):

@@ -68,6 +68,13 @@ def test_rows_have_jacobians_of_their_own_along_a_trajectory():
             assert found[k, row].item() == pytest.approx(wanted.item(), rel=1e-6)
 
 
+def test_the_time_is_a_tensor_of_the_dtype_of_the_state():
+    found = leading_eigenvalue(
+        lambda t, y: y * t.expand(len(y), 1), 2.0, torch.ones(2, 1).double(), generator=draws()
+    )
+    assert found.radius.tolist() == [2.0, 2.0]
+
+
 def test_a_constant_field_has_radius_zero():
     found = leading_eigenvalue(lambda t, y: 0 * y + 1, 0.0, torch.ones(2, 3), generator=draws())
     assert found.radius.tolist() == [0.0, 0.0]
