@@ -112,7 +112,7 @@ def kinetic_energy(at: Moment) -> Tensor:
     Shapes: ``(batch,)``.
 
     Source:
-        Finlay et al. 2020, equation (8).
+        Finlay et al. 2020.
 
     Example:
         >>> x = torch.ones(1, 3)
@@ -155,7 +155,7 @@ def estimated_jacobian_norm(probe: Tensor) -> Cost:
         ValueError: when the solve begins, if the probe and the state differ in shape.
 
     Source:
-        Hutchinson 1990; Finlay et al. 2020, equation (7).
+        Finlay et al. 2020, after Hutchinson 1990.
 
     Example:
         >>> x = torch.ones(1, 3)

@@ -22,7 +22,7 @@ def solve_with_estimates(
     held fixed in gradients, as in all adaptive solves here.
 
     Source:
-        Pal et al. 2021, equation (8).
+        Pal et al. 2021.
 
     Example:
         >>> y0 = torch.ones(1, 1, dtype=torch.float64)
