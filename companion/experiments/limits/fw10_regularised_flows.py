@@ -40,7 +40,7 @@ _PAID = {
     "jacobian": {"jacobian": 0.03},
     "both": {"kinetic": 0.03, "jacobian": 0.03},
 }
-"""What a unit of each integral costs; chosen on other seeds than the recorded ones."""
+"""What a unit of each integral costs; chosen in trials with other points and another rate."""
 
 _ESTIMATE, _DECAY = 300.0, 0.3
 
