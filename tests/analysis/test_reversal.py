@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from fields import Tanh, randn
 
 from companion.analysis.reversal import best_spiral, least_lipschitz, pair_rates
-from tests.fields import Tanh, randn
 
 
 def test_rates_and_norms_by_loops():

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from fields import Tanh, randn
 
 from companion.analysis.spectra import leading_eigenvalue, spectral_radius_along
-from tests.fields import Tanh, randn
 
 
 def draws():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from fields import Tanh, gradients, largest_difference, randn
 
 from companion import counting, odeint
 from companion.running_costs import (
@@ -13,7 +14,6 @@ from companion.running_costs import (
     random_signs,
     solve_with_costs,
 )
-from tests.fields import Tanh, gradients, largest_difference, randn
 
 MATRIX = torch.tensor([[0.3, -1.1, 0.2], [0.9, 0.1, 0.0], [0.4, -0.2, -0.5]], dtype=torch.float64)
 
