@@ -44,7 +44,8 @@ class ODENet(ContinuousModel):
 
     Raises:
         ValueError: for ``inputs``, ``channels`` or ``classes`` that is no integer of at least 1,
-            ``halvings`` that is none of at least 0, or channels that the groups of the norms do not divide.
+            ``halvings`` that is none of at least 0, or channels that the groups of the norms do not
+            divide.
 
     Source:
         Chen et al. 2018, section 3, and their published code, which has 64 channels and two
