@@ -21,13 +21,14 @@ def densities(rows, times=400, seed=0):
 @pytest.mark.parametrize("q", [2, 4])
 @pytest.mark.parametrize("rows", [1, 3, 50])
 def test_sharing_costs_at_least_the_mean(rows, q):
-    """Both bounds, for densities that vary with time; equality for equal ones and for no others."""
+    """All bounds, for densities that vary with time; equality for equal ones and no others."""
     own = densities(rows)
     power = 2 * (q + 1)
     shared = own.pow(power).mean(0).pow(1 / power)
     steps, together = own.mean(1), shared.mean()
     assert together >= steps.mean() * (1 - 1e-12)
     assert together >= rows ** (-1 / power) * steps.max() * (1 - 1e-12)
+    assert together <= steps.sum() * (1 + 1e-12)
     if rows == 1:
         assert together == pytest.approx(steps.item())
     else:
