@@ -326,6 +326,20 @@ CATALOGUE: dict[str, Statement] = {
         ("C18-A6", "Adjoint and backprop gradients differ by $O(h^p)$", "", "here", "adjoint"),
         ("C18-E2", "The backward solve takes half the evaluations", "about half", "C18", "adjoint"),
         (
+            "C18-E1b",
+            "One equation replaces six layers where depth is needed",
+            "",
+            "here",
+            "ode_nets",
+        ),
+        (
+            "C18-E2b",
+            "A trained ODE-Net takes time in proportion to its evaluations",
+            "Fig. 3",
+            "C18",
+            "ode_nets",
+        ),
+        (
             "Q20-X0",
             "A round trip gains an order when the order is even",
             "",
@@ -436,6 +450,13 @@ CATALOGUE: dict[str, Statement] = {
             "",
             "here",
             "free_order",
+        ),
+        (
+            "FW9",
+            "A solver spends more evaluations on samples near the boundary",
+            "",
+            "here",
+            "ode_nets",
         ),
         (
             "FW11",
