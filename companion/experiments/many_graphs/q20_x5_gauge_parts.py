@@ -9,11 +9,12 @@ is a fifth of that in the other experiments, or the larger ones diverge.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from companion.data import Samples, load_digits
@@ -65,8 +66,9 @@ def q20_x5(run: Run, *, seeds: int = 8, epochs: int = 30) -> Findings:
     """Train every kind from every seed.
 
     Curves, one entry a seed: ``limit_KIND``, how far the scores move to the flow; ``error_KIND``
-    and ``flow_error_KIND``, test errors under the graph of the training and on the flow. Scalars:
-    ``mean_limit_KIND``, geometric means; ``mean_error_KIND`` and ``mean_flow_error_KIND``.
+    and ``flow_error_KIND``, test errors under the graph of the training and on the flow;
+    ``steepness_KIND``. Scalars: ``mean_limit_KIND``, geometric means; ``mean_error_KIND``,
+    ``mean_flow_error_KIND`` and ``mean_steepness_KIND``.
     """
     data = load_digits(device=run.device, dtype=run.dtype)
     own = run.seeds(seeds)
@@ -119,17 +121,36 @@ def _measured(net: ContinuousMLP, data: Samples) -> dict[str, Any]:
         "limit": deviation(flow, own),
         "error": error_of(own, data.y_test),
         "flow_error": error_of(flow, data.y_test),
+        "steepness": steepness(net, data.x_test),
         "scores": own.tolist(),
     }
 
 
+@torch.no_grad()
+def steepness(net: ContinuousMLP, x: Tensor) -> float:
+    r"""Return the root mean square of $\lVert\epsilon h\,\partial\mathcal R/\partial x\rVert$.
+
+    That is over the steps of an Euler net and the samples, along their own trajectories.
+    """
+    block, states, norms = net.block, net.stem(x), []
+    h = block.scale / block.steps
+    stacks = dict(block.weights.stacks.named_parameters())
+    for cell in range(block.steps):
+        values = {name: stack[cell] for name, stack in stacks.items()}
+        residual = partial(torch.func.functional_call, block.weights.template, values)
+        slopes = torch.func.vmap(torch.func.jacrev(residual))(states)
+        norms.append(h * torch.linalg.matrix_norm(slopes, 2))
+        states = states + h * residual(states)
+    return float(torch.stack(norms).square().mean().sqrt())
+
+
 def effects(found: dict[str, Grid], scores: Grid) -> dict[str, float]:
     """Return means over seeds, the effects in factors of ten, and how well the gauge is kept."""
-    scalars = {
-        f"mean_{name}_{kind}": float(mean(found[name].at(kind=kind).values))
-        for name, mean in (("limit", geometric_mean), ("error", np.mean), ("flow_error", np.mean))
-        for kind in KINDS
-    }
+    scalars: dict[str, float] = {}
+    for kind in KINDS:
+        for name, table in found.items():
+            mean = geometric_mean if name == "limit" else np.mean
+            scalars[f"mean_{name}_{kind}"] = float(mean(table.at(kind=kind).values))
     for kind in ("start", "rate", "both"):
         ratio = scalars[f"mean_limit_{kind}"] / scalars["mean_limit_unit"]
         scalars[f"{kind}_effect"] = math.log10(ratio)

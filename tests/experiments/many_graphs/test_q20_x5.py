@@ -7,7 +7,9 @@ from deciding import decided
 from torch import nn
 
 from companion.experiments import Grid, run
+from companion.experiments.continuous_digits import Variant, digits_net
 from companion.experiments.many_graphs import q20_x5_gauge_parts as q20_x5
+from companion.experiments.recipes import normal
 
 
 def test_the_last_layer_has_a_rate_and_a_decay_of_its_own():
@@ -32,6 +34,22 @@ def test_start_and_rate_together_are_epsilon_and_apart_they_are_not():
     for kind in ("start", "rate"):
         ratio = result[f"mean_limit_{kind}"] / result["mean_limit_unit"]
         assert result[f"{kind}_effect"] == pytest.approx(np.log10(ratio))
+
+
+def test_steepness_is_that_of_a_plain_loop():
+    """The Jacobian of V relu(W x + b) + c by hand, at the states of the Euler net."""
+    net = digits_net(Variant("euler", scale=8.0), 0, torch.float64)
+    W, b, V, c = (p.detach() for p in net.block.parameters())
+    with torch.no_grad():
+        x = normal(0)(5, 64)
+        states, squares = net.stem(x), []
+        for n in range(8):
+            inner = states @ W[n].T + b[n]
+            kinks = [torch.diag((row > 0).double()) for row in inner]
+            squares += [torch.linalg.matrix_norm(V[n] @ kink @ W[n], 2) ** 2 for kink in kinks]
+            states = states + inner.relu() @ V[n].T + c[n]
+    wanted = torch.stack(squares).mean().sqrt().item()
+    assert q20_x5.steepness(net, x) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_claims_of_x5():
