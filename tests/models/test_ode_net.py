@@ -16,7 +16,9 @@ from companion.models import (
     SecondOrder,
     TimeConv,
     TimeMLP,
+    load,
     residual_layers,
+    save,
 )
 from companion.train import seeded
 
@@ -225,3 +227,13 @@ def test_one_field_alone_and_in_a_block_is_one_solve():
 def test_bad_sizes_are_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_trained_net_is_read_back_into_one_made_alike(tmp_path):
+    net = small_net(ode_block(4, method="dopri5", gradient="adjoint", **TOLERANCES))
+    save(net, tmp_path / "net.pt")
+    made = ODENet(ode_block(4, method="rk4", steps=3), **SMALL)
+    again = load(tmp_path / "net.pt", made)
+    x = images(2, 2, 8, 8)
+    assert torch.equal(again(x), net(x))
+    assert again.block.method == "dopri5"
