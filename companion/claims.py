@@ -74,7 +74,7 @@ CATALOGUE: dict[str, Statement] = {
             "ode_nets",
             "MNIST",
         ),
-        ("CL09", "Function evaluations grow during training", "", "C18", "ode_nets", "MNIST"),
+        ("CL09", "Function evaluations grow during training", "", "C18", "limits", "MNIST"),
         ("CL10", "The tolerance trades accuracy for speed", "", "C18", "solvers", "MNIST"),
         ("CL11", "Log-density changes at the rate $-\\operatorname{tr}J$", "", "C18", "cnf"),
         ("CL12", "A trace is cheaper than a determinant", "$O(M)$ and $O(M^3)$", "C18", "cnf"),
@@ -333,6 +333,20 @@ CATALOGUE: dict[str, Statement] = {
         ("C18-A6", "Adjoint and backprop gradients differ by $O(h^p)$", "", "here", "adjoint"),
         ("C18-E2", "The backward solve takes half the evaluations", "about half", "C18", "adjoint"),
         (
+            "C18-E1b",
+            "One equation replaces six layers where depth is needed",
+            "",
+            "here",
+            "ode_nets",
+        ),
+        (
+            "C18-E2b",
+            "A trained ODE-Net takes time in proportion to its evaluations",
+            "Fig. 3",
+            "C18",
+            "ode_nets",
+        ),
+        (
             "Q20-X0",
             "A round trip gains an order when the order is even",
             "",
@@ -472,6 +486,13 @@ CATALOGUE: dict[str, Statement] = {
             "free_order",
         ),
         (
+            "FW9",
+            "A solver spends more evaluations on samples near the boundary",
+            "",
+            "here",
+            "ode_nets",
+        ),
+        (
             "FW11",
             "dopri5 takes the evaluations of SciPy's RK45, within 2 %",
             "",
@@ -484,6 +505,20 @@ CATALOGUE: dict[str, Statement] = {
             "",
             "here",
             "solvers",
+        ),
+        (
+            "C18-E7",
+            "Turning $x$ into $-x$ takes a Lipschitz constant of 2.1836",
+            "",
+            "here",
+            "limits",
+        ),
+        (
+            "FW10",
+            "Costs on the flow save a fifth of the evaluations at equal error",
+            "",
+            "here",
+            "limits",
         ),
     )
 }
