@@ -370,7 +370,7 @@ CATALOGUE: dict[str, Statement] = {
         ),
         (
             "Q20-X4",
-            "A refinement lowers the training loss as half the block's rate does",
+            "A refinement changes the training loss as half the block's rate does",
             "",
             "here",
             "refinement",
