@@ -185,6 +185,12 @@ def test_light_and_dark_have_their_own_picture(browser, book):
             assert not page.locator(f"img.only-{other}").is_visible()
 
 
+def test_an_animation_has_the_ground_of_the_page(browser, book):
+    with opened(browser, address(book, "notebooks/01_residual_steps"), "dark") as page:
+        card = page.locator(".text_html:has(.moving-points)").first
+        assert card.evaluate("e => getComputedStyle(e).backgroundColor") == "rgba(0, 0, 0, 0)"
+
+
 def test_theme_button_switches(browser, book):
     with opened(browser, address(book, "book/notation"), "dark") as page:
         page.locator(".theme-switch-button:visible").first.click()
@@ -234,6 +240,17 @@ def test_what_is_cut_fades_out_at_that_end(browser, book):
         listing.evaluate("node => { node.scrollLeft = node.scrollWidth }")
         expect(listing).to_have_attribute("data-cut", "before")
         assert listing.evaluate("node => getComputedStyle(node).maskImage") != "none"
+
+
+def test_formulas_that_are_cut_fade_out_too(browser, book):
+    with opened(browser, address(book, "notebooks/03_adjoint")) as page:
+        page.set_viewport_size({"width": TELEPHONE, "height": 900})
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        expect(page.locator("div.math mjx-container[data-cut=after]").first).to_be_attached()
+        page.wait_for_function(
+            """() => [...document.querySelectorAll('.bd-article div.math mjx-container')]
+                .every(n => n.scrollWidth <= n.clientWidth + 1 || n.dataset.cut)"""
+        )
 
 
 @pytest.fixture
