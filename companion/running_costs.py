@@ -68,7 +68,8 @@ def solve_with_costs(
         y0: the states at ``t[0]``, shape ``(batch, ...)``.
         t: times, as for :func:`companion.odeint`.
         costs: running costs, each a function of a :class:`Moment` that returns a number a row.
-        **knobs: the other arguments of :func:`companion.odeint`.
+        **knobs: the other arguments of :func:`companion.odeint`, but for ``event_fn``, ``dense``
+            and ``per_sample``.
 
     Returns:
         The states at all times, shape ``(len(t), batch, ...)``, and for each cost its integral from
@@ -76,8 +77,9 @@ def solve_with_costs(
 
     Raises:
         TypeError: ``y0`` is no tensor, or a cost cannot be called.
-        ValueError: ``y0`` has no axis of rows, there are no costs, or one has another shape than
-            ``(batch,)``; besides what :func:`companion.odeint` raises.
+        ValueError: ``y0`` has no axis of rows, there are no costs, one has another shape than
+            ``(batch,)``, or an argument that does not go with costs; besides what
+            :func:`companion.odeint` raises.
 
     Source:
         Chen et al. 2018, section 4 (a state that carries an integral); Finlay et al. 2020.
@@ -101,6 +103,11 @@ def solve_with_costs(
     for name, cost in costs.items():
         if not callable(cost):
             raise TypeError(f"costs: {name!r} is {cost!r}; it must be a function of a Moment")
+    for name in ("event_fn", "dense", "per_sample"):
+        if knobs.get(name):
+            raise ValueError(
+                f"{name}: {knobs[name]!r} is not allowed with running costs; leave it out"
+            )
     state = (y0, *(y0.new_zeros(len(y0)) for _ in costs))
     ys, *integrals = odeint(_WithCosts(func, costs), state, t, **knobs)
     return ys, dict(zip(costs, integrals, strict=True))

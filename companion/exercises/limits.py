@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from companion import odeint
+from companion import counting, odeint
 from companion.analysis.reversal import best_spiral, least_lipschitz
 from companion.exercises.checking import Exercise, WrongAnswer, close, listed, number, tensor
 from companion.running_costs import kinetic_energy, solve_with_costs
 
-__all__ = ["CHEAP", "EXERCISES", "LEAST", "PADDING", "SPIRAL", "WORK"]
+__all__ = ["CHEAP", "EXERCISES", "LEAST", "PADDING", "RATE", "SPIRAL", "WORK"]
 
 
 # Warm-up: a spiral that reverses
@@ -295,4 +295,57 @@ CHEAP = Exercise(
 )
 
 
-EXERCISES = (SPIRAL, LEAST, PADDING, WORK, CHEAP)
+# Explore: where an implicit method begins to pay
+
+
+def evaluations(rate: float, method: str) -> int:
+    """Count what van der Pol's oscillator costs from time 0 to 5, at a tolerance of 1e-4.
+
+    Example:
+        >>> evaluations(1.0, "dopri5")
+        92
+    """
+
+    def field(t: Tensor, state: Tensor) -> Tensor:
+        x, y = state
+        return torch.stack([rate * (y + x - x**3 / 3), -x / rate])
+
+    start = torch.tensor([2.0, 2 / 3], dtype=torch.float64)
+    gradient = "adjoint" if method == "scipy_solver" else "backprop"
+    with counting() as stats, torch.no_grad():
+        odeint(field, start, [0.0, 5.0], method=method, rtol=1e-4, atol=1e-4, gradient=gradient)
+    return stats.nfe
+
+
+def _check_rate(answer: float) -> str:
+    """Accept what is near the rate from which on LSODA takes fewer, and tell both counts."""
+    rate = number(answer, "Answer with one number, the rate.")
+    if not 0.1 <= rate <= 100:
+        raise WrongAnswer("Look at rates between 0.1 and 100.")
+    explicit, implicit = (evaluations(rate, method) for method in ("dopri5", "scipy_solver"))
+    said = f"At the rate {rate:g}, dopri5 takes {explicit} evaluations and LSODA {implicit}"
+    if rate < 4.2:
+        more = "a tie that does not last" if implicit < explicit else "not yet fewer"
+        raise WrongAnswer(f"{said}: {more}. Go on to higher rates.")
+    if rate > 6.0:
+        raise WrongAnswer(f"{said}; it did so at a lower rate already. Halve the interval.")
+    return f"Right: {said}, and from here on the gap widens."
+
+
+RATE = Exercise(
+    id="limits-ex-rate",
+    check=_check_rate,
+    solution=5.0,
+    wrong={
+        "the first tie": 2.0,
+        "where both are equally stiff": 1.0,
+        "far beyond": 30.0,
+        "the next power of ten": 10.0,
+        "one over the rate": 1 / 5,
+        "a time": 500.0,
+        "the counts": [128.0, 121.0],
+    },
+)
+
+
+EXERCISES = (SPIRAL, LEAST, PADDING, WORK, CHEAP, RATE)

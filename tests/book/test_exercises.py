@@ -119,6 +119,7 @@ class Slip(torch.nn.Module):
         ("adjoint-ex-bounce", lambda: (Slip(), torch.ones(2), 1.0)),
         ("graphs-ex-exact", lambda: (Slip(), torch.ones(4, 2))),
         ("refinement-ex-together", Slip),
+        ("limits-ex-cheap", Slip),
         ("free-order-ex-straight", lambda: ([Slip() for _ in range(20)], torch.ones(4, 2))),
         ("isode-ex-opposite", lambda: (Slip(), [0.5, -0.5] * 8)),
     ],

@@ -177,6 +177,9 @@ def test_what_is_refused():
         solve_with_costs(linear, (y, y), [0.0, 1.0], {"e": kinetic_energy})
     with pytest.raises(ValueError, match=r"y0: shape \(2,\)"):
         solve_with_costs(linear, y[0], [0.0, 1.0], {"e": kinetic_energy})
+    for name, value in (("event_fn", lambda t, y: t), ("dense", True), ("per_sample", True)):
+        with pytest.raises(ValueError, match=f"{name}: .* is not allowed with running costs"):
+            solve_with_costs(linear, y, [0.0, 1.0], {"e": kinetic_energy}, **{name: value})
     with pytest.raises(ValueError, match="costs: an empty mapping"):
         solve_with_costs(linear, y, [0.0, 1.0], {})
     with pytest.raises(TypeError, match=r"costs: 'e' is 1\.0"):

@@ -118,7 +118,7 @@ def test_a_search_over_linear_fields_ends_at_the_constant(dim):
         return norms_and_product(flat.reshape(shape))[1][0, 0] + 1
 
     found = minimize(
-        constant, start.ravel(), method="SLSQP", options={"maxiter": 400, "ftol": 1e-12},
+        constant, start.ravel(), method="SLSQP", options={"maxiter": 150, "ftol": 1e-12},
         constraints={"type": "eq", "fun": reversal}, bounds=[(-6, 6)] * start.size,
     )  # fmt: skip
     assert abs(reversal(found.x)) < 1e-6
