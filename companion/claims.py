@@ -317,6 +317,13 @@ CATALOGUE: dict[str, Statement] = {
         ),
         ("CL65", "Activations dominate the memory", "22 GiB and 220 MiB", "S22", "adjoint"),
         (
+            "S22-X5",
+            "Copied states and frozen batch norm change the memory-free gradient",
+            "",
+            "here",
+            "memory_free",
+        ),
+        (
             "S22-X3",
             "Trajectories cross only where a layer's Lipschitz constant reaches $N$",
             "",
@@ -330,7 +337,7 @@ CATALOGUE: dict[str, Statement] = {
             "A round trip gains an order when the order is even",
             "",
             "here",
-            "is_it_an_ode",
+            "free_order",
         ),
         (
             "Q20-X1",
@@ -432,7 +439,7 @@ CATALOGUE: dict[str, Statement] = {
         ("FW8", "A corrected reverse step gains an order at no cost", "", "here", "free_order"),
         (
             "FW8-T",
-            "Every reverse rule trains at $L/N < 1$, none at $L/N > 2$",
+            "All rules train at $L/N \\le 1$, corrected better up to 2, none from 2.5",
             "",
             "here",
             "free_order",
