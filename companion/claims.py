@@ -435,8 +435,14 @@ CATALOGUE: dict[str, Statement] = {
             "here",
             "is_it_an_ode",
         ),
-        ("FW7", "$k$ sweeps give reverse order $k + 1$", "", "here", "free_order"),
-        ("FW8", "A corrected reverse step gains an order at no cost", "", "here", "free_order"),
+        ("FW7", "$k$ sweeps give reverse order $k + 1$ where $L < N$", "", "here", "free_order"),
+        (
+            "FW8",
+            "For $L < N$ and smooth units, a corrected step gains an order of the bound, free",
+            "",
+            "here",
+            "free_order",
+        ),
         (
             "FW8-T",
             "All rules train at $L/N \\le 1$, corrected better up to 2, none from 2.5",
