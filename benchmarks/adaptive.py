@@ -24,15 +24,16 @@ QUESTION = "What do adaptive solves and their gradients cost beside those of oth
 EXCLUDED = (
     "All use dopri5 at a tolerance of 1e-6, relative and absolute. The plain loop is a textbook's, "
     "recorded by autograd. torchode gives each row its own steps. zuko's gradient and that of the "
-    "checkpoint are exact for the accepted steps. With 100 outputs, the plain loop is rk4 with a "
-    "step from output to output. Gradients agree to 1e-3 in double precision; the notes say how "
-    "far they are from a solve at 1e-11. diffrax compiles the whole solve. Our field is a straight "
-    "line of operations from its first evaluation on (`flat=True`)."
+    "checkpoint are exact for the accepted steps. With 100 outputs, the tolerance is 1e-5, the "
+    "time half as long, and the plain loop rk4 with a step from output to output. "
+    "Gradients agree to 1e-3 in double precision; the notes say how far they are from a solve at "
+    "1e-11. diffrax compiles the whole solve. Our field is a straight line of operations from its "
+    "first evaluation on (`flat=True`)."
 )
 FULL = {"outputs": 100, "end": 100.0}
 TINY = {"outputs": 3, "end": 1.0, "compiling": False}
 
-TOLERANCE = 1e-6
+TOLERANCE, LOOSE = 1e-6, 1e-5
 BARS = {"checkpoint": 1.35, "checkpoint, compiled": 0.40}
 KEPT = 20_000
 
@@ -42,8 +43,8 @@ def run(rounds: int, outputs: int, end: float, compiling: bool = True) -> list[R
     agree(candidates(end, torch.float64), rtol=1e-3)
     agree(ends, rtol=1e-3)  # compiles, so that no round pays for it
     errors = {name: f"gradient error {error(one, end):.1e}" for name, one in ends.items() if one}
-    inside = latent(outputs, end, torch.float32)
-    agree(latent(outputs, end, torch.float64), rtol=1e-3)
+    inside = latent(outputs, end / 2, torch.float32)
+    agree(latent(outputs, end / 2, torch.float64), rtol=1e-3)
     work = f"{outputs} outputs inside steps, forward + backward"
     theirs, ours = evaluations(end)
     adjoints = ("dopri5, adjoint, backward", "companion", "torchdiffeq", "evaluations")
@@ -108,7 +109,7 @@ def latent(outputs: int, end: float, dtype: torch.dtype) -> dict[str, Candidate]
     """The work of a latent ODE: one solve, read at many times."""
     field, y0 = seeded(TanhField, dtype), normal(64, 2, dtype=dtype)
     t = torch.linspace(0, end, outputs + 1, dtype=dtype)
-    at = {"rtol": TOLERANCE, "atol": TOLERANCE}
+    at = {"rtol": LOOSE, "atol": LOOSE}
 
     def grid(y: Tensor) -> Tensor:
         states = [y]

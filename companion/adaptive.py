@@ -28,7 +28,7 @@ from companion.solve import (
 )
 from companion.time_gradients import with_time_gradients
 
-__all__ = ["Adaptive", "Control", "Jumps", "Outputs", "Span", "Taken"]
+__all__ = ["Adaptive", "Control", "Jumps", "Outputs", "Span", "Taken", "relative"]
 
 SAFETY = 0.9
 """The next step is this part of the one that would just meet the tolerance."""
@@ -100,7 +100,7 @@ class Adaptive:
 
     Attributes:
         pair: the pair.
-        rtol: relative tolerance.
+        rtol: relative tolerance; half a rounding unit of the state's dtype if that is more.
         atol: absolute tolerance.
         max_steps: most attempts between the first and the last time.
     """
@@ -207,7 +207,8 @@ class Adaptive:
         return y + sums.reshape(len(fractions), *y.shape)
 
     def _scale(self, y: Tensor, other: Tensor) -> Tensor:
-        scale = torch.maximum(y.abs(), other.abs()).mul_(self.rtol).add_(self.atol)
+        rtol = relative(self.rtol, y)
+        scale = torch.maximum(y.abs(), other.abs()).mul_(rtol).add_(self.atol)
         # Without an absolute tolerance an entry that stays zero has no scale, and no error.
         return scale if self.atol else scale.clamp_min_(torch.finfo(scale.dtype).tiny)
 
@@ -377,6 +378,14 @@ class Control:
             f"{self.t:.6g}, on the way to {self.end:.6g} in steps of {size:.3g}; loosen rtol "
             "and atol, use method='scipy_solver' if the equation is stiff, or raise max_steps="
         )
+
+
+def relative(rtol: float, y: Tensor) -> float:
+    """Return the relative tolerance that counts for a state: never below a rounding error.
+
+    Smaller ones would take the rounding of the error estimate for an error of the step.
+    """
+    return max(rtol, torch.finfo(y.dtype).eps / 2)
 
 
 def _largest_part(ratios: Tensor, parts: Sequence[int]) -> float:

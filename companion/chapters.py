@@ -38,8 +38,8 @@ _PARTS = {
         (1, "residual_steps", "A residual network takes steps"),
         (2, "solvers", "Take good steps"),
         (3, "adjoint", "Differentiate through a solver without storing it"),
-        (4, "ode_nets", "Layers replaced by an equation"),
-        (5, "limits", "What an equation cannot do"),
+        (4, "ode_nets", "Replace the layers by an equation"),
+        (5, "limits", "What a flow cannot do"),
     ),
     "Densities and time": (
         (6, "cnf", "Densities that flow"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from companion.adaptive import Adaptive, Control, Evaluate, Span, Taken
+from companion.adaptive import Adaptive, Control, Evaluate, Span, Taken, relative
 from companion.gradients.accepted_steps import accepted_steps
 from companion.gradients.function import Given, Kept, recomputing_states
 from companion.pairs import Pair
@@ -39,7 +39,7 @@ class CompiledAdaptive(Adaptive):
         assert measure is None  # an adjoint's, which is not compiled
         y = dense(y)
         work = _Attempts(field, self.pair, self.backend, y)  # type: ignore[arg-type]
-        tolerances = y.new_tensor([self.rtol, self.atol])
+        tolerances = y.new_tensor([relative(self.rtol, y), self.atol])
         work.prepare(control.span(math.inf), y, tolerances)
         slope: Tensor | None = None
         while control.t != control.end:

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from companion.adaptive import GROW, SAFETY, SHRINK
+from companion.adaptive import GROW, SAFETY, SHRINK, relative
 from companion.pairs import Pair
 from companion.schemes import advance, combination
 from companion.solve import Field, NonFiniteError, Problem, Stage, States, StepLimitError
@@ -165,7 +165,8 @@ class PerSample:
         return field(Stage(t.clamp(low, high), number=number), y).to(y.dtype)
 
     def _scale(self, y: Tensor, other: Tensor) -> Tensor:
-        scale = torch.maximum(y.abs(), other.abs()).mul_(self.rtol).add_(self.atol)
+        rtol = relative(self.rtol, y)
+        scale = torch.maximum(y.abs(), other.abs()).mul_(rtol).add_(self.atol)
         return scale if self.atol else scale.clamp_min_(torch.finfo(scale.dtype).tiny)
 
     def _first_sizes(self, field: Field, y: Tensor, slope: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from companion.arguments import check_choice
 __all__ = ["SCHEMES", "Row", "Tableau", "advance", "combination", "get_scheme"]
 
 Row = tuple[Fraction, ...]
+"""A row of a tableau: exact coefficients, one for each stage before it."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from companion.solve import NonFiniteError, Problem, Stage, States, Stats, StepL
 __all__ = ["SCIPY", "ScipySolver"]
 
 SCIPY = "scipy_solver"
+"""The name of the method that lets scipy solve."""
 
 Array = NDArray[np.float64]
 

@@ -28,6 +28,8 @@ COLUMN = 75
 WORDS_A_MINUTE = 150
 LARGEST_SHARE, MOST_WORDS, MOST_CELLS = 0.12, 3500, 35
 LARGEST_CHAPTER, LARGEST_INDEX = 1.0, 0.5  # megabytes
+HIDDEN = {FOLDED, "hide-cell", "remove-cell", "remove-input"}
+"""Tags of cells whose code is not in view."""
 FOLDS = ("dropdown", "solution", "solution-start")
 """Directives whose content waits behind a click; the last lasts until its end."""
 PROSE = {
@@ -64,8 +66,11 @@ def count(text: str) -> int:
 
 
 def plain(text: str) -> str:
-    """Return a paragraph with formulas, code and roles as one word each, links as their texts."""
-    text = re.sub(r"\{[\w:-]+\}`[^`]*`|`[^`]*`|\$[^$]*\$", "X", text)
+    """Return a paragraph with formulas, code and roles as one word each, links as their texts.
+
+    A full stop or comma inside a formula is one of the sentence.
+    """
+    text = re.sub(r"\{[\w:-]+\}`[^`]*`|`[^`]*`|\$[^$]*?([.,;:]?)\$", r"X\1", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)|<[^>]*>", r"\1", text)
     return " ".join(re.sub(r"[*_~]", "", text).split())
 
@@ -124,7 +129,7 @@ def chapter(path: Path) -> Page:
             folded = read(cell.source, page, folded)
             continue
         tags = set(cell.metadata.get("tags", []))
-        if not (folded or FOLDED in tags or is_plumbing(cell.source, tags)):
+        if not (folded or tags & HIDDEN or is_plumbing(cell.source, tags)):
             page.cells += 1
             page.wide += sum(len(line) > COLUMN for line in cell.source.splitlines())
     return page

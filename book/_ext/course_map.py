@@ -16,7 +16,7 @@ GAINS = {
     "solvers": "Choose a solver and its steps, and foresee the error they make.",
     "adjoint": "Differentiate through a solve in little memory, and tell when the gradient is off.",
     "ode_nets": "Put one equation in the place of many layers, and count what it saves and costs.",
-    "limits": "Recognise what no equation can represent, and get round it with more dimensions.",
+    "limits": "Recognise what no flow can represent, and get round it with more dimensions.",
     "cnf": "Model a density by a flow, and evaluate it exactly.",
     "flow_matching": "Train such a flow without a solver in the training loop.",
     "latent_ode": "Fit series whose samples come at irregular times, and predict between them.",

@@ -5,6 +5,7 @@
 run, the name of a scalar (or a claim's ID, for its observed value), the format.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,7 +218,8 @@ class Recorded(SphinxRole):
         self.env.note_dependency(str(path))
         result = Result.load(path)
         number = result.claim(name).observed if name in CATALOGUE else result[name]
-        return format(float(number), form[0] if form else ".3g")
+        shown = format(float(number), form[0] if form else ".3g")
+        return re.sub(r"^-", "\N{MINUS SIGN}", shown)
 
 
 def outdated(app: Sphinx, env: BuildEnvironment, *changes: Any) -> list[str]:

@@ -23,10 +23,21 @@ document.addEventListener("DOMContentLoaded", () => {
     if (cut.length) target.dataset.cut = cut.join(" ");
     else delete target.dataset.cut;
   }
-  /* The size changes with the window, when a fold opens and when formulas are set. */
-  const sizes = new ResizeObserver((entries) => entries.forEach(mark));
-  for (const target of document.querySelectorAll(SCROLLERS)) {
+  /* The size changes with the window, when a fold opens and when formulas are set. A formula scrolls
+     in a box of its own, which is there once it is set. */
+  const sizes = new ResizeObserver((entries) => {
+    for (const entry of entries) {
+      mark(entry);
+      const formula = entry.target.matches("div.math") && entry.target.querySelector("mjx-container");
+      if (formula) watch(formula);
+    }
+  });
+  const watched = new WeakSet();
+  function watch(target) {
+    if (watched.has(target)) return;
+    watched.add(target);
     sizes.observe(target);
     target.addEventListener("scroll", () => mark({ target }), { passive: true });
   }
+  document.querySelectorAll(SCROLLERS).forEach(watch);
 });

@@ -2,7 +2,8 @@ r"""Is a trained model a discretisation of a differential equation? A convergenc
 
 A numerical method of order $r$ has the error $E(h) = O(h^r)$, so it gets better when its step
 $h$ shrinks. A model that only fits the data at its own step gets worse: its error dips there
-(Queiruga et al. 2020, section 3.3.3). Errors here are norms, not their squares as printed in
+(Queiruga et al. 2020, section 3.3.3); Krishnapriyan et al. (2023, arXiv 2202.08494) develop this
+into a test of learnt models. Errors here are norms, not their squares as printed in
 Eq. 18: a square would double every slope.
 """
 

@@ -108,6 +108,12 @@ def solved(problem: Problem, gradient: Gradient, argument: str) -> States:
         return gradient.differentiable_states(problem)
     if transforming() and problem.solver.steps is None:
         raise _not_followed(problem.solver)
+    if problem.y0.is_meta and not problem.solver.on_grid:
+        raise ValueError(
+            f"{argument}: a tensor on the meta device has no values, which "
+            f"{problem.solver.method!r} looks at; use a scheme on fixed steps such as 'rk4' to "
+            "find shapes"
+        )
     with explaining(problem, argument):
         ys = gradient.differentiable_states(problem)
     check_finite(ys, problem, argument)

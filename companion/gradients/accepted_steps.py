@@ -18,10 +18,6 @@ from companion.solve import Problem, Stage, States
 __all__ = ["accepted_steps", "back_through_accepted_steps"]
 
 
-SMALL = 1024
-"""Steps of a state of fewer numbers are taken again several at once, so many numbers in all."""
-
-
 class _Noted(NamedTuple):
     """An accepted step: what it takes, besides the state, to take it again.
 
@@ -43,7 +39,6 @@ def accepted_steps(problem: Problem, every: int) -> tuple[States, Kept]:
     solver = problem.solver
     assert isinstance(solver, Adaptive)
     before = random_state(problem.y0.device)
-    every = max(every, min(8, SMALL // max(1, problem.y0.numel())))
     outputs, states = Outputs(problem.t), [problem.y0.unsqueeze(0)]
     starts: list[Tensor] = []
     notes: list[_Noted] = []

@@ -26,6 +26,9 @@ from companion.solve import FixedStep, Interval, Problem, Stage, States, Step
 
 __all__ = ["Checkpoint"]
 
+SMALL = 1024
+"""Adaptive steps of a state of fewer numbers are taken again several at once, so many in all."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -92,7 +95,8 @@ class Checkpoint:
         """Solve; keep the states where segments start, and the generators' if the field draws."""
         solver = problem.solver
         if isinstance(solver, Adaptive):
-            return accepted_steps(problem, self.every)
+            together = min(8, SMALL // max(1, problem.y0.numel()))
+            return accepted_steps(problem, max(self.every, together))
         if isinstance(solver, PerSample):
             return accepted_rows(problem)
         assert isinstance(solver, FixedStep)

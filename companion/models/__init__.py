@@ -10,6 +10,7 @@ from companion.models.continuous_net import (
 from companion.models.graphs import ContinuousModel, graph_summary, with_graph
 from companion.models.layers import layer_weights
 from companion.models.members import Members
+from companion.models.ode_net import Augment, ODENet, residual_layers
 from companion.models.one_step import OneStepNet, TanhField
 from companion.models.residual_conv import ResidualConvNet
 from companion.models.residual_mlp import ResidualMLP
@@ -17,22 +18,29 @@ from companion.models.resnets import ResNet, resnet
 from companion.models.saving import load, save
 from companion.models.skip_init import SkipInit
 from companion.models.stitch import Stitch
+from companion.models.time_fields import ConvField, SecondOrder, TimeConv, TimeMLP
 from companion.models.torchvision_weights import load_torchvision
 from companion.models.transfer import deepen, train_only, untie
 from companion.plain_layers import apply_to_layers
 
 __all__ = [
+    "Augment",
     "ContinuousMLP",
     "ContinuousModel",
     "ContinuousNet",
+    "ConvField",
     "Members",
+    "ODENet",
     "OneStepNet",
     "ResNet",
     "ResidualConvNet",
     "ResidualMLP",
+    "SecondOrder",
     "SkipInit",
     "Stitch",
     "TanhField",
+    "TimeConv",
+    "TimeMLP",
     "apply_to_layers",
     "deepen",
     "graph_summary",
@@ -41,6 +49,7 @@ __all__ = [
     "load_torchvision",
     "ode_blocks",
     "pre_activation_unit",
+    "residual_layers",
     "resnet",
     "save",
     "train_only",

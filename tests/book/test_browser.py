@@ -16,11 +16,35 @@ from companion.claims import CATALOGUE
 pytestmark = pytest.mark.browser
 
 COLOURS = ["color-contrast", "link-in-text-block"]
-# Dark pages differ from light ones in colours alone.
-RULES = {
-    "light": {"preload": False, "resultTypes": ["violations"]},
-    "dark": {"preload": False, "resultTypes": ["violations"], "runOnly": COLOURS},
-}
+VIOLATIONS = {"preload": False, "resultTypes": ["violations"]}
+BUT_COLOURS = {**VIOLATIONS, "rules": {rule: {"enabled": False} for rule in COLOURS}}
+ONLY_COLOURS = {**VIOLATIONS, "runOnly": COLOURS}
+# A page has thousands of words in about a hundred shades: colour, size and weight of the letters,
+# and the colours behind them. axe-core takes its time for each element, so one a shade is marked.
+MARK_SHADES = """() => {
+    document.querySelectorAll('[data-shade]').forEach(node => delete node.dataset.shade);
+    const seen = new Set();
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+        const node = texts.currentNode.parentElement;
+        if (!texts.currentNode.textContent.trim() || node.closest('script, style, noscript'))
+            continue;
+        if (!node.checkVisibility({checkVisibilityCSS: true}))
+            continue;
+        const own = getComputedStyle(node);
+        const shade = [node.localName === 'a', own.color, own.fontSize, own.fontWeight,
+                       own.textShadow, own.textDecorationLine];
+        for (let around = node; around; around = around.parentElement) {
+            const style = getComputedStyle(around);
+            shade.push(style.backgroundColor, style.backgroundImage, style.opacity);
+        }
+        if (!seen.has(shade.join())) {
+            seen.add(shade.join());
+            node.dataset.shade = seen.size;
+        }
+    }
+    return seen.size;
+}"""
 LOCAL = ("file://", "http://127.0.0.1:", "data:", "blob:")
 WIDE, TELEPHONE = 1280, 390
 PATIENCE = 180_000  # milliseconds: a machine at work on other tests is slow, not wrong
@@ -79,17 +103,30 @@ def faults_of_text(page: Page) -> Iterator[str]:
     )
 
 
-def faults_of_access(page: Page, theme: str) -> Iterator[str]:
-    """Yield what axe-core finds in a theme."""
+def faults_of_access(page: Page) -> Iterator[str]:
+    """Yield what axe-core finds on a page besides its colours."""
+    yield from serious(Axe().run(page, options=BUT_COLOURS).response["violations"])
+
+
+def faults_of_colours(page: Page, theme: str) -> Iterator[str]:
+    """Yield what axe-core finds among the colours of a theme."""
     page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
     page.wait_for_function(  # colours that still change would be measured half-way
         "() => !document.getAnimations().some(a => a instanceof CSSTransition)"
     )
-    for violation in Axe().run(page, options=RULES[theme]).response["violations"]:
+    assert page.evaluate(MARK_SHADES) > 5
+    marked = {"include": [["[data-shade]"]]}
+    found = Axe().run(page, context=marked, options=ONLY_COLOURS).response["violations"]
+    yield from (f"{theme}: {fault}" for fault in serious(found))
+
+
+def serious(violations: list[dict]) -> Iterator[str]:
+    """Yield the violations that keep somebody from reading."""
+    for violation in violations:
         if violation["impact"] in SERIOUS:
             for node in violation["nodes"]:
                 shown = f"{node['target']} {node['html'][:120]} {node['failureSummary']}"
-                yield f"{theme}: {violation['id']}: {shown}"
+                yield f"{violation['id']}: {shown}"
 
 
 def faults_of_width(page: Page) -> Iterator[str]:
@@ -119,8 +156,25 @@ def test_page_in_four_views(browser, book, name):
         page.wait_for_function("wide => window.innerWidth === wide", arg=WIDE)
         # Folded solutions are part of the page.
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        found += [*faults_of_access(page, "light"), *faults_of_access(page, "dark")]
+        found += faults_of_access(page)
+        found += [*faults_of_colours(page, "light"), *faults_of_colours(page, "dark")]
         assert not found, "\n".join(found)
+
+
+def test_faults_are_found(browser, book):
+    """One pale word among many, in one theme; a picture without words; what is too wide."""
+    with opened(browser, address(book, "book/notation")) as page:
+        page.evaluate(
+            """() => {
+                const main = document.querySelector('article');
+                main.querySelector('p').innerHTML += ' <b style="color: #aaa">pale</b>';
+                main.innerHTML += '<img src="data:,"><p style="width: 2000px">wide</p>'}"""
+        )
+        assert any("image-alt" in fault for fault in faults_of_access(page))
+        assert any("pale" in fault for fault in faults_of_colours(page, "light"))
+        assert not [fault for fault in faults_of_colours(page, "dark") if "pale" in fault]
+        assert any("no image" in fault for fault in faults_of_text(page))
+        assert any("wide" in fault for fault in faults_of_width(page))
 
 
 def test_light_and_dark_have_their_own_picture(browser, book):
@@ -129,6 +183,12 @@ def test_light_and_dark_have_their_own_picture(browser, book):
             assert page.locator(f"img.only-{theme}").is_visible()
             other = "dark" if theme == "light" else "light"
             assert not page.locator(f"img.only-{other}").is_visible()
+
+
+def test_an_animation_has_the_ground_of_the_page(browser, book):
+    with opened(browser, address(book, "notebooks/01_residual_steps"), "dark") as page:
+        card = page.locator(".text_html:has(.moving-points)").first
+        assert card.evaluate("e => getComputedStyle(e).backgroundColor") == "rgba(0, 0, 0, 0)"
 
 
 def test_theme_button_switches(browser, book):
@@ -180,6 +240,17 @@ def test_what_is_cut_fades_out_at_that_end(browser, book):
         listing.evaluate("node => { node.scrollLeft = node.scrollWidth }")
         expect(listing).to_have_attribute("data-cut", "before")
         assert listing.evaluate("node => getComputedStyle(node).maskImage") != "none"
+
+
+def test_formulas_that_are_cut_fade_out_too(browser, book):
+    with opened(browser, address(book, "notebooks/03_adjoint")) as page:
+        page.set_viewport_size({"width": TELEPHONE, "height": 900})
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        expect(page.locator("div.math mjx-container[data-cut=after]").first).to_be_attached()
+        page.wait_for_function(
+            """() => [...document.querySelectorAll('.bd-article div.math mjx-container')]
+                .every(n => n.scrollWidth <= n.clientWidth + 1 || n.dataset.cut)"""
+        )
 
 
 @pytest.fixture

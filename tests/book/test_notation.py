@@ -61,7 +61,7 @@ def definitions(text: str) -> dict[str, set[str]]:
         match = re.fullmatch(r"(\\?[A-Za-z]+)\s*=\s*(.+)", formula.strip(), flags=re.DOTALL)
         if not match or not (len(match[1]) == 1 or match[1].startswith("\\")):
             continue
-        value = re.sub(r"\s|[.,]$", "", match[2])
+        value = re.sub(r"\s|[.,:;]$", "", match[2])
         letters = re.sub(r"\\[a-z]+", "", value)
         if CUE.search(before) and re.search("[A-Za-z]", letters) and not value.startswith("O("):
             found[match[1]].add(value)
@@ -69,7 +69,7 @@ def definitions(text: str) -> dict[str, set[str]]:
 
 
 def test_definitions_are_found():
-    text = r"Put $q = 1 + L$ and so on. $q = 7$. With $q = 1 + M$, $p = x$ and $\mu = 2a.$"
+    text = r"Put $q = 1 + L$. $q = 7$. With $q = 1 + M:$ with $q = 1 + M$, $p = x$ and $\mu = 2a.$"
     assert definitions(text) == {"q": {"1+L", "1+M"}}
 
 

@@ -26,6 +26,10 @@ def test_sentences_are_told_apart():
         "Yes!",
     ]
     assert list(page_style.sentences("**A label.** No end")) == []
+    assert list(page_style.sentences("Let $h = T/N,$ or $1.$ Then $x$.")) == [
+        "Let X, or X.",
+        "Then X.",
+    ]
     assert counted("One two three four five six seven eight. One two.").short == 0.5
 
 

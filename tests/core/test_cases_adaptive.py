@@ -340,3 +340,21 @@ def test_torchdiffeqs_names_say_what_to_write():
                         ("nonsense", "see its help")]:  # fmt: skip
         with pytest.raises(TypeError, match=f"^{name}: odeint has no such argument; .*{words}"):
             odeint(lambda t, y: -y, one(), [0.0, 1.0], **{name: None})
+
+
+@loop("method", ADAPTIVE)
+@loop("per_sample", [False, True])
+def test_tolerances_below_rounding_are_not_chased(method, per_sample):
+    """In single precision 1e-12 took the noise of the estimate for an error, and crawled."""
+    y0, t = one(1.0, 2.0, dtype=torch.float32).unsqueeze(1), [0.0, 1.0]
+    found = []
+    for rtol in (1e-12, 2.0**-24):
+        with counting() as stats:
+            y = odeint(
+                lambda t, y: -y, y0, t, method=method, rtol=rtol, atol=0, per_sample=per_sample
+            )
+        found.append((y, stats.nfe))
+    (y, nfe), (other, count) = found
+    assert torch.equal(y, other)
+    assert nfe == count
+    torch.testing.assert_close(y[-1], y0 * math.exp(-1), rtol=1e-5, atol=0)

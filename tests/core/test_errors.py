@@ -214,6 +214,16 @@ ROWS = [
      ["(3, 4)", "(3, 2)"]),
     ("residual explodes", lambda: run(residual=Explodes(), steps=4), ValueError, "x",
      ["finite at t = 0.25;"]),
+    # --- states without arithmetic or values
+    ("state of 8 bits", lambda: solve(y0=torch.ones(2).to(torch.float8_e4m3fn)), ValueError, "y0",
+     ["float8_e4m3fn", "16 bits"]),
+    ("part of 8 bits", lambda: solve(y0=(torch.ones(2).to(torch.float8_e5m2),)), ValueError, "y0",
+     ["float8_e5m2", "16 bits"]),
+    ("sparse part", lambda: solve(y0=(torch.ones(2).to_sparse(),)), ValueError, "y0", ["dense"]),
+    ("state without values", lambda: adaptive(y0=torch.ones(2, device="meta")), ValueError, "y0",
+     ["meta", "'dopri5'", "'rk4'"]),
+    ("rows without values", lambda: adaptive(y0=torch.ones(2, device="meta"), per_sample=True),
+     ValueError, "y0", ["meta"]),
     # --- counters
     ("a slope of one point", lambda: fit_slope([1.0], [1.0]), ValueError, "x, y", ["1 and 1"]),
     ("a slope of zeros", lambda: fit_slope([1, 2], [0, 1]), ValueError, "x, y", ["positive"]),

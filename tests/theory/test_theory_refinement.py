@@ -158,6 +158,57 @@ def test_the_change_has_the_order_of_the_method_and_is_a_share_of_its_error(meth
     assert changes[2] / error == pytest.approx(1 - 2.0**-order, abs=0.02)
 
 
+def order_bound(tau, lipschitz, order, steps):
+    """What doubled steps move the output by at most, before and after the exponential."""
+    h = 1 / steps
+    local = tau * h**order * (1 + 2.0**-order * (1 + h * lipschitz / 4))
+    growth = (1 + h * lipschitz) ** steps
+    return local * (growth - 1) / lipschitz, local * (math.exp(lipschitz) - 1) / lipschitz
+
+
+@pytest.mark.parametrize("method", TABLEAUS)
+@loop("rate", [0.5, 2.0, 5.0])
+@loop("steps", [1, 4, 16])
+def test_doubled_steps_of_any_scheme_stay_below_the_bound(method, rate, steps):
+    """A growing linear field: both constants are exact, for whole steps and for halves."""
+    order, h = ORDERS[method], 1 / steps
+    theta = [torch.tensor([[rate]], dtype=F64)]
+
+    def factor(h):
+        x = torch.ones(1, 1, dtype=F64)
+        return float(solve(lambda x, w: h * (x @ w.T), theta, x, method, 1))
+
+    lipschitz = max((factor(g) - 1) / g for g in (h, h / 2))
+    assert lipschitz == (factor(h) - 1) / h
+    fine = factor(h / 2) ** 2
+    reach = max(1.0, fine ** (steps - 1)) * math.exp(rate * h / 2)
+    tau = max((math.exp(rate * g) - factor(g)) / g ** (order + 1) for g in (h, h / 2)) * reach
+    change = abs(fine**steps - factor(h) ** steps)
+    sharp, bound = order_bound(tau, lipschitz, order, steps)
+    assert 0 < change <= sharp <= bound
+
+
+@loop(("order", "steps"), [(1, 1), (1, 5), (2, 3), (4, 8)])
+@loop("lipschitz", [0.4, 3.0])
+def test_maps_with_these_constants_attain_the_bound(order, steps, lipschitz):
+    """A flow at rest; whole steps err to one side, half steps to the other, all by the most."""
+    tau, h = 0.7, 1 / steps
+    x = z = 0.0
+
+    def step(x, at, h, side):
+        """Err by tau h^(p+1) at the state ``at``, and stretch distances from it by 1 + h L."""
+        return at + side * tau * h ** (order + 1) + (1 + h * lipschitz) * (x - at)
+
+    for _ in range(steps):
+        start = z
+        x = step(x, start, h, 1)
+        z = step(step(z, start, h / 2, -1), start, h / 2, -1)
+        assert (z - start) < 0 < x - z
+    sharp, bound = order_bound(tau, lipschitz, order, steps)
+    assert x - z == pytest.approx(sharp, rel=1e-12)
+    assert sharp <= bound
+
+
 @pytest.mark.parametrize("method", TABLEAUS)
 def test_naive_stages_change_a_field_without_state_by_a_closed_form(method):
     weights = [torch.tensor([t], dtype=F64) for t in (0.4, -1.0, 2.5, 1.1)]
@@ -271,6 +322,24 @@ def test_even_these_copies_differ_without_whole_steps_of_their_own(method, field
 
 
 # Momentum and speed
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.0])
+def test_copies_part_by_at_most_what_their_gradients_differ(kept):
+    """The largest gradients that are allowed, for long: split or dropped, the bound is close."""
+    rate, momentum, gap, updates = 0.1, 0.9, 0.3, 2000
+    copies = nn.Parameter(torch.zeros(2, dtype=F64))
+    sgd = torch.optim.SGD([copies], lr=rate, momentum=momentum)
+    copies.grad = torch.full((2,), 5.0, dtype=F64)
+    sgd.step()
+    sgd.state[copies]["momentum_buffer"] *= kept
+    copies.data.zero_()
+    copies.grad = torch.tensor([1.0, 1.0 + gap], dtype=F64)
+    for _ in range(updates):
+        sgd.step()
+    bound = rate * updates * gap / (1 - momentum)
+    apart = float((copies[1] - copies[0]).abs())
+    assert 0.99 * bound < apart <= bound
 
 
 @pytest.mark.parametrize(("kept", "sign"), [(1.0, 1.0), (0.0, -1.0), (0.5, 0.0)])

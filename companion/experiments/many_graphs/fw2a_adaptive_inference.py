@@ -56,7 +56,7 @@ falls like that of a method of order 2."""
     ),
 )  # fmt: skip
 def fw2a(
-    run: Run, *, seeds: int = 4, epochs: int = 30,
+    run: Run, *, seeds: int = 5, epochs: int = 30,
     tolerances: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
 ) -> Findings:  # fmt: skip
     """Train three variants and solve each of them adaptively.

@@ -30,7 +30,7 @@ EULER_LARGE = Variant("euler", scale=CELLS)
     ),
 )  # fmt: skip
 def q20_f10(
-    run: Run, *, seeds: int = 4, epochs: int = 30, steps: tuple[int, ...] = STEPS
+    run: Run, *, seeds: int = 5, epochs: int = 30, steps: tuple[int, ...] = STEPS
 ) -> Findings:
     """Train the three variants and run each under every graph.
 

@@ -19,21 +19,22 @@ from companion.experiments.many_graphs.image_nets import Settings, Study, broken
     "Wide ContinuousNets with Euler and midpoint on larger images, under other graphs",
     paper="Queiruga et al. 2020, Fig. 10",
     claims=(
-        ("CL47", "swapped", None, 0.01,
-         "{dataset}, test error, midpoint to RK4 at equal steps, after the swap minus before"),
+        ("CL47", "swapped", -0.004, {"digits": 0.004, "tiny-imagenet": 0.01},
+         "{dataset}, test error, midpoint to RK4 at equal steps, after the swap minus before, mean "
+         "over {seeds} seeds"),
         *broken("CL47", "tiny-imagenet"),
     ),
     full={
         "dataset": "tiny-imagenet", "channels": (64, 128, 256), "refine_at": (20, 50, 80),
-        "epochs": 160, "autocast": True,
+        "epochs": 160, "seeds": 1, "autocast": True,
     },
-    tiny={"channels": (2,), "refine_at": (1,), "epochs": 2},
+    tiny={"channels": (2,), "refine_at": (1,), "epochs": 2, "seeds": 1},
     machine_dependent=tuple(f"images_per_second_{name}" for name in ("euler", "midpoint")),
 )  # fmt: skip
 def q20_f10_t(
     run: Run, *, dataset: str = "digits", networks: tuple[str, ...] = ("euler", "midpoint"),
     channels: tuple[int, ...] = (8, 16), refine_at: tuple[int, ...] = (2, 4), epochs: int = 8,
-    seeds: int = 1, autocast: bool = False, compiled: bool = False,
+    seeds: int = 5, autocast: bool = False, compiled: bool = False,
 ) -> Findings:  # fmt: skip
     """Train and measure as Q20-T1a does; the curves and scalars are those."""
     settings = Settings(channels, refine_at, epochs, autocast, compiled)

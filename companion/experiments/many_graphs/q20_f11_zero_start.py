@@ -41,7 +41,7 @@ COARSE = 4
     ),
 )  # fmt: skip
 def q20_f11(
-    run: Run, *, seeds: int = 4, epochs: int = 30,
+    run: Run, *, seeds: int = 5, epochs: int = 30,
     steps: tuple[int, ...] = tuple(sorted((*STEPS, 17))),
 ) -> Findings:  # fmt: skip
     """Train five variants and run each under every graph.

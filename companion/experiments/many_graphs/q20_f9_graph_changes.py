@@ -40,8 +40,7 @@ REFINED = Variant("rk4", refined=True)
         ("CL38", "change_euler", None, 0.006,
          "largest change of test error over seeds, RK4-refined net under Euler, 8 steps"),
         ("CL38", "change_any", None, 0.006,
-         "largest over seeds and all schemes with 2 or more steps",
-         "One seed loses 4 of 500 samples under Euler with 3 or 4 steps."),
+         "largest over seeds and all schemes with 2 or more steps"),
         ("CL39", "change_quarter", None, 0.01,
          "largest change of test error over seeds, RK4-refined net from 8 to 2 steps"),
         ("CL40", "r2", 0.95, None, "R^2 of the line through time against evaluations"),
@@ -56,7 +55,7 @@ REFINED = Variant("rk4", refined=True)
     ),
 )  # fmt: skip
 def q20_f9(
-    run: Run, *, seeds: int = 4, epochs: int = 30, steps: tuple[int, ...] = STEPS,
+    run: Run, *, seeds: int = 5, epochs: int = 30, steps: tuple[int, ...] = STEPS,
     timed_steps: tuple[int, ...] = (2, 4, 8, 16, 32), repeats: int = 20,
 ) -> Findings:  # fmt: skip
     """Train four variants, run each under every graph, and time the graphs.

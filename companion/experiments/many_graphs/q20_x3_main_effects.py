@@ -37,6 +37,8 @@ COARSEST = 4
     claims=(
         ("Q20-X3", "eps_over_scheme", 0.0, None,
          "effect of epsilon on the largest rise of error, minus that of the scheme"),
+        ("Q20-X3", "limit_eps_over_scheme", -0.2, 0.2,
+         "effect of epsilon on the move to the flow, in factors of ten, minus that of the scheme"),
         ("Q20-X3", "rise_euler_eps1", None, 0.02,
          "largest rise of mean error with 4 or more steps, Euler-trained with epsilon = 1"),
         ("Q20-X3", "swapped_rk4_eps8", 0.02, None,
@@ -44,7 +46,7 @@ COARSEST = 4
     ),
 )  # fmt: skip
 def q20_x3(
-    run: Run, *, seeds: int = 4, epochs: int = 30, steps: tuple[int, ...] = STEPS
+    run: Run, *, seeds: int = 8, epochs: int = 30, steps: tuple[int, ...] = STEPS
 ) -> Findings:
     """Train the grid and run every network under every graph.
 
@@ -69,6 +71,7 @@ def effects(swaps: Swaps) -> dict[str, float]:
         scalars[f"rise_effect_{factor}"] = main_effect(rises, position)
         scalars[f"limit_effect_{factor}"] = main_effect(limits, position)
     scalars["eps_over_scheme"] = scalars["rise_effect_eps"] - scalars["rise_effect_scheme"]
+    scalars["limit_eps_over_scheme"] = scalars["limit_effect_eps"] - scalars["limit_effect_scheme"]
     large = names["rk4", float(CELLS), False]
     scalars["swapped_rk4_eps8"] = float(swaps.change(large, "euler", CELLS).mean())
     return scalars

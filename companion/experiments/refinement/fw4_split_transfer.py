@@ -45,7 +45,7 @@ Set = tuple[Tensor, Tensor]
         ("FW4", "most_split_change", None, 1e-6, "largest change of the loss by the split"),
     ),
 )  # fmt: skip
-def fw4(run: Run, *, seeds: int = 4, epochs: int = 15, tuning: int = 15) -> Findings:
+def fw4(run: Run, *, seeds: int = 8, epochs: int = 15, tuning: int = 15) -> Findings:
     """Pretrain and fine-tune every network from every seed.
 
     Curves: for each of :data:`KINDS` ``before_NET``, test error on 0 to 4 after

@@ -29,7 +29,7 @@ RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
     "FW5",
     "Learning rates and weight decays, ranked on coarse nets and on fine ones",
     paper="none; Queiruga et al. 2020, section 6, names coarse nets for the search",
-    full={"depths": (1, 2, 4, 8, 16), "decays": (0.0, 5e-4, 5e-3), "seeds": 6, "epochs": 10},
+    full={"depths": (1, 2, 4, 8, 16), "decays": (0.0, 5e-4, 5e-3), "seeds": 16, "epochs": 10},
     tiny={"depths": (1, 2), "decays": (0.0,), "seeds": 2, "epochs": 1},
     claims=tuple(
         ("FW5", f"rank_{family}_{{depths[0]}}", low, high,
@@ -41,7 +41,7 @@ RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 )  # fmt: skip
 def fw5(
     run: Run, *, depths: tuple[int, ...] = (1, 2, 8), decays: tuple[float, ...] = (0.0, 5e-3),
-    seeds: int = 3, epochs: int = 5,
+    seeds: int = 8, epochs: int = 5,
 ) -> Findings:  # fmt: skip
     """Train both families at every depth on the whole grid, all seeds of a cell side by side.
 

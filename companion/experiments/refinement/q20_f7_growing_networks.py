@@ -43,6 +43,10 @@ VARIANTS = {
          "change of the test error at a split, RK4, largest over seeds and splits"),
         ("CL33", "split_euler", None, 0.02,
          "change of the test error at a split, Euler, largest over seeds and splits"),
+        ("CL33", "over_deep_rk4", -0.008, 0.008,
+         "final test error minus that of full depth from the start, RK4, mean over {seeds} seeds"),
+        ("CL33", "over_deep_euler", -0.008, 0.008,
+         "final test error minus that of full depth with RK4, Euler, mean over {seeds} seeds"),
         ("CL34", "evaluations_ratio", 0.575, 0.575,
          "evaluations of refined training over those at full depth"),
         ("CL34", "time_ratio", None, 0.85, "CPU time of them, in the same ratio"),
@@ -50,7 +54,7 @@ VARIANTS = {
     ),
 )  # fmt: skip
 def q20_f7(
-    run: Run, *, variants: tuple[str, ...] = ("rk4", "euler"), seeds: int = 4, epochs: int = 30,
+    run: Run, *, variants: tuple[str, ...] = ("rk4", "euler"), seeds: int = 8, epochs: int = 30,
     rate: float = 0.05, repeats: int = 3,
 ) -> Findings:  # fmt: skip
     """Train refined networks from every seed, and deep ones to compare with.
@@ -59,7 +63,8 @@ def q20_f7(
     ``(seeds, epochs)``, the test error after each epoch, ``before_VARIANT`` and ``after_VARIANT``
     of shape ``(seeds, splits)``; ``error_deep``, the final errors at full depth from the start;
     ``sizes`` and ``seconds``, CPU time of an RK4 epoch. Scalars: ``mean_error_VARIANT`` and
-    ``mean_error_deep``; ``split_VARIANT``, the largest change at a split; ``fixed``, ``per_step``.
+    ``mean_error_deep``, and ``over_deep_VARIANT``, their difference; ``split_VARIANT``, the largest
+    change at a split; ``fixed``, ``per_step``.
     """
     if not {"rk4", "euler"} <= set(variants) <= set(VARIANTS):
         raise ValueError(
@@ -84,7 +89,7 @@ def q20_f7(
     sizes = [2**k for k in range(digits.REFINEMENTS + 1)]
     seconds = run.map(_seconds, {"time": (data, sizes, repeats)})["time"]
     tables = {v: {what: t.at(variant=v).values for what, t in found.items()} for v in variants}
-    scalars = {**split_errors(tables), "mean_error_deep": np.mean(errors)}
+    scalars = split_errors(tables, errors)
     curves = {"steps": steps, "error_deep": errors, "sizes": sizes, "seconds": seconds}
     curves |= named(found, "variant")
     return Findings(scalars | cost(steps, sizes, seconds), curves, data=data.provenance)
@@ -110,11 +115,12 @@ def _refined(
     return found | {"before": before, "after": history["refined_error"]}
 
 
-def split_errors(tables: Tables) -> dict[str, float]:
+def split_errors(tables: Tables, deep: Sequence[float]) -> dict[str, float]:
     """Return the final errors, means over seeds, and the largest change at a split."""
-    scalars = {}
+    scalars = {"mean_error_deep": float(np.mean(deep))}
     for name, row in tables.items():
         scalars[f"mean_error_{name}"] = float(row["error"][:, -1].mean())
+        scalars[f"over_deep_{name}"] = scalars[f"mean_error_{name}"] - scalars["mean_error_deep"]
         scalars[f"split_{name}"] = float(np.abs(row["after"] - row["before"]).max())
     return scalars
 

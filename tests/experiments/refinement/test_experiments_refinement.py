@@ -112,11 +112,15 @@ def test_claims_take_the_largest_change_of_either_sign():
         name: {"before": np.array(before), "after": np.array(after), "error": np.ones((1, 5))}
         for name, (before, after) in tables.items()
     }
-    scalars = {**split_errors(found), "time_ratio": 0.9, "r_squared": 0.99}
-    claims = decided("Q20-F7", {**scalars, "evaluations_ratio": 0.575})
-    assert [round(claim.observed, 6) for claim in claims[:2]] == [0.008, 0.01]
-    assert [claim.holds for claim in claims] == [False, True, True, False, True]
-    assert not decided("Q20-F7", {**scalars, "evaluations_ratio": 0.574})[2].holds
+    found["euler"]["error"][0, -1] = 0.996
+    deep = [0.99, 0.994]
+    scalars = {**split_errors(found, deep), "time_ratio": 0.9, "r_squared": 0.99}
+    claims = decided("Q20-F7", {**scalars, "evaluations_ratio": 0.575}, seeds=1)
+    assert [round(claim.observed, 6) for claim in claims[:4]] == [0.008, 0.01, 0.008, 0.004]
+    scalars["over_deep_rk4"] = -0.009  # better by more than the margin is no equality
+    claims = decided("Q20-F7", {**scalars, "evaluations_ratio": 0.575}, seeds=1)
+    assert [claim.holds for claim in claims] == [False, True, False, True, True, False, True]
+    assert not decided("Q20-F7", {**scalars, "evaluations_ratio": 0.574}, seeds=1)[4].holds
 
 
 @pytest.mark.parametrize(
@@ -198,11 +202,15 @@ def test_claims_of_f8():
     row["merged"] = np.array([0.1, 0.5])
     found = {
         "euler_eps8": row,
-        "rk4_eps8": {**row, "merged": np.array([0.9])},
-        "euler_eps1_refined": {**row, "variation": np.array([0.1, 0.5])},
+        "rk4_eps8": {**row, "merged": np.array([0.9]), "variation": np.array([4.0, 9.0])},
+        "euler_eps1_refined": {**row, "variation": np.array([0.01, 0.05])},
+        "rk4_eps1_refined": {**row, "variation": np.array([0.04, 0.05])},
     }
-    ratio, merged = decided("Q20-F8", smoothness(found))
-    assert (ratio.observed, ratio.low) == (8.0 / 0.5, 10.0)
+    ratio, grown, free, merged = decided("Q20-F8", smoothness(found), seeds=2)
+    assert (ratio.observed, ratio.low) == (4.0 / 0.05, 50.0)
+    assert grown.observed == pytest.approx(0.5)
+    assert free.observed == pytest.approx(2**0.5)
+    assert [claim.holds for claim in (ratio, grown, free, merged)] == [True, True, False, True]
     assert merged.observed == pytest.approx(0.3)
 
 

@@ -1,0 +1,233 @@
+r"""Costs of a whole trajectory, integrated with the state.
+
+A running cost $c$ turns a solve of $\dot x = f(t, x)$ into one of a longer state,
+
+$$\dot x = f(t, x), \qquad \dot C = c(t, x, f, \partial_x f), \qquad C(t_0) = 0,$$
+
+so that $C(t) = \int_{t_0}^t c\,ds$ comes with the state, with any method and any gradient. A loss
+may add it to what it asks of the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from companion.ode import odeint
+
+__all__ = [
+    "Cost",
+    "Moment",
+    "estimated_jacobian_norm",
+    "jacobian_norm",
+    "kinetic_energy",
+    "random_signs",
+    "solve_with_costs",
+]
+
+
+class Moment(NamedTuple):
+    """What a running cost can see of a trajectory at one time.
+
+    Attributes:
+        t: the time, a tensor without axes.
+        y: the state, shape ``(batch, ...)``.
+        velocity: the field there, shaped like ``y``.
+        pull: takes a tensor shaped like ``y`` to its product with the field's Jacobian from the
+            left, row by row.
+    """
+
+    t: Tensor
+    y: Tensor
+    velocity: Tensor
+    pull: Callable[[Tensor], Tensor]
+
+
+Cost = Callable[[Moment], Tensor]
+"""A running cost: one number for each row of the state, shape ``(batch,)``."""
+
+
+def solve_with_costs(
+    func: Callable[[Tensor, Any], Any],
+    y0: Tensor,
+    t: Tensor | Iterable[float],
+    costs: Mapping[str, Cost],
+    **knobs: Any,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""Solve $\dot y = f(t, y)$ and integrate running costs along the way.
+
+    An adaptive method controls the error of the integrals as well as that of the state, so it may
+    take more steps than without them.
+
+    Args:
+        func: as for :func:`companion.odeint`, a function or a module of ``t`` and a batch of
+            states; rows must not depend on each other.
+        y0: the states at ``t[0]``, shape ``(batch, ...)``.
+        t: times, as for :func:`companion.odeint`.
+        costs: running costs, each a function of a :class:`Moment` that returns a number a row.
+        **knobs: the other arguments of :func:`companion.odeint`.
+
+    Returns:
+        The states at all times, shape ``(len(t), batch, ...)``, and for each cost its integral from
+        ``t[0]`` to each of the times, shape ``(len(t), batch)``.
+
+    Raises:
+        TypeError: ``y0`` is no tensor, or a cost cannot be called.
+        ValueError: ``y0`` has no axis of rows, there are no costs, or one has another shape than
+            ``(batch,)``; besides what :func:`companion.odeint` raises.
+
+    Source:
+        Chen et al. 2018, section 4 (a state that carries an integral); Finlay et al. 2020.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+        >>> ends, paid = solve_with_costs(
+        ...     lambda t, x: -x, x, [0.0, 1.0], {"kinetic": kinetic_energy}
+        ... )
+        >>> paid["kinetic"][-1]  # (1 - exp(-2)) / 2, and four times as much
+        tensor([0.4323, 1.7293], dtype=torch.float64)
+    """
+    if not isinstance(y0, Tensor):
+        raise TypeError(f"y0: {type(y0).__name__} is not allowed; pass a tensor (batch, ...)")
+    if y0.ndim < 2:
+        raise ValueError(
+            f"y0: shape {tuple(y0.shape)} is not allowed; it must be (batch, ...), a row a sample"
+        )
+    if not costs:
+        raise ValueError("costs: an empty mapping is not allowed; name at least one running cost")
+    for name, cost in costs.items():
+        if not callable(cost):
+            raise TypeError(f"costs: {name!r} is {cost!r}; it must be a function of a Moment")
+    state = (y0, *(y0.new_zeros(len(y0)) for _ in costs))
+    ys, *integrals = odeint(_WithCosts(func, costs), state, t, **knobs)
+    return ys, dict(zip(costs, integrals, strict=True))
+
+
+def kinetic_energy(at: Moment) -> Tensor:
+    r"""Return $\lVert f\rVert^2$, whose integral is least where points move straight and evenly.
+
+    Shapes: ``(batch,)``.
+
+    Source:
+        Finlay et al. 2020.
+
+    Example:
+        >>> x = torch.ones(1, 3)
+        >>> kinetic_energy(Moment(torch.tensor(0.0), x, 2 * x, lambda v: 2 * v))
+        tensor([12.])
+    """
+    return at.velocity.flatten(1).square().sum(1)
+
+
+def jacobian_norm(at: Moment) -> Tensor:
+    r"""Return $\lVert\partial_x f\rVert_F^2$, exactly, by one product for each coordinate of a row.
+
+    Shapes: ``(batch,)``.
+
+    Example:
+        >>> x = torch.ones(2, 3)
+        >>> jacobian_norm(Moment(torch.tensor(0.0), x, 2 * x, lambda v: 2 * v))
+        tensor([12., 12.])
+    """
+    flat = at.y.flatten(1)
+    total = flat.new_zeros(len(flat))
+    for k in range(flat.shape[1]):
+        unit = torch.zeros_like(flat)
+        unit[:, k] = 1
+        total = total + at.pull(unit.reshape(at.y.shape)).flatten(1).square().sum(1)
+    return total
+
+
+def estimated_jacobian_norm(probe: Tensor) -> Cost:
+    r"""Return the cost $\lVert\epsilon^\top\partial_x f\rVert^2$, an estimate by one product.
+
+    Its mean over probes $\epsilon$ with independent entries of mean 0 and variance 1 is
+    $\lVert\partial_x f\rVert_F^2$. Draw a probe for every solve and keep it through the solve: with
+    one that changes from evaluation to evaluation, the cost would be no function of time.
+
+    Args:
+        probe: shaped like the state, say from :func:`random_signs`.
+
+    Raises:
+        ValueError: when the solve begins, if the probe and the state differ in shape.
+
+    Source:
+        Finlay et al. 2020, after Hutchinson 1990.
+
+    Example:
+        >>> x = torch.ones(1, 3)
+        >>> cost = estimated_jacobian_norm(random_signs(x, torch.Generator().manual_seed(0)))
+        >>> cost(Moment(torch.tensor(0.0), x, 2 * x, lambda v: 2 * v))
+        tensor([12.])
+    """
+
+    def cost(at: Moment) -> Tensor:
+        if probe.shape != at.y.shape:
+            raise ValueError(
+                f"probe: shape {tuple(probe.shape)} is not allowed; the state has the shape "
+                f"{tuple(at.y.shape)}"
+            )
+        return at.pull(probe.to(at.y)).flatten(1).square().sum(1)
+
+    return cost
+
+
+def random_signs(y: Tensor, generator: torch.Generator) -> Tensor:
+    """Return independent entries 1 and -1, shaped like ``y``: the probe of least variance.
+
+    Example:
+        >>> random_signs(torch.zeros(2, 3), torch.Generator().manual_seed(0)).abs().sum()
+        tensor(6.)
+    """
+    drawn = torch.randint(2, y.shape, generator=generator, device=generator.device)
+    return (2 * drawn - 1).to(y)
+
+
+class _WithCosts(nn.Module):
+    """The field of the state and the integrals."""
+
+    def __init__(self, func: Callable[..., Any], costs: Mapping[str, Cost]) -> None:
+        super().__init__()
+        self.func, self.costs = func, dict(costs)  # a module's parameters are found
+
+    def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # The velocity needs a graph even where none is kept: a cost may ask for its Jacobian.
+        # torch.func.vjp would make one, but not under the saved-tensor hooks of a first evaluation.
+        keep = torch.is_grad_enabled() and (
+            state[0].requires_grad or self.func(t, state[0]).requires_grad
+        )
+        with torch.enable_grad():
+            y = state[0] if keep and state[0].requires_grad else state[0].detach().requires_grad_()
+            velocity = self.func(t, y)
+
+            def pull(v: Tensor) -> Tensor:
+                return _pulled(velocity, y, v, keep)
+
+            at = Moment(t, y, velocity, pull)
+            values = [_checked(name, cost(at), len(y)) for name, cost in self.costs.items()]
+        found = (velocity, *values)
+        return found if keep else tuple(value.detach() for value in found)
+
+
+def _pulled(velocity: Tensor, y: Tensor, v: Tensor, keep: bool) -> Tensor:
+    """Return the product of ``v`` with the Jacobian from the left; zero if there is no graph."""
+    if not velocity.requires_grad:
+        return torch.zeros_like(y)
+    (found,) = torch.autograd.grad(
+        velocity, y, v, create_graph=keep, retain_graph=True, allow_unused=True,
+        materialize_grads=True,
+    )  # fmt: skip
+    return found
+
+
+def _checked(name: str, value: Any, rows: int) -> Tensor:
+    if not isinstance(value, Tensor) or value.shape != (rows,):
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"costs: {name!r} returned {found}; it must return a tensor of shape ({rows},), a "
+            "number for each row"
+        )
+    return value
