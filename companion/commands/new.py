@@ -72,7 +72,7 @@ def new(id: str, chapter: str, *words: str, claim: str = CLAIM) -> Iterator[str]
     if not (root / "tests").is_dir():
         raise ValueError(f"there is no checkout of the repository at {root} to write to")
     if not re.fullmatch(r"[A-Z][A-Z0-9]*(-[A-Za-z0-9]+)*", id) or id in entries():
-        raise ValueError(f"ID: {id!r} is not allowed; it must be new, and look like FW13 or S22-X5")
+        raise ValueError(f"ID: {id!r} is not allowed; it must be new, and look like FW13 or S22-X6")
     if chapter not in CHAPTERS:
         raise ValueError(unknown("chapter", chapter, CHAPTERS))
     if len(words) != 2 or not all(re.fullmatch(r"[a-z0-9]+", word) for word in words):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from companion.data import Samples
+from companion.experiments.copied_states import CopiedStates
 from companion.experiments.grid import Grid, grid
 from companion.experiments.recipes import classification_loss as classification_loss
 from companion.experiments.recipes import splits, trained_error
@@ -16,13 +17,17 @@ from companion.models import ResidualMLP
 from companion.train import seeded, step_decay
 
 RULES: Mapping[str, Rule] = {
-    name: NAMED_RULES[name]
-    for name in (
-        "backprop", "reverse", "sweeps", "corrected", "predicted", "predicted_2",
-        "heun_backprop", "heun_reverse", "heun_corrected", "reversible",
-    )
+    **{
+        name: NAMED_RULES[name]
+        for name in (
+            "backprop", "reverse", "sweeps", "corrected", "predicted", "predicted_2",
+            "heun_backprop", "heun_reverse", "heun_corrected", "reversible",
+        )
+    },
+    "reverse_copied": Rule("euler", CopiedStates()),
+    "heun_reverse_copied": Rule("heun", CopiedStates()),
 }  # fmt: skip
-"""The rules that networks are trained by."""
+"""The rules that networks are trained by. In the last two, no layer hands its error on."""
 
 
 def at_depth(rule: str, depth: int) -> str:
@@ -55,6 +60,13 @@ class Study(NamedTuple):
         """Return the mean test error minus that of the rule's reference."""
         return self.mean(rule, depth) - self.mean(RULES[rule].reference, depth)
 
+    def smallest_excess(self, rule: str, depth: int) -> float:
+        """Return the smallest difference over seeds: a test error minus that of the reference."""
+        own, reference = (
+            self.errors.at(rule=name, depth=depth).values for name in (rule, RULES[rule].reference)
+        )
+        return float((own - reference).min())
+
     def nearest(self, depth: int) -> int:
         """Return the depth of the study nearest to ``depth``, the smaller of two."""
         return min(self.depths, key=lambda own: (abs(own - depth), own))
@@ -82,18 +94,24 @@ def train_all(
 ) -> Study:
     """Train a network by every rule, at every depth, from every seed.
 
-    ``train(part, rule, depth, seed)`` returns the error and whether the network diverged. A
-    ``ValueError`` names an unknown rule, or one missing that a claim needs, as it is (``needed``)
-    or to compare with.
+    ``train(part, rule, depth, seed)`` returns the error and whether the network diverged.
+    """
+    check_rules(rules, needed)
+    seed = run.seeds(seeds)
+    found = grid(run, train, together=together, rule=rules, depth=depths, seed=seed)
+    return Study(found.pick(0), found.pick(1))
+
+
+def check_rules(rules: Sequence[str], needed: Sequence[str]) -> None:
+    """Refuse an unknown rule, or that one is missing that a claim needs or that others need.
+
+    A claim needs those of ``needed``; every rule needs its reference, to be compared with.
     """
     if unknown := [rule for rule in rules if rule not in RULES]:
         raise ValueError(f"rules must be some of {', '.join(RULES)}; got {', '.join(unknown)}")
     wanted = [*needed, *(RULES[rule].reference for rule in rules)]
     if missing := [rule for rule in dict.fromkeys(wanted) if rule not in rules]:
         raise ValueError(f"rules must include {', '.join(missing)}; got {', '.join(rules)}")
-    seed = run.seeds(seeds)
-    found = grid(run, train, together=together, rule=rules, depth=depths, seed=seed)
-    return Study(found.pick(0), found.pick(1))
 
 
 def digits_net(rule: str, depth: int, seed: int, gain: float) -> ResidualMLP:
@@ -106,7 +124,7 @@ def digits_net(rule: str, depth: int, seed: int, gain: float) -> ResidualMLP:
 
 
 def layer_rates(
-    net: ResidualMLP, rate: float, factor: float
+    net: Any, rate: float, factor: float
 ) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
     """Return what makes SGD whose rate in the layers is ``factor`` times that elsewhere."""
     ends = [*net.stem.parameters(), *net.head.parameters()]

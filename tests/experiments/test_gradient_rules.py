@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from companion.data import load_digits
 from companion.experiments import Part, Run
+from companion.experiments.copied_states import CopiedStates
 from companion.experiments.gradient_rules import (
     RULES,
     digits_error,
@@ -33,6 +34,8 @@ def test_rules_are_what_their_names_say():
         "heun_reverse": ("heun", Reconstruct("reverse")),
         "heun_corrected": ("heun", Reconstruct("corrected")),
         "reversible": ("async_leapfrog", Reversible()),
+        "reverse_copied": ("euler", CopiedStates()),
+        "heun_reverse_copied": ("heun", CopiedStates()),
     }
     assert {name: (rule.method, rule.gradient) for name, rule in RULES.items()} == expected
     for name, rule in RULES.items():
@@ -118,6 +121,7 @@ def test_excess_is_over_backprop_of_the_same_scheme(make_study):
         reversible=[(0.04, 0.05), (0.05, 0.05)],
     )
     assert study.excess("reverse", 2) == pytest.approx(0.57)
+    assert study.smallest_excess("reverse", 2) == pytest.approx(0.48)
     assert study.excess("heun_reverse", 2) == pytest.approx(0.15)
     assert study.excess("reversible", 8) == pytest.approx(0.03)
     assert [study.nearest(depth) for depth in (1, 5, 6, 32)] == [2, 2, 8, 8]

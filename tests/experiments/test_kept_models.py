@@ -68,8 +68,8 @@ def test_nets_of_the_pendulum_are_kept(kept):
 
 
 def test_every_training_of_a_part_is_kept(kept):
-    rules = ("backprop", "corrected", "predicted", "reverse")
-    assert names(kept("S22-T2")[1]) == sorted(f"seed_0.{name}.pt" for name in (*rules, "tied"))
+    trained = ("tied", "backprop", "corrected", "reverse", "same_epochs", "same_work")
+    assert names(kept("S22-T2")[1]) == sorted(f"seed_0.{name}.pt" for name in trained)
 
 
 def test_a_network_that_diverged_is_not_kept(kept):

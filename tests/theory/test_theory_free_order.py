@@ -527,7 +527,7 @@ def test_jumps_cost_an_order_gradually(power, slope):
 
 
 @loop("order", [1, 2, 4, 7])
-@loop("side", [0.8, 1.25])
+@loop("side", [0.95, 1.05])
 def test_a_prediction_of_high_order_needs_small_steps(order, side):
     """phi = lambda x: a mode with alternating signs grows from (2^(p+1) - 1) u = 2 on.
 

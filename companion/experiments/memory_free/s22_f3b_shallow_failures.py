@@ -6,9 +6,13 @@ That is the ``full`` tier, with our corrected rule beside theirs. It reads Image
 The ``smoke`` tier trains the perceptrons of S22-F4 with the depths at which they fail.
 """
 
+from functools import partial
+from typing import Any
+
 from companion.data import load_digits, load_image_folder
 from companion.experiments import Findings, Part, Run, experiment
-from companion.experiments.gradient_rules import RULES, digits_error, digits_net, train_all
+from companion.experiments.digits_company import study_together
+from companion.experiments.gradient_rules import RULES, Study, digits_net, train_all
 from companion.experiments.recipes import guessing, sgd, trained_error
 from companion.models import ResNet
 from companion.models.resnets import ResNetStage
@@ -21,7 +25,7 @@ from companion.train import seeded, step_decay
     paper="Sander et al. 2022, Fig. 3b",
     claims=(
         ("CL59", "excess", 0.1, None,
-         "mean test error, memory-free minus backprop, smallest over depths"),
+         "test error, memory-free minus backprop, smallest over depths and seeds"),
     ),
     full={"dataset": "imagenet", "depths": (23,), "seeds": 1, "epochs": 100, "rate": 0.1},
     tiny={"depths": (2, 3), "seeds": 1, "epochs": 1},
@@ -30,7 +34,7 @@ from companion.train import seeded, step_decay
 def s22_f3b(
     run: Run, *, dataset: str = "digits",
     rules: tuple[str, ...] = ("backprop", "reverse", "corrected"),
-    depths: tuple[int, ...] = (2, 4), seeds: int = 3, epochs: int = 12, rate: float = 0.02,
+    depths: tuple[int, ...] = (2, 4), seeds: int = 8, epochs: int = 12, rate: float = 0.02,
 ) -> Findings:  # fmt: skip
     """Train a network by every rule, at every depth, from every seed.
 
@@ -42,30 +46,36 @@ def s22_f3b(
     euler = [rule for rule, value in RULES.items() if value.method == "euler"]
     if not set(rules) <= set(euler):
         raise ValueError(f"rules must be some of {', '.join(euler)}; got {', '.join(rules)}")
+    options: dict[str, Any] = {
+        "rules": rules, "depths": depths, "seeds": seeds, "needed": ("backprop", "reverse"),
+        "epochs": epochs, "rate": rate,
+    }  # fmt: skip
     if dataset == "digits":
-        digits = load_digits(device=run.device)
+        digits = load_digits(device=run.device, dtype=run.dtype)
+        study = study_together(run, partial(digits_net, gain=2.0), digits, **options)
         provenance = digits.provenance
     else:
         files, val = load_image_folder(run.data)
+        study = _on_imagenet(run, files, val, **options)
         provenance = f"{files.sha256} {val.sha256}"
+    excess = min(study.smallest_excess("reverse", depth) for depth in depths)
+    return Findings(study.scalars() | {"excess": excess}, study.curves(), data=provenance)
+
+
+def _on_imagenet(
+    run: Run, files: Any, val: Any, *, epochs: int, rate: float, **options: Any
+) -> Study:
+    """Train ResNet-101 with other third stages, all processes on one network."""
+    classes = len(files.classes)
 
     def train(part: Part, rule: str, depth: int, seed: int) -> list[float]:
-        if dataset == "digits":
-            net = digits_net(rule, depth, seed, gain=2.0)
-            return digits_error(part, digits, net, seed, epochs=epochs, rate=rate)
-        classes = len(files.classes)
         return trained_error(
             part, _resnet(rule, depth, seed, classes).to(run.device), files, val, seed,
             optimiser=sgd(rate, 1e-4), epochs=epochs, batch_size=256,
             schedule=step_decay(0.3, 0.6, 0.9), chance=guessing(classes),
         )  # fmt: skip
 
-    study = train_all(
-        run, train, rules=rules, depths=depths, seeds=seeds, needed=("backprop", "reverse"),
-        together=dataset == "imagenet",
-    )  # fmt: skip
-    excess = min(study.excess("reverse", depth) for depth in depths)
-    return Findings(study.scalars() | {"excess": excess}, study.curves(), data=provenance)
+    return train_all(run, train, together=True, **options)
 
 
 def _resnet(rule: str, depth: int, seed: int, classes: int) -> ResNet:

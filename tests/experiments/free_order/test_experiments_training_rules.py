@@ -1,14 +1,12 @@
 """FW8-T in small, and its parts by value."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from deciding import decided
 
 from companion.data import load_digits
-from companion.experiments import run
+from companion.experiments import Grid, run
 from companion.experiments.free_order import fw8_t_training_rules as fw8_t
 from companion.experiments.gradient_rules import (
     RULES,
@@ -18,24 +16,48 @@ from companion.experiments.gradient_rules import (
 DIGITS = load_digits()
 
 
-def test_claims_of_fw8_t_split_the_depths_by_contraction(make_study):
-    study = make_study(
-        (4, 8, 16, 32),
-        backprop=[(0.02, 0.02)] * 4,
-        reverse=[(0.3, 0.3), (0.5, 0.5), (0.02, 0.02), (0.03, 0.03)],
-        sweeps=[(0.42, 0.42), (0.03, 0.05), (0.01, 0.01), (0.035, 0.035)],
-        reversible=[(0.02, 0.02), (0.5, 0.5), (0.5, 0.5), (0.5, 0.5)],
+def grid_of(**errors):
+    """Errors over rule, steepness 0.8, 1.6 and 3, and seeds 0 and 1."""
+    axes = {"rule": tuple(errors), "steepness": (0.8, 1.6, 3.0), "seed": (0, 1)}
+    return Grid(axes, np.array(list(errors.values())))
+
+
+def test_claims_of_fw8_t_go_by_steepness():
+    errors = grid_of(
+        backprop=[(0.02, 0.04), (0.02, 0.04), (0.02, 0.04)],
+        reverse=[(0.02, 0.05), (0.05, 0.9), (0.3, 0.5)],
+        sweeps=[(0.02, 0.03), (0.04, 0.06), (0.2, 0.3)],
+        corrected=[(0.02, 0.04), (0.04, 0.95), (0.8, 0.8)],
+        reversible=[(0.9, 0.9), (0.02, 0.02), (0.02, 0.02)],  # not memory-free: another network
     )
-    contraction = np.array([3.0, 1.5, 0.9, 0.4])
-    flat, steep = fw8_t._excess(study, contraction)
-    numbers = {"excess_flat": flat, "excess_steep": steep, **fw8_t.deciding(study, contraction)}
-    *_, sweeps = decided("FW8-T", numbers)
-    assert sweeps.id == "FW7"
-    assert "1.50 on average" in sweeps.note
-    assert sweeps.observed == pytest.approx(0.02)
-    assert (flat, steep) == pytest.approx((0.015, 0.28))
-    flat, steep = fw8_t._excess(study, np.array([1.5, 1.4, 1.3, 1.2]))
-    assert (flat, steep) == pytest.approx((0.015, 0.28))
+    numbers = fw8_t.decisive(errors)
+    assert numbers == pytest.approx(
+        {
+            "excess_flat": 0.005, "excess_steep": 0.22, "won_corrected": 0.0,
+            "excess_sweeps": 0.02, "excess_reverse_steepest": 0.37, "apart_reverse_flattest": 0.005,
+        }
+    )  # fmt: skip
+    claims = decided("FW8-T", {**numbers, "moderate": 1.6}, depths=(8,))
+    assert [c.id for c in claims] == ["FW8-T", "FW8-T", "FW8-T", "FW7", "CL59", "CL60"]
+    assert [c.holds for c in claims] == [True, False, True, True, True, True]
+    assert "8 layers, L/N = 1.6" in claims[3].text
+
+
+def test_who_wins_is_counted_and_not_by_how_much():
+    errors = grid_of(
+        backprop=[(0.0, 0.0)] * 3,
+        reverse=[(0.1, 0.1), (0.5, 0.3), (0.1, 0.1)],
+        sweeps=[(0.0, 0.0)] * 3,
+        corrected=[(0.9, 0.9), (0.1, 0.3), (0.9, 0.9)],
+    )
+    assert fw8_t.decisive(errors)["won_corrected"] == pytest.approx(1.0)  # of 1 and 0
+
+
+def test_initial_weights_are_scaled_to_a_steepness():
+    x = DIGITS.x_test[:20]
+    for wanted in (0.8, 3.0):
+        net = digits_net("reverse", 4, 7, fw8_t.gain_for(4, wanted, 7, x))
+        assert fw8_t.steepest(net, x) == pytest.approx(wanted, rel=1e-3)
 
 
 def test_steepest_layer_by_automatic_differentiation():
@@ -56,27 +78,10 @@ def test_steepest_layer_by_automatic_differentiation():
 
 
 def test_fw8_t_compares_all_rules():
-    result = run("FW8-T", depths=(2, 16), seeds=1, epochs=1, rules=tuple(RULES))
-    assert {name for name in result.findings.curves if name.startswith("error_")} == {
-        f"error_{rule}" for rule in RULES
-    }
-    assert result["enough_backprop"] == 2
-    assert result["enough_reverse"] > 2
-    assert result["median_reverse_16"] == result["error_reverse"][1, 0]
-    assert result["contraction"].shape == (2, 1)
-    assert result["contraction_2"] > 2 > 1 > result["contraction_16"]
-    assert [claim.holds for claim in result.claims if claim.text.endswith(">= 2")] == [True]
-
-
-def test_enough_layers_are_those_that_come_near_the_reference(make_study):
-    study = make_study(
-        (2, 8),
-        backprop=[(0.02, 0.04), (0.02, 0.02)],
-        reverse=[(0.5, 0.7), (0.03, 0.05)],
-        reversible=[(0.04, 0.05), (0.05, 0.05)],
+    result = run("FW8-T", depths=(4,), steepness=(0.9,), seeds=1, epochs=1, rules=tuple(RULES))
+    for rule in RULES:
+        assert result[f"error_{rule}"].shape == result[f"diverged_{rule}"].shape == (1, 1, 1)
+    assert result["gains"].shape == (1, 1, 1)
+    assert result.claim("CL60").observed == pytest.approx(
+        abs(result["error_reverse"] - result["error_backprop"]).item()
     )
-    assert fw8_t.enough(study, "reverse", np.mean) == 8
-    assert fw8_t.enough(study, "backprop", np.mean) == 2
-    assert fw8_t.enough(study, "reversible", np.mean) == 2
-    assert fw8_t.enough(study, "reversible", np.max) == 2
-    assert fw8_t.enough(study, "reverse", np.max) == math.inf
