@@ -377,7 +377,7 @@ CATALOGUE: dict[str, Statement] = {
         ),
         (
             "Q20-X4",
-            "A refinement changes the training loss as half the block's rate does",
+            "A refinement changes the training loss as half the block's rate and decay do",
             "",
             "here",
             "refinement",
@@ -464,7 +464,7 @@ CATALOGUE: dict[str, Statement] = {
         ("FW3", "Refined nets bear rounding and merged cells better", "", "here", "many_graphs"),
         (
             "FW4",
-            "Split cells transfer to a new task like a ResNet's last layers",
+            "Split cells transfer far better than a classic ResNet's layers, like a scaled one's",
             "",
             "here",
             "refinement",
