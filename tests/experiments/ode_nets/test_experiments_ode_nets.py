@@ -71,7 +71,7 @@ def test_costs_of_a_step_are_counted_by_hand():
 
 def test_checkpoints_train_the_net_that_backprop_trains():
     nets = ("control", "resnet", "rk4_backprop", "rk4_checkpoint", "dopri5_adjoint")
-    result = run("C18-E1", tier="tiny", nets=nets, epochs=2)
+    result = run("C18-E1", tier="tiny", nets=nets, epochs=(2,))
     assert result["error_rk4_backprop"].tolist() == result["error_rk4_checkpoint"].tolist()
     assert result["mean_error_resnet"] == result["error_resnet"][0]
     assert result["gap"] == result["mean_error_dopri5_adjoint"] - result["mean_error_resnet"]
@@ -256,3 +256,16 @@ def test_samples_of_small_nets():
     assert result["counts_annulus"].mean() == pytest.approx(result["mean_own_annulus"])
     assert result["mean_before_own_digits"] >= 8
     assert len(result.claims) == 4
+
+
+def test_networks_may_train_for_numbers_of_epochs_of_their_own():
+    knobs = {
+        "channels": 4,
+        "seeds": 1,
+        "samples": 128,
+        "nets": ("control", "resnet", "dopri5_adjoint"),
+    }
+    same, other = (run("C18-E1", epochs=e, **knobs) for e in ((1,), (1, 9, 1)))
+    for net in ("control", "dopri5_adjoint"):
+        assert same[f"error_{net}"] == other[f"error_{net}"]
+    assert same["mean_error_resnet"] != other["mean_error_resnet"]
