@@ -107,10 +107,10 @@ def picture(colours: dict[str, str]) -> Figure:
     draw_weights(bottom, colours)
     label(top, "gradient", colours["back"])
     middle.text(
-        1.03, 0.62, "field", transform=middle.transAxes, color=colours["quiet"], weight="bold"
+        1.03, 0.24, "field", transform=middle.transAxes, color=colours["quiet"], weight="bold"
     )
     middle.text(
-        1.03, 0.30, "method", transform=middle.transAxes, color=colours["method"], weight="bold"
+        1.03, 0.65, "method", transform=middle.transAxes, color=colours["method"], weight="bold"
     )
     label(bottom, "weights", colours["ink"])
     for ax in (top, middle, bottom):
