@@ -1,0 +1,298 @@
+"""Continuous normalizing flows: a density carried by a field, as a distribution of torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+from typing_extensions import override
+
+from companion.arguments import check_number, check_type, not_allowed
+from companion.models.row_check import check_rows
+from companion.models.traces import KnowsTrace, exact_trace, hutchinson_trace
+from companion.ode import odeint
+from companion.running_costs import Cost, Moment, solve_with_costs
+
+__all__ = ["CNF", "Carried"]
+
+Field = Callable[[Tensor, Tensor], Tensor]
+
+
+class Carried(NamedTuple):
+    r"""Points carried along a flow.
+
+    Attributes:
+        points: where they arrive, shaped like the points that were given.
+        log_det: $\log|\det\partial(\text{arrival})/\partial(\text{start})|$, one for each point.
+        costs: the integral of each running cost, likewise; positive in both directions for a
+            positive cost.
+    """
+
+    points: Tensor
+    log_det: Tensor
+    costs: dict[str, Tensor]
+
+
+class CNF(Distribution):
+    r"""A continuous normalizing flow: the law of $x(t_1)$ if $x(t_0)$ has a known one.
+
+    The solution of $\dot x = f(t, x)$ carries the points of the base, and along it
+
+    $$\log p_{t_1}(x(t_1)) = \log p_{t_0}(x(t_0))
+    - \int_{t_0}^{t_1} \operatorname{tr} \partial_x f(t, x(t))\,dt.$$
+
+    Densities hold up to the error of the solver: with coarse steps they do not integrate to 1, and
+    training exploits it. The trace is exact: the field's own where it has a method
+    ``velocity_and_trace`` (:class:`~companion.models.traces.KnowsTrace`), and otherwise one product
+    with the Jacobian for each coordinate. Estimates have to be asked for, by a ``probe``.
+
+    Parameters of the field are trained as always, and found in ``flow.field``. Samples come from
+    the base and so from PyTorch's global generator; to use one of your own, carry points that you
+    drew, ``flow.forward(z).points``.
+
+    Args:
+        field: ``field(t, x)``, a function or a module, for a batch ``(batch, *event_shape)`` whose
+            rows do not depend on each other.
+        base: the law at ``span[0]``, with at least one axis of events and none of batches, say
+            ``Independent(Normal(zeros(2), ones(2)), 1)``.
+        span: the times $t_0$ of the base and $t_1$ of the flow.
+        validate_args: whether to check the values of points, as in all distributions of torch.
+        **knobs: the other arguments of :func:`companion.odeint`: ``method``, ``steps``, ``rtol``,
+            ``gradient`` and so on, but for ``event_fn``, ``dense`` and ``per_sample``.
+
+    Attributes:
+        field: the field.
+        base: the law at the first time.
+        span: both times.
+
+    Raises:
+        TypeError: for a field that cannot be called or a base that is no distribution.
+        ValueError: for axes of the base, times or an argument of the solver that are not allowed;
+            later, for points of another shape or type, for a field whose rows depend on each other
+            (batch norm in training mode) or that is no function of time and state (dropout in
+            training mode), and what :func:`companion.odeint` raises.
+
+    Source:
+        Chen et al. 2018, section 4 and appendix A; Grathwohl et al. 2019.
+
+    Example:
+        >>> from torch.distributions import Independent, Normal
+        >>> zeros = torch.zeros(2, dtype=torch.float64)
+        >>> flow = CNF(lambda t, x: x, Independent(Normal(zeros, 1.0), 1))  # scales by e
+        >>> flow.log_prob(zeros), flow.sample((5,)).shape  # -log(2 pi) - 2
+        (tensor(-3.8379, dtype=torch.float64), torch.Size([5, 2]))
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012, as in torch
+
+    def __init__(
+        self,
+        field: Field,
+        base: Distribution,
+        *,
+        span: tuple[float, float] = (0.0, 1.0),
+        validate_args: bool | None = None,
+        **knobs: Any,
+    ) -> None:
+        if not callable(field):
+            raise TypeError(not_allowed("field", field, "it must be callable as field(t, x)"))
+        check_type("base", base, Distribution)
+        _check_base(base)
+        start, end = (check_number("span", t) for t in span)
+        if start == end:
+            raise ValueError(not_allowed("span", span, "it must hold two different times"))
+        for name in ("event_fn", "dense", "per_sample"):
+            if knobs.get(name):
+                raise ValueError(not_allowed(name, knobs[name], "leave it out of a flow"))
+        self.field, self.base, self.span, self.knobs = field, base, (start, end), knobs
+        self.has_rsample = base.has_rsample
+        self._checked: set[tuple[Any, ...]] = set()
+        super().__init__(torch.Size(), base.event_shape, validate_args=validate_args)
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """All points with real coordinates."""
+        real: constraints.Constraint = constraints.independent(  # type: ignore[no-untyped-call]
+            constraints.real, len(self.event_shape)
+        )
+        return real
+
+    def forward(
+        self, z: Tensor, *, probe: Tensor | None = None, costs: Mapping[str, Cost] | None = None
+    ) -> Carried:
+        r"""Carry points of the base to the flow's.
+
+        Args:
+            z: points, shape ``(..., *event_shape)``.
+            probe: makes ``log_det`` an estimate by Hutchinson's, of one product instead of one for
+                each coordinate. Shaped like ``z``, from
+                :func:`~companion.running_costs.random_signs` or
+                :func:`~companion.models.traces.random_normals`, drawn anew for each call.
+            costs: running costs to integrate along the way (:mod:`companion.running_costs`).
+
+        Example:
+            >>> from torch.distributions import Independent, Normal
+            >>> from companion.running_costs import kinetic_energy
+            >>> flow = CNF(lambda t, x: -x, Independent(Normal(torch.zeros(2), 1.0), 1))
+            >>> x, log_det, paid = flow.forward(torch.ones(2), costs={"kinetic": kinetic_energy})
+            >>> x, log_det, paid["kinetic"]
+            (tensor([0.3679, 0.3679]), tensor(-2.0000), tensor(0.8647))
+        """
+        return self._carried(z, "z", self.span, probe, costs or {})
+
+    def inverse(
+        self, x: Tensor, *, probe: Tensor | None = None, costs: Mapping[str, Cost] | None = None
+    ) -> Carried:
+        """Carry points of the flow back to the base's; arguments as in :meth:`forward`.
+
+        Example:
+            >>> from torch.distributions import Independent, Normal
+            >>> flow = CNF(lambda t, x: -x, Independent(Normal(torch.zeros(2), 1.0), 1))
+            >>> flow.inverse(torch.ones(2)).log_det
+            tensor(2.0000)
+        """
+        return self._carried(x, "x", self.span[::-1], probe, costs or {})
+
+    @override
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density of points ``(..., *event_shape)``, by the exact trace."""
+        at = self.inverse(value)
+        found: Tensor = self.base.log_prob(at.points) + at.log_det
+        return found
+
+    def estimated_log_prob(self, x: Tensor, probe: Tensor) -> Tensor:
+        r"""Return an unbiased estimate of the log-density, for training in many dimensions.
+
+        Its gradient is unbiased too. Its exponential is not: on average it exceeds the density, so
+        that it integrates to more than 1. Report :meth:`log_prob`.
+
+        Args:
+            x: points, shape ``(..., *event_shape)``.
+            probe: as in :meth:`forward`.
+
+        Source:
+            Grathwohl et al. 2019.
+
+        Example:
+            >>> from torch.distributions import Independent, Normal
+            >>> from companion.running_costs import random_signs
+            >>> flow = CNF(lambda t, x: -x, Independent(Normal(torch.zeros(2), 1.0), 1))
+            >>> x = torch.zeros(3, 2)
+            >>> flow.estimated_log_prob(x, random_signs(x, torch.Generator().manual_seed(0)))
+            tensor([0.1621, 0.1621, 0.1621])
+        """
+        at = self.inverse(x, probe=probe)
+        found: Tensor = self.base.log_prob(at.points) + at.log_det
+        return found
+
+    @override
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Return samples that have gradients, ``(*sample_shape, *event_shape)``.
+
+        Raises:
+            NotImplementedError: if the base has no such samples.
+        """
+        return self._ends(self.base.rsample(torch.Size(sample_shape)))
+
+    @override
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Return samples without gradients, ``(*sample_shape, *event_shape)``."""
+        with torch.no_grad():
+            return self._ends(self.base.sample(torch.Size(sample_shape)))
+
+    def _carried(
+        self, x: Tensor, name: str, t: tuple[float, ...], probe: Tensor | None,
+        costs: Mapping[str, Cost],
+    ) -> Carried:  # fmt: skip
+        rows = self._rows(x, name)
+        if "log_det" in costs:
+            raise ValueError("costs: the name 'log_det' is taken; give the cost another one")
+        self._check_field(rows, t[0])
+        paid: dict[str, Tensor] = {}
+        own = _knowing(self.field)
+        if own is not None and probe is None and not costs:
+            state = (rows, rows.new_zeros(len(rows)))
+            ys, log_det = odeint(_WithTrace(own), state, t, **self.knobs)
+        else:
+            trace = self._trace(None if probe is None else self._rows(probe, "probe"))
+            asked = {**costs, "log_det": trace}
+            ys, paid = solve_with_costs(self.field, rows, t, asked, **self.knobs)
+            log_det = paid.pop("log_det")
+        shape = x.shape[: x.ndim - len(self.event_shape)]
+        # A cost is paid per unit of time that passes, in whichever direction.
+        sign = math.copysign(1.0, t[1] - t[0])
+        paid = {name: sign * cost[-1].reshape(shape) for name, cost in paid.items()}
+        return Carried(ys[-1].reshape(x.shape), log_det[-1].reshape(shape), paid)
+
+    def _trace(self, probe: Tensor | None) -> Cost:
+        if probe is not None:
+            return hutchinson_trace(probe)
+        own = _knowing(self.field)
+        return exact_trace if own is None else _own_trace(own)
+
+    def _ends(self, z: Tensor) -> Tensor:
+        """Return where points of the base arrive."""
+        rows = self._rows(z, "z")
+        self._check_field(rows, self.span[0])
+        ends: Tensor = odeint(self.field, rows, self.span, **self.knobs)[-1]
+        return ends.reshape(z.shape)
+
+    def _rows(self, x: Tensor, name: str) -> Tensor:
+        """Return points as a batch with one axis of rows, and check them."""
+        check_type(name, x, Tensor)
+        axes = len(self.event_shape)
+        if x.ndim < axes or x.shape[x.ndim - axes :] != self.event_shape:
+            raise ValueError(
+                f"{name}: shape {tuple(x.shape)} is not allowed; it must end in "
+                f"{tuple(self.event_shape)}"
+            )
+        if self._validate_args:
+            self._validate_sample(x)
+        return x.reshape(math.prod(x.shape[: x.ndim - axes]), *self.event_shape)
+
+    def _check_field(self, rows: Tensor, t: float) -> None:
+        """Check the field, once in each combination of modes; one row tells nothing."""
+        modules = self.field.modules() if isinstance(self.field, nn.Module) else ()
+        modes = (rows.dtype, *(module.training for module in modules))
+        if len(rows) > 1 and modes not in self._checked:
+            check_rows(self.field, torch.as_tensor(t, dtype=rows.dtype, device=rows.device), rows)
+            self._checked.add(modes)
+
+
+class _WithTrace(nn.Module):
+    """The field of points and log-determinants, for a field that knows its trace."""
+
+    def __init__(self, field: KnowsTrace) -> None:
+        super().__init__()
+        self.field = field  # a module's parameters are found
+
+    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.field.velocity_and_trace(t, state[0])
+
+
+def _knowing(field: object) -> KnowsTrace | None:
+    return field if isinstance(field, KnowsTrace) else None
+
+
+def _own_trace(field: KnowsTrace) -> Cost:
+    def trace(at: Moment) -> Tensor:
+        return field.velocity_and_trace(at.t, at.y)[1]
+
+    return trace
+
+
+def _check_base(base: Distribution) -> None:
+    if base.batch_shape:
+        raise ValueError(
+            f"base: batch_shape {tuple(base.batch_shape)} is not allowed; it must be (), as of "
+            f"Independent(base, {len(base.batch_shape)})"
+        )
+    if not base.event_shape:
+        raise ValueError(
+            "base: event_shape () is not allowed; it must have an axis, such as (1,) of "
+            "Independent(Normal(zeros(1), ones(1)), 1)"
+        )
