@@ -102,13 +102,14 @@ class CNF(Distribution):
             raise TypeError(not_allowed("field", field, "it must be callable as field(t, x)"))
         check_type("base", base, Distribution)
         _check_base(base)
-        start, end = (check_number("span", t) for t in span)
-        if start == end:
+        times = [check_number("span", t) for t in span]
+        if len(times) != 2 or times[0] == times[1]:
             raise ValueError(not_allowed("span", span, "it must hold two different times"))
         for name in ("event_fn", "dense", "per_sample"):
             if knobs.get(name):
                 raise ValueError(not_allowed(name, knobs[name], "leave it out of a flow"))
-        self.field, self.base, self.span, self.knobs = field, base, (start, end), knobs
+        self.field, self.base, self.knobs = field, base, knobs
+        self.span = (times[0], times[1])
         self.has_rsample = base.has_rsample
         self._checked: set[tuple[Any, ...]] = set()
         super().__init__(torch.Size(), base.event_shape, validate_args=validate_args)
@@ -160,9 +161,7 @@ class CNF(Distribution):
     @override
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-density of points ``(..., *event_shape)``, by the exact trace."""
-        at = self.inverse(value)
-        found: Tensor = self.base.log_prob(at.points) + at.log_det
-        return found
+        return self._log_density(self.inverse(value))
 
     def estimated_log_prob(self, x: Tensor, probe: Tensor) -> Tensor:
         r"""Return an unbiased estimate of the log-density, for training in many dimensions.
@@ -185,9 +184,7 @@ class CNF(Distribution):
             >>> flow.estimated_log_prob(x, random_signs(x, torch.Generator().manual_seed(0)))
             tensor([0.1621, 0.1621, 0.1621])
         """
-        at = self.inverse(x, probe=probe)
-        found: Tensor = self.base.log_prob(at.points) + at.log_det
-        return found
+        return self._log_density(self.inverse(x, probe=probe))
 
     @override
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -228,6 +225,12 @@ class CNF(Distribution):
         paid = {name: sign * cost[-1].reshape(shape) for name, cost in paid.items()}
         return Carried(ys[-1].reshape(x.shape), log_det[-1].reshape(shape), paid)
 
+    def _log_density(self, at: Carried) -> Tensor:
+        if not at.points.numel():  # some bases cannot check an empty batch
+            return at.log_det
+        density: Tensor = self.base.log_prob(at.points) + at.log_det
+        return density
+
     def _trace(self, probe: Tensor | None) -> Cost:
         if probe is not None:
             return hutchinson_trace(probe)
@@ -250,8 +253,8 @@ class CNF(Distribution):
                 f"{name}: shape {tuple(x.shape)} is not allowed; it must end in "
                 f"{tuple(self.event_shape)}"
             )
-        if self._validate_args:
-            self._validate_sample(x)
+        if self._validate_args and x.isnan().any():  # torch's own check fails for an empty batch
+            raise ValueError(f"{name}: nan is not allowed; all coordinates must be real numbers")
         return x.reshape(math.prod(x.shape[: x.ndim - axes]), *self.event_shape)
 
     def _check_field(self, rows: Tensor, t: float) -> None:
