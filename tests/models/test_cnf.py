@@ -253,6 +253,45 @@ def test_estimate_is_the_integral_of_one_probe():
     torch.testing.assert_close(flow.estimated_log_prob(x, probe), wanted, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("d", [1, 3])
+def test_solved_density_of_euler_steps_is_a_product_of_determinants(d):
+    field, steps = two_layers(d), 5
+    flow = CNF(field, normal(d), method="euler", steps=steps)
+    x = randn(2, 2, d, device="cpu")
+    z, wanted = x.reshape(4, d), torch.zeros(4, dtype=torch.float64)
+    for n in range(steps, 0, -1):
+        t = torch.tensor(n / steps, dtype=torch.float64)
+        step = torch.func.vmap(
+            torch.func.jacrev(lambda row, t=t: row - field(t, row[None])[0] / steps)
+        )
+        wanted = wanted + torch.linalg.slogdet(step(z)).logabsdet
+        z = z - field(t, z) / steps
+    wanted = (wanted + flow.base.log_prob(z)).reshape(2, 2)
+    found = flow.solved_log_prob(x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    parameters = list(field.parameters())
+    slopes = gradients(found.sum(), parameters)
+    assert largest_difference(slopes, gradients(wanted.sum(), parameters)) < 1e-11
+    with torch.no_grad():
+        assert not flow.solved_log_prob(x).requires_grad
+    assert flow.solved_log_prob(x[:0]).shape == (0, 2)
+
+
+def test_solved_density_integrates_to_one_where_the_quadrature_does_not():
+    grid, area = plane(161, 8.0)
+    flow = CNF(planar(), normal(2), method="rk4", steps=2)
+    with torch.no_grad():
+        solved, by_trace = flow.solved_log_prob(grid), flow.log_prob(grid)
+    assert solved.exp().sum() * area == pytest.approx(1, abs=1e-4)
+    assert abs(by_trace.exp().sum() * area - 1) > 1e-3
+    for bad, says in (
+        ({}, "method: None"),
+        ({**RK4, "gradient": "adjoint"}, "gradient: 'adjoint'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            CNF(planar(), normal(2), **bad).solved_log_prob(grid)
+
+
 def test_samples_are_carried_points_of_the_base():
     flow = CNF(planar(), normal(2), **RK4)
     torch.manual_seed(3)
@@ -378,6 +417,9 @@ def test_arguments_are_checked():
         (lambda: CNF(field, base, span=(1.0, 1.0)), ValueError, "span: .* two different times"),
         (lambda: CNF(field, base, span=(0.0, math.inf)), ValueError, "span: inf"),
         (lambda: CNF(field, base, span=(0.0, 0.5, 1.0)), ValueError, "span: .* two different"),
+        (lambda: CNF(field, base, method="rk5"), ValueError, "method: 'rk5' is not allowed"),
+        (lambda: CNF(field, base, steps=3), ValueError, "steps: 3 is not allowed"),
+        (lambda: CNF(field, base, gradient="?"), ValueError, "gradient: '\\?' is not allowed"),
         (lambda: CNF(field, base, dense=True), ValueError, "dense: True is not allowed"),
         (lambda: flow.log_prob(x[:, :1]), ValueError, r"x: shape \(3, 1\) is not allowed"),
         (lambda: flow.forward(torch.zeros(())), ValueError, r"z: shape \(\) is not allowed"),
