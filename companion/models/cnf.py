@@ -115,11 +115,19 @@ class CNF(Distribution):
                 raise ValueError(not_allowed(name, knobs[name], "leave it out of a flow"))
         get_solver(**{name: knobs.get(name) for name in SOLVER})
         get_gradient(knobs.get("gradient", "backprop"))
-        self.field, self.base, self.knobs = field, base, knobs
+        self._field, self.base, self.knobs = field, base, knobs
         self.span = (times[0], times[1])
+        # One module for all solves: what is compiled or traced once belongs to it.
+        own: object = field
+        self._with_trace = _WithTrace(own) if isinstance(own, KnowsTrace) else None
         self.has_rsample = base.has_rsample
         self._checked: set[tuple[Any, ...]] = set()
         super().__init__(torch.Size(), base.event_shape, validate_args=validate_args)
+
+    @property
+    def field(self) -> Field:
+        """The field; for another one, make another flow."""
+        return self._field
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
@@ -265,10 +273,9 @@ class CNF(Distribution):
             raise ValueError("costs: the name 'log_det' is taken; give the cost another one")
         self._check_field(rows, t[0])
         paid: dict[str, Tensor] = {}
-        own = _knowing(self.field)
-        if own is not None and probe is None and not costs:
+        if self._with_trace is not None and probe is None and not costs:
             state = (rows, rows.new_zeros(len(rows)))
-            ys, log_det = odeint(_WithTrace(own), state, t, **self.knobs)
+            ys, log_det = odeint(self._with_trace, state, t, **self.knobs)
         else:
             trace = self._trace(None if probe is None else self._rows(probe, "probe"))
             asked = {**costs, "log_det": trace}
@@ -289,8 +296,8 @@ class CNF(Distribution):
     def _trace(self, probe: Tensor | None) -> Cost:
         if probe is not None:
             return hutchinson_trace(probe)
-        own = _knowing(self.field)
-        return exact_trace if own is None else _own_trace(own)
+        own = self._with_trace
+        return exact_trace if own is None else _own_trace(own.field)
 
     def _ends(self, rows: Tensor, t: tuple[float, ...]) -> Tensor:
         """Return where points arrive."""
@@ -329,10 +336,6 @@ class _WithTrace(nn.Module):
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return self.field.velocity_and_trace(t, state[0])
-
-
-def _knowing(field: object) -> KnowsTrace | None:
-    return field if isinstance(field, KnowsTrace) else None
 
 
 def _own_trace(field: KnowsTrace) -> Cost:
