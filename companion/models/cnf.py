@@ -1,4 +1,4 @@
-"""Continuous normalizing flows: a density carried by a field, as a distribution of torch."""
+"""Continuous normalising flows: a density carried by a field, as a distribution of torch."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from companion.models.traces import KnowsTrace, exact_trace, hutchinson_trace
 from companion.ode import odeint
 from companion.running_costs import Cost, Moment, solve_with_costs
 from companion.schemes import SCHEMES
+from companion.transforms import beneath, followed
 
 __all__ = ["CNF", "Carried"]
 
@@ -43,7 +44,7 @@ class Carried(NamedTuple):
 
 
 class CNF(Distribution):
-    r"""A continuous normalizing flow: the law of $x(t_1)$ if $x(t_0)$ has a known one.
+    r"""A continuous normalising flow: the law of $x(t_1)$ if $x(t_0)$ has a known one.
 
     The solution of $\dot x = f(t, x)$ carries the points of the base, and along it
 
@@ -314,15 +315,16 @@ class CNF(Distribution):
                 f"{name}: shape {tuple(x.shape)} is not allowed; it must end in "
                 f"{tuple(self.event_shape)}"
             )
-        if self._validate_args and x.isnan().any():  # torch's own check fails for an empty batch
+        # torch's own check of values fails for an empty batch.
+        if self._validate_args and beneath(x).isnan().any():
             raise ValueError(f"{name}: nan is not allowed; all coordinates must be real numbers")
         return x.reshape(math.prod(x.shape[: x.ndim - axes]), *self.event_shape)
 
     def _check_field(self, rows: Tensor, t: float) -> None:
-        """Check the field, once in each combination of modes; one row tells nothing."""
+        """Check the field once in each combination of modes, where rows are plain and several."""
         modules = self.field.modules() if isinstance(self.field, nn.Module) else ()
         modes = (rows.dtype, *(module.training for module in modules))
-        if len(rows) > 1 and modes not in self._checked:
+        if len(rows) > 1 and modes not in self._checked and not followed(rows):
             check_rows(self.field, torch.as_tensor(t, dtype=rows.dtype, device=rows.device), rows)
             self._checked.add(modes)
 

@@ -65,9 +65,11 @@ def check_rows(field: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor) 
 
 
 def _evaluated(field: Callable[[Tensor, Tensor], Tensor], t: Tensor, x: Tensor) -> Tensor:
-    if not isinstance(field, nn.Module):
+    """Return the field's value, with copies of a module's buffers."""
+    buffers = dict(field.named_buffers()) if isinstance(field, nn.Module) else {}
+    if not isinstance(field, nn.Module) or not buffers:
         return field(t, x)
-    copies = {name: buffer.clone() for name, buffer in field.named_buffers()}
+    copies = {name: buffer.clone() for name, buffer in buffers.items()}
     value: Tensor = functional_call(field, copies, (t, x))
     return value
 

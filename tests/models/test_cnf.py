@@ -356,6 +356,15 @@ def test_a_flow_can_be_the_base_of_a_flow():
     torch.testing.assert_close(outer.log_prob(x), wanted.log_prob(x), rtol=0, atol=1e-8)
 
 
+def test_scores_by_torch_func_are_those_of_autograd():
+    """A field that knows its trace needs no derivative of its own, so transforms go through."""
+    flow = CNF(planar(), normal(2), **RK4)
+    x = randn(4, 2, device="cpu").requires_grad_()
+    (wanted,) = gradients(flow.log_prob(x).sum(), [x])
+    found = torch.func.grad(lambda x: flow.log_prob(x).sum())(x.detach())
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
 def test_parameters_of_the_base_have_gradients():
     scale = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
     base = Independent(Normal(torch.zeros(2, dtype=torch.float64), scale), 1)
