@@ -12,8 +12,9 @@ from torch.distributions import Distribution, constraints
 from typing_extensions import override
 
 from companion.arguments import check_number, check_type, not_allowed
+from companion.counts import counting
 from companion.gradients import Backprop, get_gradient
-from companion.methods import get_solver
+from companion.methods import get_solver, takes
 from companion.models.row_check import check_rows
 from companion.models.traces import KnowsTrace, exact_trace, hutchinson_trace
 from companion.ode import odeint
@@ -149,7 +150,8 @@ class CNF(Distribution):
                 each coordinate. Shaped like ``z``, from
                 :func:`~companion.running_costs.random_signs` or
                 :func:`~companion.models.traces.random_normals`, drawn anew for each call.
-            costs: running costs to integrate along the way (:mod:`companion.running_costs`).
+            costs: running costs to integrate along the way (:mod:`companion.running_costs`). For
+                an adaptive method a cost must not draw noise at every evaluation.
 
         Example:
             >>> from torch.distributions import Independent, Normal
@@ -273,6 +275,7 @@ class CNF(Distribution):
         if "log_det" in costs:
             raise ValueError("costs: the name 'log_det' is taken; give the cost another one")
         self._check_field(rows, t[0])
+        self._check_costs(rows, t, costs)
         paid: dict[str, Tensor] = {}
         if self._with_trace is not None and probe is None and not costs:
             state = (rows, rows.new_zeros(len(rows)))
@@ -327,6 +330,21 @@ class CNF(Distribution):
         if len(rows) > 1 and modes not in self._checked and not followed(rows):
             check_rows(self.field, torch.as_tensor(t, dtype=rows.dtype, device=rows.device), rows)
             self._checked.add(modes)
+
+    def _check_costs(self, rows: Tensor, t: tuple[float, ...], costs: Mapping[str, Cost]) -> None:
+        """Refuse costs with fresh noise where a method would refine its steps to resolve it."""
+        if not costs or takes("steps", self.knobs.get("method") or "dopri5") or followed(rows):
+            return
+        step = {"method": "euler", "params": self.knobs.get("params", ())}
+        with torch.no_grad(), counting():  # what is evaluated here does not count
+            one, other = (solve_with_costs(self.field, rows, t, costs, **step)[1] for _ in range(2))
+        for name in costs:
+            if not torch.allclose(one[name], other[name], rtol=1e-3, atol=1e-6):
+                raise ValueError(
+                    f"costs: {name!r} differs between two evaluations at one place, and an "
+                    "adaptive method would take ever smaller steps; draw a probe once, before the "
+                    "solve"
+                )
 
 
 class _WithTrace(nn.Module):

@@ -8,11 +8,17 @@ from fields import Tanh, gradients, largest_difference, randn
 from torch import nn
 from torch.distributions import Categorical, Independent, MultivariateNormal, Normal, Uniform
 
+from companion import counting
 from companion.models.cnf import CNF
 from companion.models.planar_fields import PlanarField
 from companion.models.tanh_mlp import TanhMLP
 from companion.models.traces import hutchinson_trace, random_normals
-from companion.running_costs import estimated_jacobian_norm, kinetic_energy, random_signs
+from companion.running_costs import (
+    estimated_jacobian_norm,
+    kinetic_energy,
+    random_signs,
+    solve_with_costs,
+)
 
 TIGHT = {"method": "dopri5", "rtol": 1e-11, "atol": 1e-12}
 RK4 = {"method": "rk4", "steps": 40}
@@ -407,11 +413,24 @@ def test_fresh_noise_is_refused_and_one_probe_is_not():
     def noisy(t, x):
         return -x + 0.1 * torch.randn_like(x)
 
-    x = randn(5, 2, device="cpu")
+    x, draw = randn(5, 2, device="cpu"), torch.Generator().manual_seed(0)
+
+    def fresh(at):
+        return hutchinson_trace(random_normals(at.y, draw))(at)
+
     with pytest.raises(ValueError, match="noise drawn at every evaluation"):
         CNF(noisy, normal(2)).log_prob(x)
-    probe = random_normals(x, torch.Generator().manual_seed(0))
-    CNF(lambda t, x: -x, normal(2)).inverse(x, costs={"trace": hutchinson_trace(probe)})
+    field = two_layers()
+    with pytest.raises(ValueError, match="costs: 'trace' differs between two evaluations"):
+        CNF(field, normal(2)).inverse(x, costs={"trace": fresh})
+    CNF(field, normal(2), **RK4).inverse(x, costs={"trace": fresh})  # refines nothing
+    once = hutchinson_trace(random_normals(x, draw))
+    with counting() as stats:
+        CNF(field, normal(2), rtol=1e-3, atol=1e-3).inverse(x, costs={"trace": once})
+    with counting() as alone:
+        costs = {"trace": once, "exact": lambda at: field.velocity_and_trace(at.t, at.y)[1]}
+        solve_with_costs(field, x, (1.0, 0.0), costs, rtol=1e-3, atol=1e-3)
+    assert stats.nfe == alone.nfe  # checks are not counted
 
 
 def test_arguments_are_checked():
