@@ -69,7 +69,8 @@ class CNF(Distribution):
         span: the times $t_0$ of the base and $t_1$ of the flow.
         validate_args: whether to check the values of points, as in all distributions of torch.
         **knobs: the other arguments of :func:`companion.odeint`: ``method``, ``steps``, ``rtol``,
-            ``gradient`` and so on, but for ``event_fn``, ``dense`` and ``per_sample``.
+            ``gradient`` and so on, but for ``event_fn``, ``dense`` and ``per_sample``. To compile
+            pays for a field that knows its trace: other traces make a new field for each solve.
 
     Attributes:
         field: the field.

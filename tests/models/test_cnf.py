@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributions import Categorical, Independent, MultivariateNormal, Normal, Uniform
 
 from companion import counting
+from companion.methods import takes
 from companion.models.cnf import CNF
 from companion.models.planar_fields import PlanarField
 from companion.models.tanh_mlp import TanhMLP
@@ -186,18 +187,28 @@ def test_gradients_are_those_of_backprop(gradient, knows):
     assert largest_difference(*found) < bound
 
 
+@pytest.mark.parametrize("knows", [True, False])
 @pytest.mark.parametrize(
-    "method", ["euler", "midpoint", "heun", "rk4", "bosh3", "tsit5", "scipy_solver"]
-)
-def test_every_kind_of_method(method):
-    fixed = method in ("euler", "midpoint", "heun", "rk4")
-    knobs = {"steps": 400} if fixed else {"rtol": 1e-7, "atol": 1e-8}
-    knobs["gradient"] = "adjoint" if method == "scipy_solver" else "backprop"
+    ("method", "gradient", "bound"),
+    [
+        ("euler", "backprop", 0.2), ("midpoint", "backprop", 1e-3), ("rk4_38", "checkpoint", 1e-6),
+        ("bosh3", "backprop", 1e-5), ("tsit5", "checkpoint", 1e-5),
+        ("scipy_solver", "adjoint", 1e-5), ("implicit_adams", "adjoint", 1e-5),
+        ("async_leapfrog", "reversible", 1e-3),
+    ],
+)  # fmt: skip
+def test_every_kind_of_method(method, gradient, bound, knows):
+    wanted_knobs = {"steps": 400, "rtol": 1e-7, "atol": 1e-8}
+    solver = {name: value for name, value in wanted_knobs.items() if takes(name, method)}
+    field = two_layers()
     x = randn(3, 2, device="cpu") / 2
-    wanted = CNF(two_layers(), normal(2), **TIGHT).log_prob(x)
-    found = CNF(two_layers(), normal(2), method=method, **knobs).log_prob(x)
-    bound = {"euler": 0.2, "midpoint": 1e-3, "heun": 1e-3}.get(method, 1e-5)
+    wanted = CNF(field, normal(2), **TIGHT).log_prob(x)
+    flow = CNF(
+        field if knows else unknown(field), normal(2), method=method, gradient=gradient, **solver
+    )
+    found = flow.log_prob(x)
     assert (found - wanted).abs().max() < bound
+    assert all(g.isfinite().all() for g in gradients(found.sum(), list(field.parameters())))
 
 
 def test_running_costs_are_paid_in_both_directions():
