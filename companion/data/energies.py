@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from companion.arguments import check_number
+from companion.arguments import check_count, check_number
 from companion.data.plane import check_points, coins, normal, uniform
 
 __all__ = ["Ring", "TwoModes", "Wave"]
@@ -54,6 +54,7 @@ class Ring:
         $-\frac12(\frac{r - 2}{0.4})^2 + \frac12(\frac r{1.6})^2$ has the maximum
         $2/(1.6^2 - 0.4^2)$.
         """
+        check_count("n", n)
         kept: list[Tensor] = []
         while sum(map(len, kept)) < n:
             points = normal(max(n, 64), 2, generator, dtype)

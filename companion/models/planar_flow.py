@@ -91,24 +91,24 @@ class PlanarFlow(nn.Module):
     def forward(self, z: Tensor) -> Pushed:
         """Carry points of the normal density to the flow's."""
         self._check(z)
-        moves, slopes = self._invertible()
+        moves, gains = self._invertible()
         log_det = z.new_zeros(z.shape[:-1])
-        for move, slope, w, b in zip(moves, slopes, self.w, self.b, strict=True):
+        for move, gain, w, b in zip(moves, gains, self.w, self.b, strict=True):
             bend = torch.tanh(z @ w + b)
             z = z + bend.unsqueeze(-1) * move
-            log_det = log_det + torch.log1p(slope * (1 - bend**2))
+            log_det = log_det + _log_stretch(gain, bend)
         return Pushed(z, log_det)
 
     def inverse(self, x: Tensor) -> Pushed:
         """Carry points back; the gradients are those of the exact inverse."""
         self._check(x)
-        moves, slopes = self._invertible()
+        moves, gains = self._invertible()
         log_det = x.new_zeros(x.shape[:-1])
         for k in reversed(range(len(self.w))):
-            s = solve_bent_line(x @ self.w[k] + self.b[k], slopes[k])
+            s = solve_bent_line(x @ self.w[k] + self.b[k], gains[k] - 1)
             bend = torch.tanh(s)
             x = x - bend.unsqueeze(-1) * moves[k]
-            log_det = log_det - torch.log1p(slopes[k] * (1 - bend**2))
+            log_det = log_det - _log_stretch(gains[k], bend)
         return Pushed(x, log_det)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -145,11 +145,11 @@ class PlanarFlow(nn.Module):
         return x, _standard_normal(z) - log_det
 
     def _invertible(self) -> tuple[Tensor, Tensor]:
-        """Return the directions of all layers and their products with ``w``, above -1."""
+        """Return the directions of all layers, and 1 + c, which is positive."""
         inner = (self.w * self.u).sum(-1)
-        slopes = F.softplus(inner) - 1
-        along = (slopes - inner) / self.w.square().sum(-1)
-        return self.u + along.unsqueeze(-1) * self.w, slopes
+        gains = F.softplus(inner)
+        along = (gains - 1 - inner) / self.w.square().sum(-1)
+        return self.u + along.unsqueeze(-1) * self.w, gains
 
     def _check(self, x: Tensor) -> None:
         d = self.w.shape[-1]
@@ -185,8 +185,14 @@ def solve_bent_line(y: Tensor, c: Tensor) -> Tensor:
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         root = (low + high) / 2
         bend = torch.tanh(root)
-        rate = 1 + c * (1 - bend**2)
+        # The rate is positive; a c that is -1 but for its rounding must not divide by zero.
+        rate = (1 + c * (1 - bend**2)).clamp_min(torch.finfo(bend.dtype).eps)
     return root - (root + c * bend - y) / rate
+
+
+def _log_stretch(gain: Tensor, bend: Tensor) -> Tensor:
+    """Return log(1 + c (1 - bend^2)), c = gain - 1, finite where c itself is rounded to -1."""
+    return torch.log(gain * (1 - bend**2) + bend**2)
 
 
 def _halvings(dtype: torch.dtype) -> int:

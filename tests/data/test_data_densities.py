@@ -168,6 +168,15 @@ def test_two_modes_are_a_mixture():
     torch.testing.assert_close(found, mixture.log_prob(x), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_draws_are_named(name):
+    for n in (0, 2.5):
+        with pytest.raises(ValueError, match=f"n: {n} "):
+            density(name).sample(n, draws())
+    with pytest.raises(TypeError, match="generator: 3 "):
+        density(name).sample(5, 3)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -176,7 +185,6 @@ def test_two_modes_are_a_mixture():
         (lambda: Pinwheel(arms=0), "arms: 0 "),
         (lambda: TwoModes(distance=-1.0), "distance: -1.0 "),
         (lambda: density("torus"), "name: 'torus' "),
-        (lambda: Wave().sample(0, draws()), "n: 0 "),
         (lambda: Ring().log_prob(torch.zeros(4, 3)), r"x: shape \(4, 3\) "),
     ],
 )

@@ -1,5 +1,7 @@
 """Planar flows against autograd, finite differences and the integral of their density."""
 
+import math
+
 import pytest
 import torch
 from fields import randn
@@ -55,6 +57,20 @@ def test_inverse_of_layers_that_almost_fold(device):
     slopes = (flow.w * flow._invertible()[0]).sum(1)
     assert float(slopes.detach().min()) < -0.999
     torch.testing.assert_close(flow(flow.inverse(x).points).points, x, atol=1e-12, rtol=1e-12)
+
+
+def test_single_precision_where_c_is_minus_1_but_for_its_rounding(device):
+    """On the fold itself the determinant is softplus(-30), about exp(-30)."""
+    flow = PlanarFlow(2, 1, generator=torch.Generator()).to(device)
+    with torch.no_grad():
+        flow.u.copy_(torch.tensor([[-30.0, 0.0]]))
+        flow.w.copy_(torch.tensor([[1.0, 0.0]]))
+    z = torch.tensor([[0.0, 0.5], [1.0, 0.5]], device=device)
+    wanted = torch.tensor([-30.0, 2 * math.log(math.tanh(1.0))], device=device)
+    torch.testing.assert_close(flow(z).log_det, wanted)
+    back = flow.inverse(flow(z).points)
+    assert back.points.isfinite().all()
+    torch.testing.assert_close(back.points, z, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("c", [-0.99, -0.5, 0.0, 1.0, 50.0])
