@@ -135,7 +135,8 @@ def _unit(x: Tensor) -> Tensor:
     """Scale every row to length 1, whatever its size; a row of zeros stays."""
     sized, _ = _sized(x)
     length = sized.flatten(1).norm(dim=1).clamp_min(torch.finfo(sized.dtype).tiny)
-    return (sized / length.reshape(-1, *[1] * (x.ndim - 1))).to(x.dtype)
+    scaled: Tensor = sized / length.reshape(-1, *[1] * (x.ndim - 1))
+    return scaled.to(x.dtype)
 
 
 def _roots(u: Tensor, v: Tensor, w: Tensor, size: Tensor, eps: float) -> Leading:
