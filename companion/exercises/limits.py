@@ -271,8 +271,8 @@ def _check_cheap(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
         )
     if mean < 0.99 * least_lipschitz(reached):
         raise WrongAnswer(
-            f"The rates have the mean {mean:.2f}, too little to turn anything round: the field moves "
-            "between the times at which they are read."
+            f"The rates have the mean {mean:.2f}, too little to turn a line round: the field "
+            "moves between the times at which they are read."
         )
     return f"Right: the largest rate is {steep:.3f}, and {least_lipschitz():.3f} is the least."
 
