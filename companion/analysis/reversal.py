@@ -110,8 +110,9 @@ def pair_rates(
 
     Returns:
         The largest $\lVert f(u) - f(v)\rVert / \lVert u - v\rVert$ over all pairs of different
-        states at each time, 0 if there are none, which no Lipschitz constant can be below; and the largest spectral norm of the
-        Jacobian on the segments between the first state and the others, which none can be below
+        states at each time, 0 if there are none, which no Lipschitz constant can be below; and the
+        largest spectral norm of the Jacobian on the segments between the first state and the
+        others, which none can be below
         either. Both of shape ``(times,)``.
 
     Raises:
