@@ -14,6 +14,8 @@ from torch import Tensor
 __all__ = ["MovingPoints", "moving_points"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+ON_DARK = ("#56B4E9", "#FF9A4D", "#2BCFA0", "#E6A8CC")
+"""The same four hues, light enough for a dark page."""
 _SIZE, _EDGE, _TRAILS = 400, 12, 24
 
 
@@ -60,8 +62,8 @@ def moving_points(path: Tensor, groups: Sequence[int] | Tensor, *, alt: str) -> 
     dots = "".join(_dot(point, kind) for point, kind in zip(places[0], kinds, strict=True))
     return MovingPoints(
         _PAGE.format(
-            alt=html.escape(alt), size=_SIZE, trails=trails, dots=dots, steps=len(places) - 1,
-            places=json.dumps(places, separators=(",", ":")),
+            alt=html.escape(alt), dark=_dark(), size=_SIZE, trails=trails, dots=dots,
+            steps=len(places) - 1, places=json.dumps(places, separators=(",", ":")),
         )
     )  # fmt: skip
 
@@ -82,7 +84,7 @@ def _every(points: int) -> int:
 
 def _trail(places: list[list[list[int]]], kinds: list[int], n: int) -> str:
     points = " ".join(f"{state[n][0]},{state[n][1]}" for state in places)
-    return f'<polyline points="{points}" stroke="{COLOURS[kinds[n]]}"/>'
+    return f'<polyline points="{points}" stroke="{COLOURS[kinds[n]]}" class="kind{kinds[n]}"/>'
 
 
 def _dot(point: list[int], kind: int) -> str:
@@ -90,11 +92,22 @@ def _dot(point: list[int], kind: int) -> str:
     x, y = point
     return (
         f'<rect x="{x - 4}" y="{y - 4}" width="8" height="8" rx="{4 if kind % 2 == 0 else 1}" '
-        f'fill="{COLOURS[kind]}"/>'
+        f'fill="{COLOURS[kind]}" class="kind{kind}"/>'
     )
 
 
+def _dark() -> str:
+    """Return the rules for a dark page; they win over the attributes of the shapes."""
+    own = 'html[data-theme="dark"] .moving-points'
+    rules = [f"{own} g{{opacity:1}}"]
+    for kind, colour in enumerate(ON_DARK):
+        rules.append(f"{own} rect.kind{kind}{{fill:{colour}}}")
+        rules.append(f"{own} polyline.kind{kind}{{stroke:{colour};opacity:0.6}}")
+    return "".join(rules)
+
+
 _PAGE = """<div class="moving-points" style="max-width:26rem;margin:0 auto">
+<style>{dark}</style>
 <svg viewBox="0 0 {size} {size}" role="img" aria-label="{alt}" style="width:100%;display:block">
 <g fill="none" stroke-width="1" opacity="0.35">{trails}</g><g>{dots}</g></svg>
 <div style="display:flex;gap:0.8rem;align-items:center">

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cbook import normalize_kwargs
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from companion.figures import PALETTE
@@ -18,7 +20,12 @@ _GREY = "#767676"
 
 @torch.no_grad()
 def draw_arrows(
-    axes: Axes, field: Callable[[Any, Any], Any], t: float, side: float, count: int = 15
+    axes: Axes,
+    field: Callable[[Any, Any], Any],
+    t: float,
+    side: float,
+    count: int = 15,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Draw a field of the plane as arrows on a square grid at one time.
 
@@ -28,6 +35,10 @@ def draw_arrows(
         t: the time.
         side: the square reaches from ``-side`` to ``side``.
         count: arrows along a side.
+        dtype: of the states that the field gets, ``torch.float64`` for one in double precision.
+
+    Raises:
+        ValueError: for velocities of another shape.
 
     Example:
         >>> import matplotlib.pyplot as plt
@@ -37,19 +48,19 @@ def draw_arrows(
         9
         >>> plt.close(figure)
     """
-    line = torch.linspace(-side, side, count)
+    line = torch.linspace(-side, side, count, dtype=dtype)
     points = torch.cartesian_prod(line, line)
-    velocity = field(torch.tensor(t), points)
+    velocity = _plane("field", field(torch.as_tensor(t, dtype=dtype), points), points)
     axes.quiver(*points.T.tolist(), *velocity.T.tolist(), color=_GREY, alpha=0.6, width=0.004)
 
 
-def draw_trajectories(axes: Axes, path: Tensor, groups: Tensor) -> None:
+def draw_trajectories(axes: Axes, path: Tensor, groups: Tensor | Sequence[int]) -> None:
     """Draw the ways of points in the plane, and their ends; each group has a colour and a marker.
 
     Args:
         axes: where to draw.
         path: the states, shape ``(times, points, 2)``.
-        groups: a whole number from 0 on for each point.
+        groups: a whole number for each point, from 0 to 4.
 
     Raises:
         ValueError: a path of another shape, or groups that do not fit it.
@@ -62,13 +73,19 @@ def draw_trajectories(axes: Axes, path: Tensor, groups: Tensor) -> None:
         5
         >>> plt.close(figure)
     """
+    groups = torch.as_tensor(groups)
     if path.ndim != 3 or path.shape[2] != 2 or len(groups) != path.shape[1]:
         raise ValueError(
             f"path, groups: shapes {tuple(path.shape)} and {tuple(groups.shape)} are not allowed; "
             "they must be (times, points, 2) and (points,)"
         )
-    ways = path.detach().cpu()
-    for kind in sorted(set(groups.tolist())):
+    ways, kinds = path.detach().cpu(), sorted(set(groups.tolist()))
+    if not set(kinds) <= set(range(len(PALETTE) - 1)):
+        raise ValueError(
+            f"groups: {kinds} are not allowed; they must be whole numbers from 0 to "
+            f"{len(PALETTE) - 2}, one for each colour"
+        )
+    for kind in kinds:
         colour, marker = PALETTE[1 + kind], "osD^"[kind % 4]
         own = ways[:, groups == kind]
         for way in own.unbind(1):
@@ -78,7 +95,12 @@ def draw_trajectories(axes: Axes, path: Tensor, groups: Tensor) -> None:
 
 @torch.no_grad()
 def draw_grid(
-    axes: Axes, flow: Callable[[Tensor], Tensor], side: float, lines: int = 13, **look: Any
+    axes: Axes,
+    flow: Callable[[Tensor], Tensor],
+    side: float,
+    lines: int = 13,
+    dtype: torch.dtype = torch.float32,
+    **look: Any,
 ) -> None:
     """Draw where a map of the plane takes the lines of a square grid.
 
@@ -87,7 +109,11 @@ def draw_grid(
         flow: takes points of shape ``(points, 2)`` to their images.
         side: the square reaches from ``-side`` to ``side``.
         lines: number of lines in each direction.
+        dtype: of the points that the map gets, ``torch.float64`` for one in double precision.
         **look: passed on to ``axes.plot``.
+
+    Raises:
+        ValueError: for images that are not in the plane.
 
     Example:
         >>> import matplotlib.pyplot as plt
@@ -97,9 +123,20 @@ def draw_grid(
         (10, -2.0)
         >>> plt.close(figure)
     """
-    fine, coarse = torch.linspace(-side, side, 201), torch.linspace(-side, side, lines)
-    style: dict[str, Any] = {"color": _GREY, "lw": 0.8, "ls": "-", "marker": ""} | look
+    fine, coarse = (torch.linspace(-side, side, n, dtype=dtype) for n in (201, lines))
+    style: dict[str, Any] = {"color": _GREY, "linewidth": 0.8, "linestyle": "-", "marker": ""}
+    style |= normalize_kwargs(look, Line2D)  # lw is linewidth
     for place in coarse:
         fixed = torch.full_like(fine, float(place))
         for points in (torch.stack([fixed, fine], 1), torch.stack([fine, fixed], 1)):
-            axes.plot(*flow(points).T.tolist(), **style)
+            axes.plot(*_plane("flow", flow(points), points).T.tolist(), **style)
+
+
+def _plane(name: str, found: Tensor, points: Tensor) -> Tensor:
+    """Return what a function made of points, or say that it is not in the plane."""
+    if found.shape != points.shape:
+        raise ValueError(
+            f"{name}: it returned shape {tuple(found.shape)}; it must be {tuple(points.shape)}, a "
+            "place or velocity in the plane for each point"
+        )
+    return found

@@ -67,7 +67,8 @@ def solve_with_costs(
             states; rows must not depend on each other.
         y0: the states at ``t[0]``, shape ``(batch, ...)``.
         t: times, as for :func:`companion.odeint`.
-        costs: running costs, each a function of a :class:`Moment` that returns a number a row.
+        costs: running costs, each a function or a module of a :class:`Moment` that returns a number
+            a row. Name with ``params=(...)`` what a function needs a gradient for, as for ``func``.
         **knobs: the other arguments of :func:`companion.odeint`, but for ``event_fn``, ``dense``
             and ``per_sample``.
 
@@ -76,7 +77,8 @@ def solve_with_costs(
         ``t[0]`` to each of the times, shape ``(len(t), batch)``.
 
     Raises:
-        TypeError: ``y0`` is no tensor, or a cost cannot be called.
+        TypeError: ``y0`` or the field's value is no tensor, ``costs`` is no mapping, or a cost
+            cannot be called.
         ValueError: ``y0`` has no axis of rows, there are no costs, one has another shape than
             ``(batch,)``, or an argument that does not go with costs; besides what
             :func:`companion.odeint` raises.
@@ -98,6 +100,11 @@ def solve_with_costs(
         raise ValueError(
             f"y0: shape {tuple(y0.shape)} is not allowed; it must be (batch, ...), a row a sample"
         )
+    if not isinstance(costs, Mapping):
+        raise TypeError(
+            f"costs: {type(costs).__name__} is not allowed; pass a mapping from names to functions "
+            'of a Moment, such as {"energy": kinetic_energy}'
+        )
     if not costs:
         raise ValueError("costs: an empty mapping is not allowed; name at least one running cost")
     for name, cost in costs.items():
@@ -108,6 +115,11 @@ def solve_with_costs(
             raise ValueError(
                 f"{name}: {knobs[name]!r} is not allowed with running costs; leave it out"
             )
+    if torch.is_inference_mode_enabled():
+        # No graph can be made there, not even the one that a Jacobian needs.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            times = t.clone() if isinstance(t, Tensor) else t
+            return solve_with_costs(func, y0.clone(), times, costs, **knobs)
     state = (y0, *(y0.new_zeros(len(y0)) for _ in costs))
     ys, *integrals = odeint(_WithCosts(func, costs), state, t, **knobs)
     return ys, dict(zip(costs, integrals, strict=True))
@@ -185,10 +197,15 @@ def estimated_jacobian_norm(probe: Tensor) -> Cost:
 def random_signs(y: Tensor, generator: torch.Generator) -> Tensor:
     """Return independent entries 1 and -1, shaped like ``y``: the probe of least variance.
 
+    Raises:
+        TypeError: ``y`` holds whole numbers or truth values.
+
     Example:
         >>> random_signs(torch.zeros(2, 3), torch.Generator().manual_seed(0)).abs().sum()
         tensor(6.)
     """
+    if not y.is_floating_point():
+        raise TypeError(f"y: {y.dtype} is not allowed; it must be a tensor of a floating dtype")
     drawn = torch.randint(2, y.shape, generator=generator, device=generator.device)
     return (2 * drawn - 1).to(y)
 
@@ -199,24 +216,50 @@ class _WithCosts(nn.Module):
     def __init__(self, func: Callable[..., Any], costs: Mapping[str, Cost]) -> None:
         super().__init__()
         self.func, self.costs = func, dict(costs)  # a module's parameters are found
+        self.own = nn.ModuleList(c for c in costs.values() if isinstance(c, nn.Module))
 
     def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # The velocity needs a graph even where none is kept: a cost may ask for its Jacobian.
         # torch.func.vjp would make one, but not under the saved-tensor hooks of a first evaluation.
-        keep = torch.is_grad_enabled() and (
-            state[0].requires_grad or self.func(t, state[0]).requires_grad
-        )
+        wanted, known = torch.is_grad_enabled(), state[0].requires_grad
         with torch.enable_grad():
-            y = state[0] if keep and state[0].requires_grad else state[0].detach().requires_grad_()
-            velocity = self.func(t, y)
+            y = state[0] if wanted and known else state[0].detach().requires_grad_()
+            velocity = _velocity(self.func(t, y))
+            keep = wanted and (known or _reaches_more(velocity, y))
 
             def pull(v: Tensor) -> Tensor:
                 return _pulled(velocity, y, v, keep)
 
             at = Moment(t, y, velocity, pull)
             values = [_checked(name, cost(at), len(y)) for name, cost in self.costs.items()]
-        found = (velocity, *values)
-        return found if keep else tuple(value.detach() for value in found)
+        found = (velocity if keep else velocity.detach(), *values)
+        return tuple(x if wanted and (keep or _reaches_more(x, y)) else x.detach() for x in found)
+
+
+def _reaches_more(value: Tensor, y: Tensor) -> bool:
+    """Whether a value's graph has a leaf besides the state that was made a leaf to see it."""
+    if value is y or not value.requires_grad:
+        return False
+    if value.grad_fn is None:
+        return True
+    waiting, seen = [value.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        below = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        if not node.next_functions and getattr(node, "variable", None) is not y:
+            return True
+        seen.update(below)
+        waiting += below
+    return False
+
+
+def _velocity(value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"func: it returned {type(value).__name__}; with running costs it must return a "
+            "tensor, shaped like the state"
+        )
+    return value
 
 
 def _pulled(velocity: Tensor, y: Tensor, v: Tensor, keep: bool) -> Tensor:

@@ -32,14 +32,18 @@ class Evaluations(NamedTuple):
 def count_evaluations(block: OdeBlock, x: Tensor) -> Evaluations:
     """Count the evaluations of a batch, and of every sample if it chose its own steps.
 
-    Both solves have the method and the tolerances of the block, and each is in evaluation mode.
+    Both solves have the method and the tolerances of the block, and each is in evaluation mode. In
+    the second a field that knows the time gets one for each sample, of shape ``(batch, 1, ...)``
+    with as many axes as the state.
 
     Args:
         block: an adaptive block with one set of weights for all depths.
         x: the states at its start, shape ``(batch, ...)``.
 
     Raises:
-        ValueError: for a method without steps of its own, or weights that vary with depth.
+        TypeError: for a ``block`` that is no :class:`~companion.OdeBlock`, such as a whole network.
+        ValueError: for a method without steps of its own, weights that vary with depth, or states
+            without a row or without an axis besides that of rows.
 
     Example:
         >>> from companion.models import TimeMLP
@@ -48,6 +52,7 @@ def count_evaluations(block: OdeBlock, x: Tensor) -> Evaluations:
         >>> len(found.own), found.shared == found.own[0].item()  # equal samples, equal steps
         (3, True)
     """
+    _check(block, x)
     with evaluating(block), counting() as stats:
         block(x)
     with counting() as rows:
@@ -69,17 +74,7 @@ def solve_per_sample(block: OdeBlock, x: Tensor) -> Tensor:
         >>> torch.allclose(solve_per_sample(block, x), block(x), atol=1e-5)
         True
     """
-    if block.method not in ADAPTIVE:
-        raise ValueError(
-            f"block: method={block.method!r} takes the same steps for every sample; use one of "
-            f"{', '.join(ADAPTIVE)}"
-        )
-    basis = block.weights.basis
-    if basis.size != 1:
-        raise ValueError(
-            f"block: its weights vary with depth, {basis!r}; only constant ones are solved sample "
-            "by sample"
-        )
+    _check(block, x)
     template = block.weights.template
     stacks = dict(block.weights.stacks.named_buffers()) | block.weights.named()
     values = {name: stack[0] for name, stack in stacks.items()}
@@ -95,3 +90,27 @@ def solve_per_sample(block: OdeBlock, x: Tensor) -> Tensor:
             per_sample=True,
         )  # fmt: skip
     return ys[-1]
+
+
+def _check(block: OdeBlock, x: Tensor) -> None:
+    """Refuse what cannot be solved sample by sample."""
+    if not isinstance(block, OdeBlock):
+        raise TypeError(
+            f"block: {type(block).__name__} is not allowed; it must be an OdeBlock, such as the "
+            "attribute block of an ODENet"
+        )
+    if x.ndim < 2 or not len(x):
+        raise ValueError(
+            f"x: shape {tuple(x.shape)} is not allowed; it must be (batch, ...), with a row or more"
+        )
+    if block.method not in ADAPTIVE:
+        raise ValueError(
+            f"block: method={block.method!r} takes the same steps for every sample; use one of "
+            f"{', '.join(ADAPTIVE)}"
+        )
+    basis = block.weights.basis
+    if basis.size != 1:
+        raise ValueError(
+            f"block: its weights vary with depth, {basis!r}; only constant ones are solved sample "
+            "by sample"
+        )

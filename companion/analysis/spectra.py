@@ -31,7 +31,8 @@ class Leading:
             too. Of $\pm\rho$ together, one of the two.
         residual: how far the last products are from a combination of two eigenvectors, relative to
             their size. Where it is not small the iteration has not converged: there are more than
-            two eigenvalues of almost this modulus, or too few iterations were taken.
+            two eigenvalues of almost this modulus, or too few iterations were taken. Rounding
+            alone leaves some 1e-6 of it in single precision, and some 1e-2 in bfloat16.
     """
 
     radius: Tensor
@@ -78,15 +79,15 @@ def leading_eigenvalue(
     time = torch.as_tensor(t, dtype=y.dtype, device=y.device)  # as odeint passes it
     pull = torch.func.vjp(lambda y: func(time, y), y.detach())[1]
     start = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
-    vectors = [_unit(start)]
+    u = _unit(start)
     for _ in range(iterations):
-        (pulled,) = pull(vectors[-1])
-        vectors.append(_unit(pulled.detach()))
-    # The last three again, without scaling in between.
-    u = vectors[-1]
-    (v,) = pull(u)
-    (w,) = pull(v.detach())
-    return _roots(*(x.detach().flatten(1).double() for x in (u, v, w)))
+        (pulled,) = pull(u)
+        u = _unit(pulled.detach())
+    # The last three again. Their sizes are kept apart, so that none overflows.
+    v, first = _sized(pull(u)[0].detach())
+    w, second = _sized(pull(v.to(y.dtype))[0].detach())
+    flat = u.flatten(1).double(), v.flatten(1), w.flatten(1) * (second / first)[:, None]
+    return _roots(*flat, first, torch.finfo(y.dtype).eps)
 
 
 def spectral_radius_along(
@@ -122,27 +123,46 @@ def spectral_radius_along(
     return torch.stack(found)
 
 
+def _sized(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide every row by a power of two near its largest entry, and return these powers too."""
+    wide = x.double()
+    _, exponent = torch.frexp(wide.flatten(1).abs().amax(1))
+    power = torch.exp2(exponent.double())
+    return wide / power.reshape(-1, *[1] * (x.ndim - 1)), power
+
+
 def _unit(x: Tensor) -> Tensor:
-    """Scale every row to length 1; a row of zeros stays."""
-    length = x.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
-    scaled: Tensor = x / length.reshape(-1, *[1] * (x.ndim - 1))
-    return scaled
+    """Scale every row to length 1, whatever its size; a row of zeros stays."""
+    sized, _ = _sized(x)
+    length = sized.flatten(1).norm(dim=1).clamp_min(torch.finfo(sized.dtype).tiny)
+    scaled: Tensor = sized / length.reshape(-1, *[1] * (x.ndim - 1))
+    return scaled.to(x.dtype)
 
 
-def _roots(u: Tensor, v: Tensor, w: Tensor) -> Leading:
-    """Fit w = a v + b u row by row, and return the larger root of z^2 = a z + b."""
-    uu, uv, vv, uw, vw = ((x * y).sum(1) for x, y in ((u, u), (u, v), (v, v), (u, w), (v, w)))
-    apart = uu * vv - uv**2  # zero where u is an eigenvector: then z is the quotient of two norms
-    single = apart <= 1e-12 * uu * vv
-    safe = torch.where(single, torch.ones_like(apart), apart)
-    quotient = uv / uu.clamp_min(torch.finfo(uu.dtype).tiny)
-    a = torch.where(single, quotient, (uu * vw - uv * uw) / safe)
-    b = torch.where(single, torch.zeros_like(a), (vv * uw - uv * vw) / safe)
+def _roots(u: Tensor, v: Tensor, w: Tensor, size: Tensor, eps: float) -> Leading:
+    """Fit w = a v + b u row by row, and return the larger root of z^2 = a z + b, times a size.
+
+    The products were rounded to ``eps``. A second vector of that size in them is no more than
+    rounding, and then the fit has a root that means nothing.
+    """
+    tiny = torch.finfo(u.dtype).tiny
+    uu = (u * u).sum(1).clamp_min(tiny)
+    quotient = (u * v).sum(1) / uu
+    across = v - quotient[:, None] * u  # zero where u is an eigenvector
+    single = across.norm(dim=1) <= max(1e-6, 8 * eps) * v.norm(dim=1)
+    a = (across * w).sum(1) / (across * across).sum(1).clamp_min(tiny)
+    a = torch.where(single, quotient, a)
+    b = torch.where(single, 0.0, (u * w).sum(1) / uu - a * quotient)
     root = torch.sqrt((a**2 / 4 + b).to(torch.complex128))
     above, below = a / 2 + root, a / 2 - root
-    value = torch.where(above.abs() >= below.abs(), above, below)
+    larger = above.abs() >= below.abs()
+    value, other = torch.where(larger, above, below), torch.where(larger, below, above)
+    # How much of each eigenvector is left: products let the one of the larger root outgrow all.
+    of_value, of_other = ((v - z[:, None] * u).norm(dim=1) for z in (other, value))
+    value = torch.where(of_value < min(1000 * eps, 0.5) * of_other, other, value)
     fitted = torch.where(
         single[:, None], quotient[:, None] ** 2 * u, a[:, None] * v + b[:, None] * u
     )
-    size = w.norm(dim=1).clamp_min(torch.finfo(w.dtype).tiny)
-    return Leading(value.abs(), value, (w - fitted).norm(dim=1) / size)
+    length = w.norm(dim=1).clamp_min(tiny)
+    value = value * size
+    return Leading(value.abs(), value, (w - fitted).norm(dim=1) / length)

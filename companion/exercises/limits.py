@@ -74,6 +74,10 @@ def _check_least(answer: Callable[[float], float]) -> str:
         if abs(found - right) <= 2e-4 * right:
             continue
         where = f"(factor {factor:g})"
+        if not math.isfinite(found):
+            raise WrongAnswer(
+                f"{found} is no constant. At a quarter turn the cosine is 0; keep away. {where}"
+            )
         if factor != 1 and abs(found - least_lipschitz()) < 1e-3:
             raise WrongAnswer(f"That is the constant for -x. Where does c come in? {where}")
         if close(found, math.hypot(math.pi, math.log(factor))):
@@ -110,6 +114,7 @@ LEAST = Exercise(
         "a sum": lambda c: float(
             min(b / 100 + abs(math.log(c / -math.cos(b / 100))) for b in range(158, 315))
         ),
+        "not a number": lambda c: math.nan,
         "a list": lambda c: [_least(c), 1.9924],
     },
 )
@@ -230,7 +235,10 @@ ENOUGH = 2.4
 
 
 def _check_cheap(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
-    """Solve for 21 points of the line, and measure how fast pairs of states come and go."""
+    """Solve for 21 points of the line, and measure how fast pairs of states come and go.
+
+    The rates are read at irregular times, so that no field can be still whenever they are read.
+    """
     form = "Answer with a field(t, x), for states of shape (points, 2)."
     if not callable(answer):
         raise WrongAnswer(form)
@@ -243,9 +251,9 @@ def _check_cheap(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
         except RuntimeError:  # a network in single precision
             return tensor(answer(t.float(), x.float()), x.shape, form)
 
-    times = torch.linspace(0, 1, 21, dtype=torch.float64)
+    times = _moments()
     try:
-        path: Tensor = odeint(field, start, times.tolist(), method="rk4", steps=4)
+        path: Tensor = odeint(field, start, times.tolist(), method="rk4", steps=1)
     except ValueError as error:
         raise WrongAnswer(f"The field could not be solved: {error}") from None
     loss = float((path[-1, :, 0] + line).square().mean())
@@ -253,13 +261,26 @@ def _check_cheap(answer: Callable[[Tensor, Tensor], Tensor]) -> str:
         raise WrongAnswer(f"The loss is {loss:.3f}, that of ending at 0. There is room to turn.")
     if loss > 1e-3:
         raise WrongAnswer(f"The loss on x -> -x is {loss:.2g}; train until it is below 0.001.")
-    steep = max(_rate(field(t, x), x) for t, x in zip(times, path, strict=True))
+    rates = torch.tensor([_rate(field(t, x), x) for t, x in zip(times, path, strict=True)])
+    steep, mean = float(rates.max()), float(torch.trapezoid(rates, times))
+    reached = -float(((path[-1, 1:, 0] - path[-1, :-1, 0]) / (line[1:] - line[:-1])).min())
     if steep > ENOUGH:
         raise WrongAnswer(
             f"It turns the line, but changes the distance of two points at the rate {steep:.2f}; "
             f"{ENOUGH} is allowed. Let training pay for a steep field."
         )
+    if mean < 0.99 * least_lipschitz(reached):
+        raise WrongAnswer(
+            f"The rates have the mean {mean:.2f}, too little to turn a line round: the field "
+            "moves between the times at which they are read."
+        )
     return f"Right: the largest rate is {steep:.3f}, and {least_lipschitz():.3f} is the least."
+
+
+def _moments() -> Tensor:
+    """Return the times from 0 to 1 at which the rates are read, at irregular distances."""
+    draws = torch.rand(159, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.cat([draws.new_tensor([0.0, 1.0]), draws]).sort().values
 
 
 def _rate(velocity: Tensor, x: Tensor) -> float:
@@ -279,6 +300,12 @@ class _Linear(nn.Module):
         return x @ self.matrix.T.to(x)
 
 
+def _at_moments(speed: Callable[[Tensor], Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return half a turn that takes place now and then."""
+    turn = _turn_by(math.pi)
+    return lambda t, x: speed(t) * (x @ turn.T.to(x))
+
+
 CHEAP = Exercise(
     id="limits-ex-cheap",
     check=_check_cheap,
@@ -289,6 +316,8 @@ CHEAP = Exercise(
         "not trained": _Linear(_turn_by(0.0)),
         "a quarter turn too many": _Linear(_turn_by(3 * math.pi / 2)),
         "nearly": _Linear(best_spiral(0.9)),
+        "still at every twentieth": _at_moments(lambda t: 1 - torch.cos(40 * math.pi * t)),
+        "still when looked at": _at_moments(lambda t: 1.5 * (t != _moments()).all()),
         "one coordinate": lambda t, x: -x[:, :1],
         "a matrix": best_spiral(),
     },
@@ -324,12 +353,12 @@ def _check_rate(answer: float) -> str:
         raise WrongAnswer("Look at rates between 0.1 and 100.")
     explicit, implicit = (evaluations(rate, method) for method in ("dopri5", "scipy_solver"))
     said = f"At the rate {rate:g}, dopri5 takes {explicit} evaluations and LSODA {implicit}"
-    if rate < 4.2:
+    if rate < 4.2 or implicit >= explicit:
         more = "a tie that does not last" if implicit < explicit else "not yet fewer"
         raise WrongAnswer(f"{said}: {more}. Go on to higher rates.")
     if rate > 6.0:
         raise WrongAnswer(f"{said}; it did so at a lower rate already. Halve the interval.")
-    return f"Right: {said}, and from here on the gap widens."
+    return f"Right: {said}, and the gap widens with the rate."
 
 
 RATE = Exercise(
@@ -343,6 +372,8 @@ RATE = Exercise(
         "the next power of ten": 10.0,
         "one over the rate": 1 / 5,
         "a time": 500.0,
+        "not yet fewer": 4.2,
+        "a step back": 4.9,
         "the counts": [128.0, 121.0],
     },
 )

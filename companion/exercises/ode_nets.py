@@ -109,6 +109,10 @@ def _check_share(answer: Callable[[Sequence[float], int], Any]) -> str:
         if close(value, _share(steps, q)):
             continue
         told = f"Steps {steps} with q = {q}: "
+        if value != _share(steps, q) and close(value, math.ceil(_share(steps, q))):
+            raise WrongAnswer(
+                told + "leave the number as it is, without rounding it to whole steps."
+            )
         if close(value, max(steps)):
             raise WrongAnswer(told + "the hardest sample is only one of those that are averaged.")
         if close(value, sum(steps) / len(steps)):
@@ -136,6 +140,7 @@ SHARE = Exercise(
         "the most": lambda n, q: max(n),
         "the mean": lambda n, q: sum(n) / len(n),
         "the sum": lambda n, q: sum(n),
+        "whole steps": lambda n, q: math.ceil(_share(n, q)),
         "no square": lambda n, q: (sum(k ** (q + 1) for k in n) / len(n)) ** (1 / (q + 1)),
         "the order, not one more": lambda n, q: (
             (sum(k ** (2 * q) for k in n) / len(n)) ** (1 / (2 * q))
@@ -152,8 +157,11 @@ Field = Callable[[Tensor, Tensor], Any]
 
 def _check_spring(answer: Field) -> str:
     """Solve the reader's field, and compare with the motion of the damped spring."""
-    start = torch.tensor([[1.0, 0.0], [0.5, 2.0]], dtype=torch.float64)
-    hint = "Return a tensor of the state's shape: how position and velocity change."
+    start = torch.tensor([[1.0, 0.0], [0.5, 2.0], [0.0, -1.0]], dtype=torch.float64)
+    hint = (
+        "Return a tensor of the state's shape: how position and velocity change, in two columns. "
+        "torch.stack with dim=1 puts columns side by side."
+    )
     first = tensor(answer(torch.tensor(0.0).double(), start.clone()), start.shape, hint)
     if not close(first[:, 0], start[:, 1]):
         raise WrongAnswer("The position, in the first column, changes by the velocity.")
@@ -195,6 +203,7 @@ SPRING = Exercise(
         "pushes away": lambda t, x: torch.stack([x[:, 1], 4 * x[:, 0] - 0.4 * x[:, 1]], dim=1),
         "no friction": lambda t, x: torch.stack([x[:, 1], -4 * x[:, 0]], dim=1),
         "friction drives": lambda t, x: torch.stack([x[:, 1], -4 * x[:, 0] + 0.4 * x[:, 1]], dim=1),
+        "rows for columns": lambda t, x: (x[:, 1], -4 * x[:, 0] - 0.4 * x[:, 1]),
         "the columns exchanged": lambda t, x: _spring(t, x).flip(1),
         "the acceleration alone": lambda t, x: -4 * x[:, 0] - 0.4 * x[:, 1],
         "of first order": lambda t, x: -4 * x,

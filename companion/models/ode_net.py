@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from companion.arguments import check_count
+from companion.arguments import check_count, check_type
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
 from companion.models.graphs import ContinuousModel
@@ -43,7 +44,9 @@ class ODENet(ContinuousModel):
         ``(batch, inputs, h, w)`` to ``(batch, classes)``.
 
     Raises:
-        ValueError: for ``inputs``, ``channels`` or ``classes`` that is no integer of at least 1,
+        TypeError: for a ``block`` that is no module, such as a class.
+        ValueError: for a block whose field wants the time and does not get it, ``inputs``,
+            ``channels`` or ``classes`` that is no integer of at least 1,
             ``halvings`` that is none of at least 0, or channels that the groups of the norms do not
             divide.
 
@@ -71,7 +74,10 @@ class ODENet(ContinuousModel):
         halvings: int = 2,
     ) -> None:
         super().__init__()
+        check_type("block", block, nn.Module)
+        _check_time(block)
         check_count("inputs", inputs)
+        check_count("channels", channels)
         check_count("classes", classes)
         check_count("halvings", halvings, least=0)
         stem: list[nn.Module] = [nn.Conv2d(inputs, channels, 3)]
@@ -89,6 +95,19 @@ class ODENet(ContinuousModel):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.block(self.stem(x)))
         return logits
+
+
+def _check_time(block: nn.Module) -> None:
+    """Refuse a block whose field would miss the time in the first forward pass."""
+    if isinstance(block, OdeBlock) and not block.time:
+        field = block.weights.template
+        try:
+            inspect.signature(field.forward).bind(None)
+        except TypeError:
+            raise ValueError(
+                f"block: its field {type(field).__name__} is called as f(x), which it does not "
+                "allow; one that wants the time needs OdeBlock(field, time=True)"
+            ) from None
 
 
 def residual_layers(channels: int, layers: int = 6) -> OdeBlock:

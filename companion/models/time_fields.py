@@ -149,7 +149,8 @@ class SecondOrder(nn.Module):
         ``(batch, 2 * channels, ...)`` to the same.
 
     Raises:
-        ValueError: in ``forward``, for a state with an odd number of channels.
+        ValueError: in ``forward``, for a state without an axis of channels or with an odd number of
+            them, or an acceleration that is not shaped like half of it.
 
     Source:
         Norcliffe et al. 2020, On second order behaviour in augmented neural ODEs.
@@ -168,12 +169,22 @@ class SecondOrder(nn.Module):
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Return the velocity, and the acceleration beside it."""
+        if x.ndim < 2:
+            raise ValueError(
+                f"x: shape {tuple(x.shape)} is not allowed; it must be (batch, 2 * channels, ...)"
+            )
         if x.shape[1] % 2:
             raise ValueError(
                 f"x: {x.shape[1]} channels are not allowed; a position and a velocity need an even "
                 "number"
             )
-        return torch.cat([x[:, x.shape[1] // 2 :], self.acceleration(t, x)], dim=1)
+        velocity, change = x[:, x.shape[1] // 2 :], self.acceleration(t, x)
+        if change.shape != velocity.shape:
+            raise ValueError(
+                f"acceleration: it returned shape {tuple(change.shape)}; it must be that of the "
+                f"velocity, {tuple(velocity.shape)}"
+            )
+        return torch.cat([velocity, change], dim=1)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

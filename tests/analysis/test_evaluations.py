@@ -42,6 +42,14 @@ def test_counts_are_those_of_every_sample_alone(shape):
 
 def test_what_takes_the_same_steps_is_refused():
     x = torch.zeros(2, 2, dtype=F64)
+    for solve in (count_evaluations, solve_per_sample):
+        for wrong in (x[:0], x[0]):
+            with pytest.raises(ValueError, match=r"x: shape \(\S* ?2?\) is not allowed"):
+                solve(block_of(TimeMLP(2, 3)), wrong)
+        with pytest.raises(
+            TypeError, match="block: Sequential is not allowed; it must be an OdeBlock"
+        ):
+            solve(torch.nn.Sequential(block_of(TimeMLP(2, 3))), x)
     with pytest.raises(ValueError, match="'rk4' takes the same steps for every sample"):
         solve_per_sample(OdeBlock(TimeMLP(2, 3), method="rk4", steps=2, time=True).double(), x)
     with pytest.raises(ValueError, match="weights vary with depth"):

@@ -5,6 +5,8 @@ import torch
 from fields import Tanh, randn
 
 from companion.analysis.spectra import leading_eigenvalue, spectral_radius_along
+from companion.models import TimeMLP
+from companion.train import seeded
 
 
 def draws():
@@ -87,3 +89,45 @@ def test_what_is_refused():
         leading_eigenvalue(lambda t, y: y, 0.0, torch.ones(1, 3), generator=draws(), iterations=2)
     with pytest.raises(ValueError, match="t: 1 times"):
         spectral_radius_along(lambda t, y: y, [0.0], torch.ones(2, 1, 1), generator=draws())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "apart", "most"), [(torch.float32, 0.95, 1e-3), (torch.bfloat16, 0.7, 0.1)]
+)
+def test_rounding_makes_no_eigenvalue(dtype, apart, most):
+    """In low precision a converged vector leaves noise, whose root may be the larger one."""
+    for seed in (0, 12, 15, 31):
+        with seeded(seed):
+            field = TimeMLP(4, 32).requires_grad_(False)
+        for p in field.parameters():
+            p *= 3
+        y = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        generator = torch.Generator().manual_seed(1)
+        found = leading_eigenvalue(field.to(dtype), 0.3, y, generator=generator, iterations=200)
+        t, exact = torch.tensor(0.3, dtype=dtype).double(), field.double()
+        dense = torch.func.vmap(torch.func.jacrev(lambda z, t=t, f=exact: f(t, z[None])[0]))
+        for row, values in enumerate(torch.linalg.eigvals(dense(y.double()))):
+            values = values[values.abs().argsort(descending=True)]
+            next_one = values[1 if values[0].imag == 0 else 2]
+            if next_one.abs() < apart * values[0].abs():
+                wanted = torch.complex(values[0].real, values[0].imag.abs())
+                assert abs(found.value[row] - wanted) < most * found.radius[row], (seed, row)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("factor", [-3.3, 1e30, -1e-30])
+def test_a_multiple_of_the_state_whatever_its_size(dtype, factor):
+    y = torch.randn(5, 7, generator=draws()).to(dtype)
+    found = leading_eigenvalue(lambda t, y: factor * y, 0.0, y, generator=draws())
+    wanted = torch.full((5,), factor, dtype=torch.complex128)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(found.value, wanted, rtol=4 * eps, atol=0.0)
+    assert found.residual.max() < 8 * eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rotation_in_low_precision(dtype):
+    turn = torch.tensor([[0.0, -3.0], [3.0, 0.0]], dtype=dtype)
+    y = torch.ones(4, 2, dtype=dtype)
+    found = leading_eigenvalue(lambda t, y: y @ turn.T, 0.0, y, generator=draws())
+    assert (found.value - 3j).abs().max() < 8 * torch.finfo(dtype).eps

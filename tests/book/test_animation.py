@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from companion.animation import moving_points
+from companion.animation import COLOURS, ON_DARK, moving_points
 
 # Two points change places along a square; the scale is that of the wider side.
 PATH = torch.tensor([[[0.0, 0.0], [2.0, 1.0]], [[2.0, 0.0], [0.0, 1.0]], [[2.0, 1.0], [0.0, 0.0]]])
@@ -25,6 +25,25 @@ def test_what_does_not_fit_is_refused():
     for groups in ([0], [0, 4], [0, -1]):
         with pytest.raises(ValueError, match="groups must be 2 numbers from 0 to 3"):
             moving_points(PATH, groups, alt="")
+
+
+def luminance(colour):
+    """The relative luminance of sRGB, from 0 to 1."""
+    shares = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return sum(w * s for w, s in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_points_stand_out_on_a_dark_page():
+    """Every colour has at least the contrast 6 to the theme's dark ground, and is used there."""
+    markup = moving_points(PATH, [0, 1], alt="").markup
+    for kind, colour in enumerate(ON_DARK):
+        assert (luminance(colour) + 0.05) / (luminance("#121212") + 0.05) > 6
+        rule = f'html[data-theme="dark"] .moving-points rect.kind{kind}{{fill:{colour}}}'
+        assert rule in markup
+    for kind in (0, 1):
+        assert f'fill="{COLOURS[kind]}" class="kind{kind}"' in markup
+        assert f'stroke="{COLOURS[kind]}" class="kind{kind}"' in markup
 
 
 @pytest.mark.browser

@@ -164,6 +164,64 @@ def test_only_what_depends_on_something_has_a_graph():
     assert paid["norm"].requires_grad
 
 
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
+@pytest.mark.parametrize("kind", ["function", "module"])
+def test_a_weight_that_only_a_cost_has(gradient, kind):
+    """2 w int |f|^2 of f = -y, which ends at w (1 - e^-2) |y|^2: the slope is in closed form."""
+    y0, w = randn(2, 3, device="cpu"), torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    cost = Weighted(w)
+    params = () if kind == "module" else (cost.w,)
+    named = cost if kind == "module" else lambda at: cost(at)
+    knobs = {"rtol": 1e-9, "atol": 1e-11, "gradient": gradient, "params": params}
+    costs = {"mine": named, "energy": kinetic_energy}
+    ys, paid = solve_with_costs(lambda t, y: -y, y0, [0.0, 1.0], costs, **knobs)
+    (found,) = torch.autograd.grad((paid["mine"] + paid["energy"])[-1].sum() + ys.sum(), [cost.w])
+    wanted = (1 - math.exp(-2)) * y0.square().sum().item()
+    assert found.item() == pytest.approx(wanted, rel=1e-7)
+
+
+class Weighted(torch.nn.Module):
+    """Twice the kinetic energy, times a weight."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = torch.nn.Parameter(w.detach().clone())
+
+    def forward(self, at):
+        return 2 * self.w * kinetic_energy(at)
+
+
+def test_inference_mode_changes_no_cost():
+    field, y0 = Tanh("cpu"), randn(4, 3, device="cpu")
+    found = []
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            start = y0 * 1  # in inference mode a tensor of its own kind
+            costs = {"norm": jacobian_norm, "estimate": estimated_jacobian_norm(probes(start))}
+            times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+            found.append(solve_with_costs(field, start, times, costs, method="rk4", steps=5))
+    (ys, paid), (others, again) = found
+    assert paid["norm"][-1].min() > 0.01
+    assert torch.equal(ys, others)
+    assert all(torch.equal(paid[name], again[name]) for name in paid)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_every_evaluation_calls_the_field_once(frozen):
+    """Also where gradients are on and nothing needs one."""
+    field, y0, calls = Tanh("cpu").requires_grad_(not frozen), randn(4, 3, device="cpu"), []
+
+    def counted(t, y):
+        calls.append(t)
+        return field(t, y)
+
+    costs = {"norm": jacobian_norm, "energy": kinetic_energy}
+    with counting() as stats:
+        ys, _ = solve_with_costs(counted, y0, [0.0, 1.0], costs, method="rk4", steps=5)
+    assert ys.requires_grad is not frozen
+    assert stats.nfe == len(calls) == 20
+
+
 def test_a_field_that_ignores_the_state_has_no_jacobian():
     y = torch.ones(2, 2, dtype=torch.float64)
     for field in (lambda t, y: torch.ones_like(y), lambda t, y: 0 * y + t):
@@ -182,6 +240,14 @@ def test_what_is_refused():
             solve_with_costs(linear, y, [0.0, 1.0], {"e": kinetic_energy}, **{name: value})
     with pytest.raises(ValueError, match="costs: an empty mapping"):
         solve_with_costs(linear, y, [0.0, 1.0], {})
+    for wrong in ([kinetic_energy], kinetic_energy):
+        with pytest.raises(TypeError, match=r"costs: \w+ is not allowed; pass a mapping"):
+            solve_with_costs(linear, y, [0.0, 1.0], wrong)
+    with pytest.raises(TypeError, match="func: it returned tuple"):
+        solve_with_costs(lambda t, y: (y, y), y, [0.0, 1.0], {"e": kinetic_energy})
+    for drawn in (torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 2, dtype=torch.uint8)):
+        with pytest.raises(TypeError, match=r"y: torch\.\w* is not allowed"):
+            random_signs(drawn, torch.Generator())
     with pytest.raises(TypeError, match=r"costs: 'e' is 1\.0"):
         solve_with_costs(linear, y, [0.0, 1.0], {"e": 1.0})
     with pytest.raises(ValueError, match=r"costs: 'e' returned \(\)"):

@@ -229,6 +229,30 @@ def test_bad_sizes_are_refused_by_name(make, message):
         make()
 
 
+@pytest.mark.parametrize("channels", [8.0, True, 0])
+@pytest.mark.filterwarnings("error")
+def test_channels_are_checked_before_anything_is_made_of_them(channels):
+    with pytest.raises(ValueError, match=r"channels: \S+ is not allowed; it must be an integer"):
+        ODENet(nn.Identity(), channels=channels)
+
+
+def test_blocks_that_cannot_run_are_refused_at_once():
+    with pytest.raises(TypeError, match=r"block: .* is not allowed; it must be of type Module"):
+        ODENet(nn.Identity)
+    with pytest.raises(
+        ValueError, match=r"block: its field ConvField .* OdeBlock\(field, time=True"
+    ):
+        ODENet(OdeBlock(ConvField(8), method="rk4", steps=1), channels=8)
+
+
+def test_accelerations_of_another_shape_are_refused():
+    whole = SecondOrder(TimeMLP(4, 3))
+    with pytest.raises(ValueError, match=r"acceleration: it returned shape \(2, 4\).*\(2, 2\)"):
+        whole(torch.tensor(0.0), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"x: shape \(4,\) is not allowed"):
+        whole(torch.tensor(0.0), torch.zeros(4))
+
+
 def test_a_trained_net_is_read_back_into_one_made_alike(tmp_path):
     net = small_net(ode_block(4, method="dopri5", gradient="adjoint", **TOLERANCES))
     save(net, tmp_path / "net.pt")

@@ -8,8 +8,27 @@ import torch
 from scipy.linalg import expm
 from scipy.optimize import minimize, minimize_scalar
 
-from companion import odeint
+from companion import odeint, records
 from companion.analysis.reversal import best_angle, best_spiral, least_lipschitz, pair_rates
+from companion.pairs import PAIRS
+
+# What stability asks of dopri5
+
+
+def test_the_steps_that_stability_asks_for():
+    """Radius times step: 3.3 for decays, 1 for rotations, by one step of x' = zx."""
+
+    def growth(z):
+        tableau = PAIRS["dopri5"].tableau
+        start = torch.ones(1, dtype=torch.complex128)
+        return abs(tableau.step(lambda i, y: z * y, start, 1.0).item())
+
+    radius = records.load("FW10", "smoke").findings.scalars["radius_none"]
+    assert growth(-3.30) < 1 < growth(-3.31)
+    assert growth(0.99j) < 1 < growth(1.01j)
+    assert growth(-radius / 2) < 1 < growth(-radius)
+    assert growth(1j * radius / 6) < 1 < growth(1j * radius / 5)
+
 
 # The least Lipschitz constant
 

@@ -28,7 +28,7 @@ def test_sharing_costs_at_least_the_mean(rows, q):
     steps, together = own.mean(1), shared.mean()
     assert together >= steps.mean() * (1 - 1e-12)
     assert together >= rows ** (-1 / power) * steps.max() * (1 - 1e-12)
-    assert together <= steps.sum() * (1 + 1e-12)
+    assert together <= rows ** (-1 / power) * steps.sum() * (1 + 1e-12)
     if rows == 1:
         assert together == pytest.approx(steps.item())
     else:
@@ -43,6 +43,16 @@ def test_sharing_can_cost_more_than_any_sample():
     own = torch.stack([1 + 99.0 * ((t > k / 4) & (t < k / 4 + 0.1)) for k in range(4)])
     shared = own.pow(10).mean(0).pow(0.1)
     assert shared.mean() > 2.5 * own.mean(1).max()
+
+
+@pytest.mark.parametrize("rows", [2, 4, 10])
+def test_the_bound_from_above_cannot_be_improved(rows):
+    """One sample after the other has all the need: the sum, up to the root of the batch."""
+    t = (torch.arange(1000, dtype=F64) + 0.5) / 1000
+    own = torch.stack([1e-6 + 1.0 * ((t * rows).floor() == k) for k in range(rows)])
+    shared = own.pow(10).mean(0).pow(0.1)
+    bound = rows**-0.1 * own.mean(1).sum()
+    assert 1 - 1e-4 < shared.mean() / bound <= 1 + 1e-12
 
 
 def test_the_solver_shares_as_the_theorem_says():
