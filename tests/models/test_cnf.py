@@ -446,7 +446,7 @@ def test_fresh_noise_is_refused_and_one_probe_is_not():
 
 def test_arguments_are_checked():
     field, base = planar(), normal(2)
-    flow = CNF(field, base)
+    flow = CNF(field, base, validate_args=True)  # torch.compile turns the default off
     x = torch.zeros(3, 2, dtype=torch.float64)
     wrong = [
         (lambda: CNF(3, base), TypeError, "field: 3 is not allowed"),

@@ -81,8 +81,9 @@ def test_peak_does_not_grow(as_on_a_gpu, name):
     """
     few, many = (problem(n, channels=8, size=6).step(name, 16, 1)["peak"] for n in (8, 24))
     statistics = 16 * 2 * (2 * 8 * 4 + 8)
-    # A rejected prediction, of which a shallow network has more, may hold a tensor for longer.
-    assert 0.98 * few <= many <= few + statistics
+    # A rejected prediction, of which a shallow network has more, holds a guess and a value longer.
+    state = 16 * 8 * 6 * 6 * 4
+    assert few - 2 * state <= many <= few + statistics
 
 
 @pytest.mark.parametrize("fails_at", [0, 1])
