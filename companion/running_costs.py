@@ -10,7 +10,7 @@ may add it to what it asks of the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,9 @@ __all__ = [
     "Cost",
     "Moment",
     "estimated_jacobian_norm",
+    "fitting",
     "jacobian_norm",
+    "jacobian_rows",
     "kinetic_energy",
     "random_signs",
     "solve_with_costs",
@@ -151,13 +153,27 @@ def jacobian_norm(at: Moment) -> Tensor:
         >>> jacobian_norm(Moment(torch.tensor(0.0), x, 2 * x, lambda v: 2 * v))
         tensor([12., 12.])
     """
+    total = at.y.new_zeros(len(at.y))
+    for row in jacobian_rows(at):
+        total = total + row.square().sum(1)
+    return total
+
+
+def jacobian_rows(at: Moment) -> Iterator[Tensor]:
+    r"""Yield the rows of the Jacobian $\partial_x f$, one product each, for every row of the state.
+
+    Shapes: ``(batch, dim)`` each, with as many as a row of the state has coordinates.
+
+    Example:
+        >>> x = torch.ones(1, 2)
+        >>> list(jacobian_rows(Moment(torch.tensor(0.0), x, 2 * x, lambda v: 2 * v)))
+        [tensor([[2., 0.]]), tensor([[0., 2.]])]
+    """
     flat = at.y.flatten(1)
-    total = flat.new_zeros(len(flat))
     for k in range(flat.shape[1]):
         unit = torch.zeros_like(flat)
         unit[:, k] = 1
-        total = total + at.pull(unit.reshape(at.y.shape)).flatten(1).square().sum(1)
-    return total
+        yield at.pull(unit.reshape(at.y.shape)).flatten(1)
 
 
 def estimated_jacobian_norm(probe: Tensor) -> Cost:
@@ -184,14 +200,28 @@ def estimated_jacobian_norm(probe: Tensor) -> Cost:
     """
 
     def cost(at: Moment) -> Tensor:
-        if probe.shape != at.y.shape:
-            raise ValueError(
-                f"probe: shape {tuple(probe.shape)} is not allowed; the state has the shape "
-                f"{tuple(at.y.shape)}"
-            )
-        return at.pull(probe.to(at.y)).flatten(1).square().sum(1)
+        return at.pull(fitting(probe, at)).flatten(1).square().sum(1)
 
     return cost
+
+
+def fitting(probe: Tensor, at: Moment) -> Tensor:
+    """Return a probe in the dtype of the state, or say that it does not fit.
+
+    Raises:
+        ValueError: for a probe of another shape.
+
+    Example:
+        >>> x = torch.ones(1, 2, dtype=torch.float64)
+        >>> fitting(torch.ones(1, 2), Moment(torch.tensor(0.0), x, x, lambda v: v)).dtype
+        torch.float64
+    """
+    if probe.shape != at.y.shape:
+        raise ValueError(
+            f"probe: shape {tuple(probe.shape)} is not allowed; the state has the shape "
+            f"{tuple(at.y.shape)}"
+        )
+    return probe.to(at.y)
 
 
 def random_signs(y: Tensor, generator: torch.Generator) -> Tensor:

@@ -46,8 +46,8 @@ def count_evaluations(block: OdeBlock, x: Tensor) -> Evaluations:
             without a row or without an axis besides that of rows.
 
     Example:
-        >>> from companion.models import TimeMLP
-        >>> block = OdeBlock(TimeMLP(2, 8), method="dopri5", rtol=1e-3, atol=1e-3, time=True)
+        >>> from companion.models import TanhMLP
+        >>> block = OdeBlock(TanhMLP(2, (8, 8)), method="dopri5", rtol=1e-3, atol=1e-3, time=True)
         >>> found = count_evaluations(block, torch.zeros(3, 2))
         >>> len(found.own), found.shared == found.own[0].item()  # equal samples, equal steps
         (3, True)
@@ -68,8 +68,8 @@ def solve_per_sample(block: OdeBlock, x: Tensor) -> Tensor:
     The arguments and errors are those of :func:`count_evaluations`.
 
     Example:
-        >>> from companion.models import TimeMLP
-        >>> block = OdeBlock(TimeMLP(2, 8), method="dopri5", time=True)
+        >>> from companion.models import TanhMLP
+        >>> block = OdeBlock(TanhMLP(2, (8, 8)), method="dopri5", time=True)
         >>> x = torch.randn(5, 2)
         >>> torch.allclose(solve_per_sample(block, x), block(x), atol=1e-5)
         True

@@ -19,8 +19,7 @@ def uniform(n: int, columns: int, generator: torch.Generator, dtype: torch.dtype
         >>> uniform(3, 2, torch.Generator().manual_seed(0), torch.float64).shape
         torch.Size([3, 2])
     """
-    check_count("n", n)
-    check_type("generator", generator, torch.Generator)
+    _check(n, generator)
     return torch.rand(n, columns, generator=generator, device=generator.device, dtype=dtype)
 
 
@@ -35,8 +34,7 @@ def normal(n: int, columns: int, generator: torch.Generator, dtype: torch.dtype)
         >>> normal(3, 2, torch.Generator().manual_seed(0), torch.float64).shape
         torch.Size([3, 2])
     """
-    check_count("n", n)
-    check_type("generator", generator, torch.Generator)
+    _check(n, generator)
     return torch.randn(n, columns, generator=generator, device=generator.device, dtype=dtype)
 
 
@@ -47,9 +45,13 @@ def coins(n: int, sides: int, generator: torch.Generator) -> Tensor:
         >>> coins(3, 1, torch.Generator())
         tensor([0, 0, 0])
     """
+    _check(n, generator)
+    return torch.randint(sides, (n,), generator=generator, device=generator.device)
+
+
+def _check(n: int, generator: torch.Generator) -> None:
     check_count("n", n)
     check_type("generator", generator, torch.Generator)
-    return torch.randint(sides, (n,), generator=generator, device=generator.device)
 
 
 def check_points(x: Tensor) -> None:

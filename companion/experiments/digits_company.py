@@ -82,7 +82,7 @@ def company_errors(
     company = DigitsCompany(nets)
     (x, y), test = splits(data)
     history = fit_members(
-        company, mean_losses, [part.expand(len(nets), *part.shape) for part in (x, y)],
+        company, mean_losses, [values.expand(len(nets), *values.shape) for values in (x, y)],
         optimiser=layer_rates(company, rate, company.block.steps), epochs=epochs, batch_size=64,
         generators=[torch.Generator().manual_seed(k) for k in seeds], schedule=step_decay(0.7),
         clip=1.0,

@@ -18,7 +18,8 @@ from companion.models.resnets import ResNet, resnet
 from companion.models.saving import load, save
 from companion.models.skip_init import SkipInit
 from companion.models.stitch import Stitch
-from companion.models.time_fields import ConvField, SecondOrder, TimeConv, TimeMLP
+from companion.models.tanh_mlp import TanhMLP
+from companion.models.time_fields import ConvField, SecondOrder, TimeConv
 from companion.models.torchvision_weights import load_torchvision
 from companion.models.transfer import deepen, train_only, untie
 from companion.plain_layers import apply_to_layers
@@ -39,8 +40,8 @@ __all__ = [
     "SkipInit",
     "Stitch",
     "TanhField",
+    "TanhMLP",
     "TimeConv",
-    "TimeMLP",
     "apply_to_layers",
     "deepen",
     "graph_summary",

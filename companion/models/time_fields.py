@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from companion.arguments import check_count
 
-__all__ = ["ConvField", "SecondOrder", "TimeConv", "TimeMLP", "with_time"]
+__all__ = ["ConvField", "SecondOrder", "TimeConv", "with_time"]
 
 
 def with_time(t: Tensor, x: Tensor) -> Tensor:
@@ -97,40 +97,6 @@ class ConvField(nn.Module):
         x = self.conv1(t, torch.relu(self.norm1(x)))
         x = self.conv2(t, torch.relu(self.norm2(x)))
         velocity: Tensor = self.norm3(x)
-        return velocity
-
-
-class TimeMLP(nn.Module):
-    r"""The field of vectors: a perceptron with two hidden layers of tanh that is told the time.
-
-    $$f(t, x) = V \tanh\bigl(U \tanh(W\,[t, x] + b) + c\bigr) + d$$
-
-    Args:
-        width: size of the state.
-        hidden: size of each hidden layer.
-
-    Shapes:
-        ``(batch, width)`` to the same.
-
-    Raises:
-        ValueError: for a size that is no integer of at least 1.
-
-    Example:
-        >>> TimeMLP(2, 16)(torch.tensor(0.5), torch.zeros(4, 2)).shape
-        torch.Size([4, 2])
-    """
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        check_count("width", width)
-        check_count("hidden", hidden)
-        self.first, self.second = nn.Linear(width + 1, hidden), nn.Linear(hidden, hidden)
-        self.last = nn.Linear(hidden, width)
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Return the velocity of the state."""
-        x = torch.tanh(self.second(torch.tanh(self.first(with_time(t, x)))))
-        velocity: Tensor = self.last(x)
         return velocity
 
 

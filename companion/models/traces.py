@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from companion.running_costs import Cost, Moment
+from companion.running_costs import Cost, Moment, fitting, jacobian_rows
 
 __all__ = [
     "BATCHED_FROM",
@@ -65,12 +65,9 @@ def one_by_one_trace(at: Moment) -> Tensor:
         >>> one_by_one_trace(Moment(torch.tensor(0.0), x, 2 * x, lambda v: 2 * v))
         tensor([6., 6.])
     """
-    flat = at.y.flatten(1)
-    total = flat.new_zeros(len(flat))
-    for k in range(flat.shape[1]):
-        unit = torch.zeros_like(flat)
-        unit[:, k] = 1
-        total = total + at.pull(unit.reshape(at.y.shape)).flatten(1)[:, k]
+    total = at.y.new_zeros(len(at.y))
+    for k, row in enumerate(jacobian_rows(at)):
+        total = total + row[:, k]
     return total
 
 
@@ -125,12 +122,7 @@ def hutchinson_trace(probe: Tensor) -> Cost:
     """
 
     def trace(at: Moment) -> Tensor:
-        if probe.shape != at.y.shape:
-            raise ValueError(
-                f"probe: shape {tuple(probe.shape)} is not allowed; the state has the shape "
-                f"{tuple(at.y.shape)}"
-            )
-        fixed = probe.to(at.y)
+        fixed = fitting(probe, at)
         return (at.pull(fixed) * fixed).flatten(1).sum(1)
 
     return trace

@@ -5,7 +5,7 @@ import torch
 
 from companion import OdeBlock, PiecewiseConstant, counting
 from companion.analysis.evaluations import count_evaluations, solve_per_sample
-from companion.models import ConvField, TimeMLP
+from companion.models import ConvField, TanhMLP
 
 F64 = torch.float64
 
@@ -20,7 +20,7 @@ def test_counts_are_those_of_every_sample_alone(shape):
     """The samples differ in size, so that their steps differ too."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        field = TimeMLP(2, 6) if len(shape) == 2 else ConvField(4)
+        field = TanhMLP(2, (6, 6)) if len(shape) == 2 else ConvField(4)
         for p in field.parameters():
             p.data *= 3  # else hardly anything moves
         block = block_of(field)
@@ -45,12 +45,12 @@ def test_what_takes_the_same_steps_is_refused():
     for solve in (count_evaluations, solve_per_sample):
         for wrong in (x[:0], x[0]):
             with pytest.raises(ValueError, match=r"x: shape \(\S* ?2?\) is not allowed"):
-                solve(block_of(TimeMLP(2, 3)), wrong)
+                solve(block_of(TanhMLP(2, (3, 3))), wrong)
         with pytest.raises(
             TypeError, match="block: Sequential is not allowed; it must be an OdeBlock"
         ):
-            solve(torch.nn.Sequential(block_of(TimeMLP(2, 3))), x)
+            solve(torch.nn.Sequential(block_of(TanhMLP(2, (3, 3)))), x)
     with pytest.raises(ValueError, match="'rk4' takes the same steps for every sample"):
-        solve_per_sample(OdeBlock(TimeMLP(2, 3), method="rk4", steps=2, time=True).double(), x)
+        solve_per_sample(OdeBlock(TanhMLP(2, (3, 3)), method="rk4", steps=2, time=True).double(), x)
     with pytest.raises(ValueError, match="weights vary with depth"):
-        solve_per_sample(block_of(TimeMLP(2, 3), basis=PiecewiseConstant(2)), x)
+        solve_per_sample(block_of(TanhMLP(2, (3, 3)), basis=PiecewiseConstant(2)), x)

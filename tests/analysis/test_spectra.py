@@ -5,7 +5,7 @@ import torch
 from fields import Tanh, randn
 
 from companion.analysis.spectra import leading_eigenvalue, spectral_radius_along
-from companion.models import TimeMLP
+from companion.models import TanhMLP
 from companion.train import seeded
 
 
@@ -98,7 +98,7 @@ def test_rounding_makes_no_eigenvalue(dtype, apart, most):
     """In low precision a converged vector leaves noise, whose root may be the larger one."""
     for seed in (0, 12, 15, 31):
         with seeded(seed):
-            field = TimeMLP(4, 32).requires_grad_(False)
+            field = TanhMLP(4, (32, 32)).requires_grad_(False)
         for p in field.parameters():
             p *= 3
         y = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from companion.flow_figures import draw_arrows, draw_grid, draw_trajectories
-from companion.models import TimeMLP
+from companion.models import TanhMLP
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_groups_may_be_a_list(axes):
 
 
 def test_fields_in_double_precision(axes):
-    field = TimeMLP(2, 3).double()
+    field = TanhMLP(2, (3, 3)).double()
     draw_arrows(axes, field, 0.5, 1.0, count=3, dtype=torch.float64)
     with torch.no_grad():
         wanted = field(torch.tensor(0.5).double(), torch.tensor([[-1.0, -1.0]]).double())

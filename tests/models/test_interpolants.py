@@ -7,6 +7,7 @@ import pytest
 import torch
 from fields import randn
 
+from companion.models import TanhMLP
 from companion.models.interpolants import (
     Interpolant,
     linear,
@@ -15,7 +16,6 @@ from companion.models.interpolants import (
     trigonometric,
 )
 from companion.models.marginal_field import MarginalField
-from companion.models.time_fields import TimeMLP
 from companion.ode import odeint
 
 PATHS = {
@@ -198,7 +198,7 @@ def test_errors_add_coordinates_up(device):
 
 
 def test_fields_of_the_companion_take_the_times(device):
-    field = TimeMLP(2, 8).double().to(device)
+    field = TanhMLP(2, (8, 8)).double().to(device)
     x0, x1 = randn(3, 2, device=device), randn(3, 2, device=device, seed=2)
     t = torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64, device=device)
     found = matching_errors(field, linear(), t, x0, x1)

@@ -14,8 +14,8 @@ from companion.models import (
     ConvField,
     ODENet,
     SecondOrder,
+    TanhMLP,
     TimeConv,
-    TimeMLP,
     load,
     residual_layers,
     save,
@@ -147,7 +147,7 @@ def test_images_of_mnist_and_of_digits_fit():
     assert small(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
 
 
-@pytest.mark.parametrize("field", [ConvField(4), TimeMLP(4, 6)], ids=["images", "vectors"])
+@pytest.mark.parametrize("field", [ConvField(4), TanhMLP(4, (6, 6))], ids=["images", "vectors"])
 def test_a_time_for_each_sample_is_read_by_that_sample(field):
     shape = (3, 4, 2, 2) if isinstance(field, ConvField) else (3, 4)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -157,7 +157,7 @@ def test_a_time_for_each_sample_is_read_by_that_sample(field):
 
 
 def test_the_perceptron_is_its_formula():
-    field = scrambled(TimeMLP(2, 3))
+    field = scrambled(TanhMLP(2, (3, 3)))
     t, x = torch.tensor(0.3, dtype=F64), images(4, 2)
     rows = torch.cat([torch.full((4, 1), 0.3, dtype=F64), x], dim=1)
     inner = torch.tanh(rows @ field.first.weight.T + field.first.bias)
@@ -199,7 +199,7 @@ def test_an_extra_dimension_lets_x_become_minus_x():
 
 
 def test_one_field_alone_and_in_a_block_is_one_solve():
-    field = scrambled(TimeMLP(3, 4))
+    field = scrambled(TanhMLP(3, (4, 4)))
     x = images(5, 3)
     block = OdeBlock(field, method="dopri5", time=True, **TOLERANCES)
     with counting() as inside:
@@ -220,7 +220,7 @@ def test_one_field_alone_and_in_a_block_is_one_solve():
         (lambda: ODENet(nn.Identity(), inputs=0), "inputs: 0 is not allowed"),
         (lambda: residual_layers(8, layers=0), "layers: 0 is not allowed"),
         (lambda: TimeConv(1, 0), "outputs: 0 is not allowed"),
-        (lambda: TimeMLP(0, 3), "width: 0 is not allowed"),
+        (lambda: TanhMLP(0, (3, 3)), "width: 0 is not allowed"),
         (lambda: Augment(0), "extra: 0 is not allowed"),
     ],
 )
@@ -246,7 +246,7 @@ def test_blocks_that_cannot_run_are_refused_at_once():
 
 
 def test_accelerations_of_another_shape_are_refused():
-    whole = SecondOrder(TimeMLP(4, 3))
+    whole = SecondOrder(TanhMLP(4, (3, 3)))
     with pytest.raises(ValueError, match=r"acceleration: it returned shape \(2, 4\).*\(2, 2\)"):
         whole(torch.tensor(0.0), torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"x: shape \(4,\) is not allowed"):

@@ -27,7 +27,7 @@ def test_the_steps_that_stability_asks_for():
     assert growth(-3.30) < 1 < growth(-3.31)
     assert growth(0.99j) < 1 < growth(1.01j)
     assert growth(-radius / 2) < 1 < growth(-radius)
-    assert growth(1j * radius / 6) < 1 < growth(1j * radius / 5)
+    assert growth(1j * radius / 5) < 1 < growth(1j * radius / 4)
 
 
 # The least Lipschitz constant

@@ -18,18 +18,17 @@ from torch.optim import Adam
 from companion import counting, odeint
 from companion.analysis.reversal import least_lipschitz, pair_rates
 from companion.experiments import Part, Run, experiment, grids, named
-from companion.experiments.limits.annulus import (
-    RADII,
-    Separator,
-    TimeField,
-    disc_and_ring,
-    wrong,
-)
+from companion.experiments.annulus import NARROW
+from companion.experiments.limits.separator import Separator, disc_and_ring, wrong
+from companion.models import TanhMLP
 from companion.results import Findings
-from companion.train import seeded
+from companion.train import cosine, seeded
 
 TOLERANCE, TIGHT = 1e-3, 1e-6
 """Of training, and of the solves that are measured."""
+
+RATE = 0.02
+"""The learning rate at first; it falls to zero like a cosine."""
 
 BEST_MONOTONE = float((torch.linspace(-1, 1, 21, dtype=torch.float64) ** 2).mean())
 """The mean squared error of the best non-decreasing map on the task -x, the constant 0."""
@@ -105,7 +104,7 @@ def _line(run: Run, extra: int, seed: int, updates: int, hidden: int) -> dict[st
     x = torch.linspace(-1, 1, 21, dtype=run.dtype)
     start = pad(x[:, None], (0, extra))
     with seeded(seed, dtype=run.dtype):
-        field = TimeField(1 + extra, hidden)
+        field = TanhMLP(1 + extra, (hidden, hidden))
     _fit(field, updates, lambda: (_ends(field, start)[:, 0] + x).square().mean())
     times = torch.linspace(0, 1, 41).tolist()
     with torch.no_grad(), counting() as stats:
@@ -147,8 +146,10 @@ def _annulus(
 
 
 def _fit(net: nn.Module, updates: int, loss: Callable[[], Tensor]) -> None:
-    optimiser = Adam(net.parameters(), lr=0.02)
-    for _ in range(updates):
+    optimiser = Adam(net.parameters(), lr=RATE)
+    for update in range(updates):
+        for group in optimiser.param_groups:  # at a constant rate some runs end thrown back
+            group["lr"] = RATE * cosine(update / updates)
         optimiser.zero_grad()
         loss().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -160,9 +161,9 @@ def _ends(field: nn.Module, start: Tensor) -> Any:
 
 def _stretches(net: Separator) -> Tensor:
     """Return the singular values of the derivative of the flow, at points all over the disc."""
-    line = torch.linspace(-RADII[2], RADII[2], 25, dtype=net.head.weight.dtype)
+    line = torch.linspace(-NARROW[2], NARROW[2], 25, dtype=net.head.weight.dtype)
     grid = torch.cartesian_prod(line, line)
-    grid = grid[grid.norm(dim=1) <= RADII[2] + 1e-6].requires_grad_()
+    grid = grid[grid.norm(dim=1) <= NARROW[2] + 1e-6].requires_grad_()
     ends = odeint(net.field, net.start(grid), [0.0, 1.0], rtol=1e-5, atol=1e-5)[-1]
     rows = [
         torch.autograd.grad(ends[:, k].sum(), grid, retain_graph=True)[0]

@@ -9,6 +9,9 @@ for
 - ``estimate``: the solver's own error estimates, $\sum_j |h_j| \lVert e_j\rVert$ over the steps
   that it accepts (Pal et al. 2021);
 - ``decay``: weight decay, which knows nothing of the flow.
+
+The learning rate falls to zero like a cosine. At a constant one, an update near the end throws
+single runs back, and these decide the means.
 """
 
 from typing import Any
@@ -20,8 +23,8 @@ from torch.optim import AdamW
 from companion import counting, odeint
 from companion.analysis.spectra import spectral_radius_along
 from companion.experiments import Part, Run, experiment, grids, named
-from companion.experiments.limits.annulus import Separator, disc_and_ring, wrong
 from companion.experiments.limits.error_estimates import solve_with_estimates
+from companion.experiments.limits.separator import Separator, disc_and_ring, wrong
 from companion.observe import geometric_mean
 from companion.results import Findings
 from companion.running_costs import (
@@ -31,7 +34,7 @@ from companion.running_costs import (
     random_signs,
     solve_with_costs,
 )
-from companion.train import seeded
+from companion.train import cosine, seeded
 
 RULES = ("none", "decay", "kinetic", "jacobian", "both", "estimate")
 
@@ -43,6 +46,8 @@ _PAID = {
 """What a unit of each integral costs; chosen in trials with other points and another rate."""
 
 _ESTIMATE, _DECAY = 300.0, 0.3
+
+_RATE = 0.02
 
 TOLERANCE, TIGHT = 1e-3, 1e-5
 """Of training, and of the solves whose evaluations are compared: these are less coarse a count."""
@@ -117,7 +122,7 @@ def _train(
     with seeded(seed, dtype=run.dtype):
         net = Separator(extra=0, hidden=hidden)
     decay = strength * _DECAY if rule == "decay" else 0.0
-    optimiser = AdamW(net.parameters(), lr=0.02, weight_decay=decay)
+    optimiser = AdamW(net.parameters(), lr=_RATE, weight_decay=decay)
     seen: dict[str, list[float]] = {"nfe": [], "coarse": [], "error": [], "radius": []}
     with counting() as work:
         for update in range(moments[-1] + 1):
@@ -128,6 +133,8 @@ def _train(
                 break
             end, paid = _solve(net, x, rule, generator)
             loss = (net.score(end) - y).square().mean() + strength * paid
+            for group in optimiser.param_groups:
+                group["lr"] = _RATE * cosine(update / moments[-1])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()

@@ -75,7 +75,7 @@ def s22_x5(
             part, net, samples, seed, optimiser=layer_rates(net, rate, depth), epochs=epochs,
             batch_size=BATCH, clip=1.0,
         )  # fmt: skip
-        x, y = (part[:BATCH] for part in samples)
+        x, y = (values[:BATCH] for values in samples)
         return errors(net.double(), x.double(), y)
 
     found = grids(run, compare, method=("euler", "heun"), depth=depths, seed=run.seeds(seeds))

@@ -24,8 +24,9 @@ BATCH = 128
 DEEP = 16
 """Steps of rk4, four evaluations each, at which the bytes of the gradients are compared."""
 
-WITHIN = {"digits": 0.02, "mnist": 0.005}
-"""How close the errors of ODE-Net and ResNet are to be."""
+WITHIN = 0.02
+"""How close the errors of ODE-Net and ResNet are to be on digits. On MNIST the networks train for
+different numbers of epochs, all of them few, and nothing is decided."""
 
 
 @experiment(
@@ -42,7 +43,7 @@ WITHIN = {"digits": 0.02, "mnist": 0.005}
         "epochs": (1,), "seeds": 1, "samples": 128,
     },
     claims=(
-        ("CL07", "gap", {at: -margin for at, margin in WITHIN.items()}, WITHIN,
+        ("CL07", "gap", {"digits": -WITHIN}, {"digits": WITHIN},
          "{dataset}, test error of the ODE-Net minus that of the ResNet, mean of {seeds}"),
         ("CL08", "parameter_ratio", None, 0.6,
          "{dataset}, parameters of the ODE-Net over those of the ResNet"),

@@ -13,10 +13,10 @@ from torch.optim import Adam
 from companion.basis import PiecewiseConstant
 from companion.block import OdeBlock
 from companion.experiments import Findings, Part, Run, experiment, grids, named
-from companion.experiments.ode_nets.annulus import annulus_samples
+from companion.experiments.annulus import annulus_samples
 from companion.experiments.ode_nets.networks import middle, step_costs
 from companion.experiments.recipes import classification_loss, splits, train
-from companion.models import TimeMLP
+from companion.models import TanhMLP
 from companion.models.residual_mlp import residual
 from companion.train import cosine, error_rate, seeded
 
@@ -55,7 +55,7 @@ def c18_e1b(
     def make(name: str, seed: int) -> nn.Sequential:
         with seeded(seed, dtype=run.dtype):
             block = middle(
-                name, lambda: TimeMLP(2, hidden), lambda: layers(hidden), steps=steps,
+                name, lambda: TanhMLP(2, (hidden, hidden)), lambda: layers(hidden), steps=steps,
                 tolerance=tolerance,
             )  # fmt: skip
             return nn.Sequential(block, nn.Linear(2, 2)).to(run.device)

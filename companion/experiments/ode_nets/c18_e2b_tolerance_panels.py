@@ -18,7 +18,7 @@ from companion.block import OdeBlock
 from companion.counts import counting
 from companion.data import load_mnist
 from companion.experiments import Findings, Part, Run, experiment, grid, grids
-from companion.experiments.ode_nets.annulus import annulus_samples
+from companion.experiments.annulus import annulus_samples
 from companion.experiments.recipes import (
     deviation,
     error_of,
@@ -28,7 +28,7 @@ from companion.experiments.recipes import (
     splits,
     train,
 )
-from companion.models import ConvField, ODENet, TimeMLP, with_graph
+from companion.models import ConvField, ODENet, TanhMLP, with_graph
 from companion.observe import fit_line, fit_slope
 from companion.train import cosine, seeded
 
@@ -150,7 +150,7 @@ def _net(dataset: str, hidden: int, tolerance: float, seed: int, dtype: torch.dt
     with seeded(seed, dtype=dtype):
         if dataset == "mnist":
             return ODENet(OdeBlock(ConvField(hidden), **knobs), channels=hidden)
-        return nn.Sequential(OdeBlock(TimeMLP(2, hidden), **knobs), nn.Linear(2, 2))
+        return nn.Sequential(OdeBlock(TanhMLP(2, (hidden, hidden)), **knobs), nn.Linear(2, 2))
 
 
 def _recipe(dataset: str) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from companion.block import OdeBlock
 from companion.counts import counting
 from companion.data import load_digits
 from companion.experiments import Findings, Part, Run, experiment, grids, named
-from companion.experiments.ode_nets.annulus import annulus_samples
+from companion.experiments.annulus import annulus_samples
 from companion.experiments.recipes import sgd, splits, train
-from companion.models import ConvField, ODENet, TimeMLP
+from companion.models import ConvField, ODENet, TanhMLP
 from companion.train import cosine, seeded
 
 TASKS = ("annulus", "digits")
@@ -124,7 +124,7 @@ def _task(
         data = annulus_samples(seed, 1000, samples, run.dtype)
         recipe = {"optimiser": lambda params: Adam(params, lr=1e-2), "batch_size": 100}
         with seeded(seed, dtype=run.dtype):
-            block = OdeBlock(TimeMLP(2, hidden), time=True, **knobs)  # type: ignore[arg-type]
+            block = OdeBlock(TanhMLP(2, (hidden, hidden)), time=True, **knobs)  # type: ignore[arg-type]
             net = nn.Sequential(nn.Identity(), block, nn.Linear(2, 2))
     else:
         data = load_digits(as_images=True, dtype=run.dtype)

@@ -7,10 +7,10 @@ from scipy.integrate import RK45, solve_ivp
 
 from companion import odeint
 from companion.experiments import run
-from companion.experiments.limits.annulus import Separator, disc_and_ring, wrong
 from companion.experiments.limits.c18_e7_crossing_maps import _stretches
 from companion.experiments.limits.error_estimates import solve_with_estimates
 from companion.experiments.limits.fw10_s_stiff_surrogates import Oscillator, lienard
+from companion.experiments.limits.separator import Separator, disc_and_ring, wrong
 from companion.train import seeded
 
 # The disc in the ring
@@ -96,7 +96,7 @@ def test_numbers_of_regularised_flows_follow_from_the_curves():
 def test_stretches_of_flows_that_are_known():
     with seeded(0, dtype=torch.float64):
         net = Separator(extra=1, hidden=4)
-    last = net.field.layers[-1]
+    last = net.field.last
     with torch.no_grad():
         last.weight.zero_()
         last.bias.copy_(torch.tensor([1.0, -2.0, 0.3]))  # all points move alike

@@ -7,11 +7,19 @@ from torch import Tensor
 
 from companion.data import Samples
 
-INNER, GAP, OUTER = 1.0, 1.5, 2.0
-"""The radius of the disc, and those between which the annulus lies."""
+WIDE = (1.0, 1.5, 2.0)
+"""The radius of the disc, and those between which the annulus lies: with a gap."""
+
+NARROW = (0.5, 1.0, 1.5)
+"""The same for a smaller disc."""
 
 
-def annulus(count: int, generator: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def annulus(
+    count: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    radii: tuple[float, float, float] = WIDE,
+) -> tuple[Tensor, Tensor]:
     r"""Return points of two classes, uniform on their areas: 0 in the disc, 1 in the annulus.
 
     The classes alternate, so that both are equally frequent.
@@ -20,6 +28,7 @@ def annulus(count: int, generator: torch.Generator, dtype: torch.dtype) -> tuple
         count: number of points.
         generator: draws them, on the CPU.
         dtype: of the points.
+        radii: of the disc, and the inner and outer one of the annulus.
 
     Source:
         Dupont, Doucet and Teh 2019, Augmented neural ODEs, section 4; the radii are ours.
@@ -31,7 +40,8 @@ def annulus(count: int, generator: torch.Generator, dtype: torch.dtype) -> tuple
     """
     share, turn = torch.rand(2, count, generator=generator, dtype=torch.float64)
     y = torch.arange(count) % 2
-    low, high = torch.where(y == 0, 0.0, GAP**2), torch.where(y == 0, INNER**2, OUTER**2)
+    inner, gap, outer = (r**2 for r in radii)
+    low, high = torch.where(y == 0, 0.0, gap), torch.where(y == 0, inner, outer)
     radius, angle = (low + (high - low) * share).sqrt(), 2 * math.pi * turn
     x = radius.unsqueeze(1) * torch.stack([angle.cos(), angle.sin()], dim=1)
     return x.to(dtype), y
